@@ -1,0 +1,44 @@
+# make run    run every notebook and make its page      (NB=04_collab one of them, DATA=folder on other data)
+# make test   run the notebooks as tests, then pytest
+# make lab    open the notebooks in JupyterLab
+# make docs   build the site from the notebooks as they are stored
+# make check  are the package and the notebooks in step, and is the code clean
+PYTHON ?= python3
+bin    := .venv/bin
+ready  := .venv/.ready
+
+.PHONY: run test nbdev_test pytest lab docs check clean
+
+run: $(ready)
+	$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
+
+test: nbdev_test pytest
+
+nbdev_test: $(ready)
+	@ls nbs/[0-9]*.ipynb > /dev/null || { echo "There is no notebook in nbs/."; exit 1; }
+	$(bin)/nbdev-test --n-workers 1 --do-print --timing
+
+pytest: $(ready)
+	$(bin)/pytest
+
+lab: $(ready)
+	$(bin)/jupyter lab --notebook-dir nbs
+
+# A copy is exported and cleaned, so that a failing check changes nothing here.
+check: $(ready)
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R pyproject.toml lesson6 nbs "$$copy" && \
+	(cd "$$copy" && "$(CURDIR)/$(bin)/nbdev-export" && "$(CURDIR)/$(bin)/nbdev-clean") && \
+	for folder in nbs lesson6; do diff -r -x __pycache__ -x .ipynb_checkpoints $$folder "$$copy/$$folder" > "$$copy/diff" || \
+	{ head -40 "$$copy/diff"; echo "$$folder/ is not in step: run nbdev-export and nbdev-clean, then commit."; exit 1; }; done
+	$(bin)/ruff check
+	@echo "The package and the notebooks are in step."
+
+clean:
+	rm -rf _site _run
+
+# Installed once, and again only when what is to be installed changes.
+$(ready): pyproject.toml settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("lesson6 needs Python 3.11 or newer, and $(PYTHON) is %d.%d: run make PYTHON=python3.12, for example." % v)'
+	$(PYTHON) -m venv .venv
+	$(bin)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@

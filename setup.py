@@ -1,0 +1,27 @@
+"Hands the facts in settings.ini to setuptools."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='], interpolation=None)
+config.read(here/'settings.ini', encoding='utf-8')
+settings = config['DEFAULT']
+def lines(key): return settings[key].strip().splitlines()
+
+setup(
+    version=settings['version'],
+    description=settings['description'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=settings['author'],
+    license=settings['license'],
+    keywords=lines('keywords'),
+    classifiers=lines('classifiers'),
+    install_requires=lines('requirements'),
+    extras_require={'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
+    entry_points={'console_scripts': lines('console_scripts')},
+    packages=[*find_packages(include=['lesson6', 'lesson6.*']), 'lesson6.nbs', 'lesson6.nbs.mini'],
+    package_dir={'lesson6.nbs': 'nbs'},
+    package_data={'lesson6': ['mini/*.safetensors'], 'lesson6.nbs': ['*.ipynb'], 'lesson6.nbs.mini': ['*.ipynb']},
+)

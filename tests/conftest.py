@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def real():
+    "The folder of real data; tests that need it are skipped where there is none."
+    path = Path(os.environ.get('LESSON6_REAL', root.parent/'shared'/'real'))
+    if not path.is_dir(): pytest.skip(f'there is no real data at LESSON6_REAL={path}')
+    return path
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    "A cache of its own and no settings from outside."
+    for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'LESSON6_CLAIMS'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('LESSON6_CACHE', str(tmp_path/'cache'))
+    return monkeypatch
