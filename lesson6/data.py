@@ -6,24 +6,30 @@
 __all__ = ['folders', 'urls', 'profile', 'full_counts', 'Profile', 'check_dataset', 'cache_path', 'draw_twin', 'download_real',
            'lesson_path']
 
-# %% ../nbs/00_data.ipynb #550cc9d6
-import csv, os, shutil
+# %% ../nbs/00_data.ipynb #cd36a7eb
+import csv, gzip, os, shutil, stat, sys, tarfile, tempfile, time, zipfile, zlib
+from http.client import HTTPException
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from queue import Empty, Queue
+from threading import Thread
+from urllib.error import HTTPError
+from urllib.request import urlopen
 from filelock import FileLock
 from platformdirs import user_cache_path
+from tqdm import tqdm
 
 # %% ../nbs/00_data.ipynb #f839b46c
 folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
 urls = {'pets': 'PETS', 'pascal': 'PASCAL_2007', 'biwi': 'BIWI_HEAD_POSE', 'movielens': 'ML_100k'}
 
-# %% ../nbs/00_data.ipynb #4451c755
+# %% ../nbs/00_data.ipynb #8ff3b6a7
 def _with_home(path:Path) -> str: # the path, with the home folder as `~`
     "A path as a person would write it"
-    home = Path.home()
-    return f'~/{path.relative_to(home)}' if path.is_relative_to(home) else str(path)
+    home = Path(os.path.expanduser('~'))
+    return f'~/{path.relative_to(home).as_posix()}' if path.is_relative_to(home) else str(path)
 
-# %% ../nbs/00_data.ipynb #8b538e9f
+# %% ../nbs/00_data.ipynb #c2f0ca3a
 class Profile:
     "The few values that differ between the drawn and the real data"
     @property
@@ -63,11 +69,11 @@ class Profile:
         chosen = os.environ.get('LESSON6_ARCH')
         if not chosen and self.drawn: chosen = 'drawnet18' if name == 'resnet50' else 'drawnet10'
         chosen = chosen or name
-        module = import_module('lesson6.mini.network' if chosen.startswith('drawnet') else 'torchvision.models')
-        make = getattr(module, chosen, None)
-        if not chosen.islower() or not callable(make):
+        if chosen in ('drawnet10', 'drawnet18'): return getattr(import_module('lesson6.mini.network'), chosen)
+        from torchvision import models
+        if chosen not in models.list_models(models):
             raise ValueError(f'There is no network named {chosen!r}; LESSON6_ARCH takes a name of torchvision, such as resnet18, or drawnet10.')
-        return make
+        return getattr(models, chosen)
 
     def about(self,
         name:str, # one of `folders`
@@ -80,54 +86,64 @@ class Profile:
 
 profile = Profile()
 
-# %% ../nbs/00_data.ipynb #3b700904
-def _need(path:Path, # the file or folder that must be there
-    name:str,        # the set
-) -> Path:           # the same path; FileNotFoundError if it isn't there
-    if not path.exists(): raise FileNotFoundError(f'The data set {name!r} is not whole: {path} is missing; unpack it again, or set LESSON6_DATA=mini.')
+# %% ../nbs/00_data.ipynb #3bda02d5
+def _need(path:Path,   # the file or folder that must be there
+    name:str,          # the set
+    folder:bool=False, # whether it is a folder
+) -> Path:             # the same path; FileNotFoundError if it isn't there
+    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'The data set {name!r} is not whole: {path} is missing; unpack it again, or set LESSON6_DATA=mini.')
     return path
 
-def _missing(names:list, # what should be there and isn't
-    name:str, what:str,  # the set; what is missing
-):
-    if names: raise FileNotFoundError(f'The data set {name!r} is not whole: {len(names):,} {what} missing, the first is {names[0]}; unpack it again, or set LESSON6_DATA=mini.')
+def _read(path:Path, # a text file
+    name:str,        # the set
+) -> str:            # its text; ValueError if it isn't UTF-8, FileNotFoundError if it isn't there
+    try: return _need(path, name).read_text(encoding='utf-8')
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start:,}); take it from the archive again.') from None
 
-# %% ../nbs/00_data.ipynb #a47f93ee
+def _missing(path:Path, names:list, # the folder; what should be there and isn't
+    name:str, what:str,             # the set; what these are
+):
+    if names: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} lacks {what} ({len(names):,}, the first is {names[0]}); unpack it again, or set LESSON6_DATA=mini.')
+
+# %% ../nbs/00_data.ipynb #e86e7760
 def _check_pets(path:Path):
-    images = {p.stem for p in _need(path/'images', 'pets').glob('*.jpg')}
+    images = {p.stem for p in _need(path/'images', 'pets', folder=True).glob('*.jpg')}
     listed = path/'annotations'/'list.txt'
     if listed.exists():
-        names = [l.split()[0] for l in listed.read_text(encoding='utf-8').splitlines() if l.strip() and not l.startswith('#')]
-        _missing([f'images/{n}.jpg' for n in names if n not in images], 'pets', 'pictures named in annotations/list.txt are')
+        names = [l.split()[0] for l in _read(listed, 'pets').splitlines() if l.strip() and not l.startswith('#')]
+        _missing(path, [f'images/{n}.jpg' for n in names if n not in images], 'pets', 'pictures named in annotations/list.txt')
     return {'pictures': len(images), 'breeds': len({n.rpartition('_')[0] for n in images})}
 
-# %% ../nbs/00_data.ipynb #db783ef5
+# %% ../nbs/00_data.ipynb #85148ab0
 def _check_pascal(path:Path):
-    with open(_need(path/'train.csv', 'pascal'), encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
-    if rows and not {'fname', 'labels', 'is_valid'} <= set(rows[0]):
-        raise ValueError(f"{path/'train.csv'} needs the columns fname, labels, is_valid; it has {', '.join(rows[0])}.")
-    there = {p.name for p in _need(path/'train', 'pascal').iterdir()}
-    _missing([f"train/{r['fname']}" for r in rows if r['fname'] not in there], 'pascal', 'pictures named in train.csv are')
+    table = csv.DictReader(_read(path/'train.csv', 'pascal').splitlines())
+    try: columns, rows = table.fieldnames or [], list(table)
+    except csv.Error as e: raise ValueError(f"{path/'train.csv'}, after line {table.line_num}: that is no row of a table ({e}); take it from the archive again.") from None
+    if not {'fname', 'labels', 'is_valid'} <= set(columns):
+        raise ValueError(f"{path/'train.csv'} needs the columns fname, labels, is_valid; its first line is {','.join(columns)[:80]!r}.")
+    there = {p.name for p in _need(path/'train', 'pascal', folder=True).iterdir()}
+    _missing(path, [f"train/{r['fname']}" for r in rows if r['fname'] not in there], 'pascal', 'pictures named in train.csv')
     return {'pictures': len(rows), 'labels': len({l for r in rows for l in (r['labels'] or '').split()})}
 
-# %% ../nbs/00_data.ipynb #7108dd23
+# %% ../nbs/00_data.ipynb #dd53ff03
 def _check_biwi(path:Path):
-    people = sorted(p for p in _need(path, 'biwi').iterdir() if p.is_dir() and p.name.isdigit())
+    people = sorted(p for p in _need(path, 'biwi', folder=True).iterdir() if p.is_dir() and p.name.isdigit())
     if not people: raise FileNotFoundError(f"The data set 'biwi' is not whole: {path} has no folder 01, 02, ...; unpack it again, or set LESSON6_DATA=mini.")
     names = {p.name: {f.name for f in p.iterdir()} for p in people}
-    _missing([f'{p}/rgb.cal' for p,fs in names.items() if 'rgb.cal' not in fs], 'biwi', 'calibrations are')
+    _missing(path, [f'{p}/rgb.cal' for p,fs in names.items() if 'rgb.cal' not in fs], 'biwi', 'calibrations')
     frames = [(p, f) for p,fs in names.items() for f in sorted(fs) if f.endswith('_rgb.jpg')]
-    _missing([f'{p}/{f[:-7]}pose.txt' for p,f in frames if f'{f[:-7]}pose.txt' not in names[p]], 'biwi', 'poses of a frame are')
+    _missing(path, [f'{p}/{f[:-7]}pose.txt' for p,f in frames if f'{f[:-7]}pose.txt' not in names[p]], 'biwi', 'poses of its frames')
     return {'frames': len(frames), 'people': len(people)}
 
-# %% ../nbs/00_data.ipynb #957468df
+# %% ../nbs/00_data.ipynb #2f7cb4ec
 def _check_movielens(path:Path):
     def lines(name):
         with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip())
     counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     info = path/'u.info'
     if info.exists():
-        said = {what: int(n) for n,what in (l.split() for l in info.read_text(encoding='utf-8').splitlines() if l.strip())}
+        words = [l.split() for l in _read(info, 'movielens').splitlines()]
+        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
             if counts[what] < said.get(key, 0):
                 raise FileNotFoundError(f"The data set 'movielens' is not whole: {path} holds {counts[what]:,} of {said[key]:,} {what}; unpack it again, or set LESSON6_DATA=mini.")
@@ -154,12 +170,14 @@ def check_dataset(
             raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds {counts[what]:,} of {n:,} {what}; remove that folder and run again.')
     return counts
 
-# %% ../nbs/00_data.ipynb #bf8e9223
+# %% ../nbs/00_data.ipynb #a166a450
 def cache_path() -> Path: # `LESSON6_CACHE`, or the user's cache folder
     "Where drawn data is kept"
-    return Path(os.environ.get('LESSON6_CACHE') or user_cache_path('lesson6'))
+    if chosen := os.environ.get('LESSON6_CACHE'): return Path(os.path.expanduser(chosen))
+    if Path(os.path.expanduser('~')).is_dir(): return user_cache_path('lesson6')
+    return Path(tempfile.gettempdir())/f"lesson6-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
-# %% ../nbs/00_data.ipynb #bbdccddf
+# %% ../nbs/00_data.ipynb #4f72f75c
 def draw_twin(
     name:str,       # one of `folders`
     progress=None,  # wraps an iterable to show how far it is, as `tqdm` does
@@ -167,39 +185,154 @@ def draw_twin(
     "The drawn twin of a data set, drawn if it isn't there yet"
     mini = import_module(f'lesson6.mini.{name}')
     path = cache_path()/'mini'/f'v{mini.VERSION}'/folders[name]
-    if path.is_dir(): return path
     part = path.with_name(f'{path.name}.part')
     try:
+        if path.is_dir(): return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f'{path.name}.lock')):
             if path.is_dir(): return path
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            try: mini.draw(part, progress=progress)
+            try:
+                part.mkdir()
+                mini.draw(part, progress=progress)
+                part.rename(path)
             except BaseException: shutil.rmtree(part, ignore_errors=True); raise
-            part.rename(path)
     except OSError as e:
         raise OSError(f'The drawn data could not be written to {path}: {e.strerror or e}; make room there, or set LESSON6_CACHE to a folder that can be written.') from None
     return path
 
-# %% ../nbs/00_data.ipynb #356576f4
+# %% ../nbs/00_data.ipynb #fa14df6d
+def _ask(url:str,   # what to fetch
+    wait:float,     # seconds until the first answer
+    stall:float,    # seconds that a later piece may take
+):                  # the open answer; ConnectionError if there is none
+    answers = Queue()
+    def ask():
+        try: answers.put(urlopen(url, timeout=stall))
+        except Exception as e: answers.put(e)
+    Thread(target=ask, daemon=True).start()
+    try: answer = answers.get(timeout=wait)
+    except Empty: answer = f'no answer in {wait:g} seconds'
+    if isinstance(answer, (Exception, str)):
+        why = answer if isinstance(answer, HTTPError) else getattr(answer, 'reason', answer)
+        raise ConnectionError(f"cannot be reached ({' '.join(str(why).split())})")
+    return answer
+
+# %% ../nbs/00_data.ipynb #4a38f116
+class _Broken(Exception):
+    "What came is not the data set"
+
+def _known(url:str) -> tuple: # (size in bytes, md5 of the first megabyte); None if fastai doesn't know
+    import fastai.data
+    from fastdownload.core import checks_module, read_checks
+    return read_checks(checks_module(fastai.data)).get(url)
+
+def _right(path:Path, url:str) -> bool: # is the file what fastai knows of `url`?
+    from fastdownload.core import path_stats
+    return path.is_file() and _known(url) in (None, path_stats(path))
+
+# %% ../nbs/00_data.ipynb #f1ed6dca
+def _fetch(url:str, # what to fetch
+    path:Path,      # the file to write
+    wait:float, stall:float, # seconds until the first answer, and between two pieces of it
+):                  # ConnectionError if it doesn't come, `_Broken` if something else comes, OSError if it can't be written
+    size = (_known(url) or [0])[0]
+    with _ask(url, wait, stall) as answer:
+        total = answer.length or size
+        if size and total != size: raise _Broken(f'it has {total:,} bytes, not {size:,}')
+        had, since = 0, time.monotonic()
+        with open(path, 'wb') as f, tqdm(total=total or None, unit='B', unit_scale=True, desc=path.stem, file=sys.stdout) as bar:
+            while True:
+                try: piece = answer.read1(2**16)
+                except (OSError, HTTPException) as e: raise ConnectionError(f'broke off after {bar.n:,} bytes ({e})') from None
+                if not piece: break
+                f.write(piece); bar.update(len(piece))
+                if bar.n > (total or 2**28): raise _Broken(f'it does not end after {bar.n:,} bytes')
+                if time.monotonic()-since > stall: # less than 1 kB a second is as good as silence
+                    if bar.n-had < 1000*stall: raise ConnectionError(f'has all but stopped after {bar.n:,} bytes')
+                    had, since = bar.n, time.monotonic()
+        if bar.n < total: raise ConnectionError(f'broke off after {bar.n:,} of {total:,} bytes')
+    if not _right(path, url): raise _Broken('its first megabyte is not the one that fastai knows')
+
+# %% ../nbs/00_data.ipynb #5d64f9ef
+def _members(archive:Path): # yields the name of each member with an open file, or with None for a folder
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as z:
+            for m in z.infolist():
+                if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): raise _Broken(f'{m.filename!r} in it is neither a file nor a folder')
+                yield m.filename, None if m.is_dir() else z.open(m)
+    else:
+        with gzip.open(archive) as z, tarfile.open(fileobj=z, mode='r:') as tar:
+            for m in tar:
+                if not (m.isfile() or m.isdir()): raise _Broken(f'{m.name!r} in it is neither a file nor a folder')
+                yield m.name, None if m.isdir() else tar.extractfile(m)
+            while z.read(2**20): pass # to the end, where the checksum is
+
+# %% ../nbs/00_data.ipynb #666bef53
+def _unpack(archive:Path, # `.tgz` or `.zip`
+    folder:Path,          # where to; nothing is written outside it
+):                        # `_Broken` for an archive that is damaged or must not be unpacked, OSError if it can't be written
+    try:
+        for name, file in tqdm(_members(archive), unit=' files', desc=f'unpacking {archive.stem}', file=sys.stdout):
+            inside = PurePosixPath(name)
+            if inside.is_absolute() or '..' in inside.parts or set(name) & set('\\:') or not name.isprintable():
+                raise _Broken(f'{name!r} in it points outside the data folder')
+            (folder/inside if file is None else (folder/inside).parent).mkdir(parents=True, exist_ok=True)
+            if file is not None:
+                with file, open(folder/inside, 'wb') as f: shutil.copyfileobj(file, f)
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError,
+            FileExistsError, IsADirectoryError, NotADirectoryError) as e:
+        raise _Broken(f'it cannot be unpacked ({e})') from None
+
+# %% ../nbs/00_data.ipynb #72de4f7d
+def _download(name:str, url:str, archive:Path, path:Path, wait:float, stall:float):
+    fetched, part = archive.with_name(f'{archive.name}.part'), path.with_name(f'{path.name}.part')
+    try:
+        if not _right(archive, url):
+            need = 2*(_known(url) or [0])[0]
+            if shutil.disk_usage(archive.parent).free < need: raise OSError(f'it needs {need/1e9:.1f} GB')
+            _fetch(url, fetched, wait, stall)
+            fetched.replace(archive)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            _unpack(archive, part)
+            inside = list(part.iterdir())
+            whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else part
+            try: check_dataset(name, whole, full_counts[name])
+            except (FileNotFoundError, ValueError) as e: raise _Broken(str(e).partition(';')[0]) from None
+        except _Broken: archive.unlink(); raise
+        whole.rename(path)
+    finally:
+        fetched.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/00_data.ipynb #6e7cb082
 def download_real(
     name:str,         # one of `folders`
-    timeout:float=5,  # seconds to wait for the server's first answer
-) -> Path:            # the folder; ConnectionError if the server can't be reached
-    "The real data set, downloaded and unpacked by fastai if it isn't there yet"
-    from urllib.request import Request, urlopen
-    from fastai.data.external import URLs, fastai_cfg, untar_data
+    wait:float=10,    # seconds until the server's first answer
+    stall:float=30,   # seconds that it may be silent after that
+) -> Path:            # the folder; ConnectionError, ValueError or OSError if the set can't be had
+    "The real data set, downloaded and unpacked to where `untar_data` keeps it, if it isn't there yet"
+    from fastai.data.external import URLs, fastai_cfg
     url = getattr(URLs, urls[name])
-    path = fastai_cfg().path('data')/folders[name]
-    if path.is_dir(): return path
-    try: urlopen(Request(url, method='HEAD'), timeout=timeout).close()
-    except OSError as e:
-        why = getattr(e, 'reason', e)
-        raise ConnectionError(f'LESSON6_DATA=full needs {url}, which cannot be reached ({why}); set LESSON6_DATA=mini for the drawn data, or to a folder that holds {folders[name]}/.') from None
-    return Path(untar_data(url))
+    home = os.environ.get('FASTAI_HOME') or '~/.fastai'
+    needs, others = f'LESSON6_DATA=full needs {url}', f'set LESSON6_DATA=mini for the drawn data, or to a folder that holds {folders[name]}/.'
+    try:
+        cfg = fastai_cfg()
+        path, archive = cfg.path('data', 'data')/folders[name], cfg.path('archive', 'archive')/url.rpartition('/')[2]
+        if path.is_dir(): return path
+        for p in path, archive: p.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(archive.with_name(f'{archive.name}.lock')):
+            if not path.is_dir(): _download(name, url, archive, path, wait, stall)
+        return path
+    except ConnectionError as e: raise ConnectionError(f'{needs}, which {e}; {others}') from None
+    except _Broken as e: raise ValueError(f'{needs}, and what came is not the data set: {e}; run again, or {others}') from None
+    except (OSError, RuntimeError) as e: # RuntimeError: there is no home folder
+        why = getattr(e, 'strerror', None) or e
+        raise OSError(f'{needs}, which could not be kept in {home}: {why}; make room there, set FASTAI_HOME to another folder, or {others}') from None
 
-# %% ../nbs/00_data.ipynb #c5738e24
+# %% ../nbs/00_data.ipynb #014b47a4
 def lesson_path(
     name:str,       # one of `folders`: pets, pascal, biwi, movielens
     progress=None,  # wraps an iterable to show how far drawing is, as `tqdm` does
@@ -213,8 +346,8 @@ def lesson_path(
         path = download_real(name)
         check_dataset(name, path, full_counts[name])
     else:
-        root = Path(profile.data).expanduser()
-        if not root.is_dir(): raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which is neither mini, nor full, nor a folder.')
+        root = Path(os.path.expanduser(profile.data))
+        if not os.path.isdir(root): raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which is neither mini, nor full, nor a folder.')
         path = root/folders[name]
         if not path.is_dir(): raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which holds no folder {folders[name]}/; put the data there, or set LESSON6_DATA=mini.')
         check_dataset(name, path)

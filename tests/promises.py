@@ -1,0 +1,41 @@
+"""Keeps what the tests of a promise have seen, and writes it as a page of the site.
+
+Only when LESSON6_PROMISES names a file: `LESSON6_PROMISES=docs/promises.json pytest` rewrites docs/promises.md too.
+LESSON6_ROUNDS says how often a fault is tried (default 5); the page's figures are of LESSON6_ROUNDS=50.
+"""
+import json
+import os
+import platform
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
+parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']
+
+head = '''# Promises
+
+People run this in classrooms: forty machines, one network share, laptops closed in the middle of a download. This page says what then holds, how each promise was tried, how often, and what happened. The tests write it; nothing in it is typed by hand. To write it anew, with fifty rounds of each fault: `LESSON6_ROUNDS=50 LESSON6_PROMISES=docs/promises.json pytest`.
+'''
+
+
+def kept(part, promise, how, times, seen):
+    "Keeps that a promise of `part` was tried in the way `how`, so many `times`, and what was `seen`."
+    assert part in parts and isinstance(times, int)
+    if not (store := os.environ.get('LESSON6_PROMISES')): return
+    store = Path(store)
+    rows = json.loads(store.read_text(encoding='utf-8')) if store.exists() else {}
+    rows[f'{part}: {promise}'] = dict(part=part, promise=promise, how=how, times=times, seen=seen, on=date.today().isoformat(),
+                                      where=f'{platform.system()}, Python {platform.python_version()}, fastai {version("fastai")}, torch {version("torch")}')
+    store.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_page(rows.values(), store.with_suffix('.md'))
+
+
+def write_page(rows, path):
+    cell = lambda text: str(text).replace('|', '\\|').replace('\n', ' ')
+    text = head
+    for part in parts:
+        if mine := [r for r in rows if r['part'] == part]:
+            text += f'\n## {part}\n\n| Promise | How it was tried | How often | What happened | When and where |\n| --- | --- | --- | --- | --- |\n'
+            text += ''.join(f"| {cell(r['promise'])} | {cell(r['how'])} | {r['times']:,} | {cell(r['seen'])} | {r['on']}, {cell(r['where'])} |\n" for r in mine)
+    path.write_text(text, encoding='utf-8')
