@@ -91,3 +91,188 @@ def claims_table(
     rows = list(verdicts.values()) if rows is None else rows
     return pd.DataFrame([{'claim': v.says, 'the lesson': v.lesson, 'here': v.measured, 'data': v.data, 'device': v.device,
         'holds': 'yes' if v.holds else 'NO'} for v in rows]).style.hide().set_properties(**{'text-align': 'left', 'white-space': 'normal'})
+
+# %% ../nbs/claims.ipynb #0ae30726
+def _moved(before, after): # two models of the same making
+    "Names of the weights that differ between two models"
+    import torch
+    return {n for (n,p),q in zip(before.named_parameters(), after.parameters()) if not torch.equal(p.detach().cpu(), q.detach().cpu())}
+
+def _batchnorm(model): # a model
+    "Names of the weights of its BatchNorm layers"
+    from torch.nn.modules.batchnorm import _BatchNorm
+    return {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, _BatchNorm) for k,_ in m.named_parameters(recurse=False)}
+
+# %% ../nbs/claims.ipynb #f0a085ca
+@statement('pets-cross-entropy', 'Cross-entropy by hand is `nn.CrossEntropyLoss`')
+def _(by_hand, acts, targets):
+    import torch
+    grads, losses = [], []
+    for loss in by_hand, torch.nn.CrossEntropyLoss():
+        x = acts.detach().clone().requires_grad_()
+        out = loss(x, targets); out.backward()
+        losses.append(float(out.detach())); grads.append(x.grad)
+    off = max(abs(losses[0]-losses[1]), float((grads[0]-grads[1]).abs().max()))
+    return off < 1e-5, f'{losses[0]:.4f} and {losses[1]:.4f}; with the gradients, at most {off:.0e} apart'
+
+@statement('pets-diagonal', "The confusion matrix' diagonal is what was right")
+def _(matrix, error): # counts, (n, n), truth down and guess across; the error rate
+    right, n = int(matrix.trace()), int(matrix.sum())
+    return abs(right/n-(1-error)) < 1e-6, f'{right} of {n} on the diagonal, {right/n:.1%}; accuracy {1-error:.1%}'
+
+@statement('pets-look-alikes', 'The breeds confused most are the ones that look alike', lesson='pit bull / Staffordshire 10, Ragdoll / Birman 8')
+def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look alike
+    both = {(a,b): int(matrix[i,j]+matrix[j,i]) for i,a in enumerate(vocab) for j,b in enumerate(vocab) if i < j}
+    alike = {tuple(sorted(p)) for p in pairs}
+    ranked = sorted((p for p in both if both[p]), key=lambda p: -both[p])
+    key = lambda p: tuple(sorted(p)) in alike
+    share = sum(both[p] for p in ranked if key(p))/max(1, sum(both.values()))
+    first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
+    return bool(ranked) and key(ranked[0]) and share > .5, f'{first}; look-alikes make {share:.0%} of all mistakes'
+
+# %% ../nbs/claims.ipynb #3d29e0a8
+@statement('pets-lr', 'A learning rate of 0.1 wrecks training; a found one does not', lesson='83.4 % error at 0.1; 8.3 % after 3 epochs at 3e-3')
+def _(error_at_01, error_found, guessing): # error rates, and that of guessing
+    return error_at_01 > 2*error_found and error_found < guessing/2, f'{error_at_01:.1%} error at 0.1; {error_found:.1%} at the found rate'
+
+@statement('pets-transfer', 'Fine-tuning starts from a pretrained body and a random head')
+def _(model, other, untrained): # two models with pretrained weights, one without, each `[body, head]`
+    body, head, fresh = _moved(model[0], other[0]), _moved(model[1], other[1]), _moved(model[0], untrained[0])
+    random = {n for n,p in model[1].named_parameters() if p.ndim > 1}
+    return not body and random <= head and bool(fresh), (f'between two learners, {len(body)} tensors of the body differ and '
+        f'{len(head & random)} of {len(random)} weight matrices of the head; without pretraining, {len(fresh)} of the body do')
+
+@statement('pets-frozen', 'Frozen, only the new head and the BatchNorm layers move')
+def _(before, after): # a model before and after training, `[body, head]`
+    norm, moved = _batchnorm(before[0]), _moved(before[0], after[0])
+    head, total = _moved(before[1], after[1]), sum(1 for _ in before[1].parameters())
+    rest = {n for n,_ in before[0].named_parameters()}-norm
+    return not moved & rest and len(head) == total, (f'tensors that moved: {len(head)} of {total} in the head, '
+        f'{len(moved & norm)} of {len(norm)} in BatchNorm, {len(moved & rest)} of {len(rest)} in the rest of the body')
+
+# %% ../nbs/claims.ipynb #02b2c419
+@statement('pets-slice', '`slice(1e-6,1e-4)` gives each group its own rate, spaced evenly in the exponent')
+def _(rates, low, high): # the rates of the groups, first layers first; what the slice asks for
+    import numpy as np
+    wanted = np.geomspace(low, high, len(rates))
+    return len(rates) > 1 and bool(np.allclose(rates, wanted, rtol=1e-6)), ', '.join(f'{r:.1e}' for r in rates)
+
+@statement('pets-discriminative', 'Unfreezing with discriminative rates beats the frozen head', lesson='7.4 % -> 5.41 % error')
+def _(frozen, discriminative): # error rates
+    return discriminative < frozen, f'{frozen:.1%} -> {discriminative:.1%} error'
+
+@statement('pets-deeper', 'A deeper network takes longer (and is not always better)', lesson='resnet50 in mixed precision 5.5 %, the same as resnet34')
+def _(time, time_deep, error, error_deep): # seconds an epoch; error rates after as many epochs
+    return time_deep > time, f'{time_deep/time:.1f} times as long an epoch; after 3 epochs {error_deep:.1%} error, the shallow one {error:.1%}'
+
+# %% ../nbs/claims.ipynb #fef7a53a
+@statement('pose-projection', "`get_ctr` projects the head's centre into the picture", lesson='(384.6370, 259.4787) for its first frame')
+def _(point, published):
+    off = max(abs(float(a)-b) for a,b in zip(point, published))
+    return off < 1e-3, f'({point[0]:.4f}, {point[1]:.4f}), published as ({published[0]:.4f}, {published[1]:.4f})'
+
+@statement('pose-by-person', 'Split by person, nobody is in both sets; split by frame, people are')
+def _(in_both_by_person, in_both_by_frame):
+    return not in_both_by_person and len(in_both_by_frame) > 0, f'{len(in_both_by_person)} people in both sets, {len(in_both_by_frame)} when split by frame'
+
+# %% ../nbs/claims.ipynb #d240967c
+@statement('pose-scale', 'Points are scaled to -1..1')
+def _(targs, points, size):
+    targs, by_hand = (o.reshape(-1,2).as_subclass(type(points)).cpu() for o in (targs, points*2/size - 1))
+    off = float((targs-by_hand).abs().max()) if targs.shape == by_hand.shape else float('inf')
+    return off < 1e-4 and float(targs.abs().max()) <= 1, f'from {float(targs.min()):.2f} to {float(targs.max()):.2f}, at most {off:.0e} from scaling by hand'
+
+@statement('pose-augmentation', 'Points move with the pixels under augmentation')
+def _(light):
+    return float(light.min()) > .85, f'at the worst of {len(light)} points the spot is {float(light.min()):.0%} as light as in its middle, at the median one {float(light.median()):.0%}'
+
+# %% ../nbs/claims.ipynb #0c1ffbaa
+@statement('pose-y-range', '`y_range` is a scaled sigmoid')
+def _(activations, answers, by_hand):
+    off = float((answers-by_hand).abs().max())
+    return off < 1e-5 and float(answers.abs().max()) <= 1, f'activations from {float(activations.min()):.1f} to {float(activations.max()):.1f} become answers from {float(answers.min()):.2f} to {float(answers.max()):.2f}, at most {off:.0e} from the sigmoid by hand'
+
+@statement('pose-loss', 'The default loss is the mean squared error')
+def _(loss_func, by_hand, loss):
+    name = type(getattr(loss_func, 'func', loss_func)).__name__
+    return name == 'MSELoss' and abs(float(by_hand)-float(loss)) < 1e-5, f'{name}, {float(loss):.4f}; by hand {float(by_hand):.4f}'
+
+@statement('pose-unseen-person', 'The centre of the head is found in pictures of a person never seen, at most a quarter as far off as the constant guess',
+           lesson='validation MSE 0.0001 after 3 epochs, about 4 pixels')
+def _(error, constant):
+    return float(error.mean()) <= float(constant.mean())/4, f'{float(error.mean()):.1f} pixels on average, the constant guess {float(constant.mean()):.1f}'
+
+# %% ../nbs/claims.ipynb #4af8dd1a
+@statement('reg-overfits', 'Trained for longer, the rating model with biases gets better on what it has seen and worse on what it has not', lesson='validation MSE 0.893 with biases, 0.878 without')
+def _(train, valid):
+    best = int(valid.argmin())
+    return train[-1] < train[best] and valid[-1] > 1.02*valid[best], f'validation MSE {valid[best]:.3f} after {best+1} of {len(valid)} epochs, {valid[-1]:.3f} at the end; training {train[best]:.3f} and {train[-1]:.3f}'
+
+# %% ../nbs/claims.ipynb #01f9dcfa
+@statement('reg-penalty-gradient', 'The gradient of the penalty is 2*wd*p')
+def _(p, grad, wd):
+    off = (grad - 2*wd*p).abs().max().item()
+    return off <= 1e-6*wd*p.abs().max().item(), f'largest difference {off:.1g}'
+
+# %% ../nbs/claims.ipynb #43b88a76
+@statement('reg-sgd-same', "For plain SGD, adding 2*wd*p to the gradient is PyTorch's own weight decay, to the last digit")
+def _(ours, theirs):
+    import torch
+    off = (ours - theirs).abs().max().item()
+    return torch.equal(ours, theirs), f'largest difference {off:.1g} over {ours.numel()} weights'
+
+# %% ../nbs/claims.ipynb #77a4783d
+@statement('reg-adam-differs', 'For Adam the penalty in the gradient is not the same as decay: it hardly touches weights with large gradients and wipes out those with small ones')
+def _(coupled, decoupled):
+    (cl,cq),(dl,dq) = coupled, decoupled
+    return cq < 0.1*cl and abs(dl - dq) < 0.05*dl < 0.05, f'left of weights with large and with small gradients: {cl:.2f} and {cq:.2f} with the penalty in the gradient, {dl:.2f} and {dq:.2f} decoupled'
+
+# %% ../nbs/claims.ipynb #832a5932
+@statement('reg-wd-middle', 'The best weight decay lies in the middle: far less and far more are both worse', lesson='validation MSE 0.893 without, 0.823 with wd=0.1')
+def _(sweep):
+    s = sweep.sort_values('wd').reset_index(drop=True)
+    i = int(s.valid_loss.idxmin())
+    low, least, high = s.valid_loss[0], s.valid_loss[i], s.valid_loss[len(s)-1]
+    return 0 < i < len(s)-1 and min(low, high) > 1.01*least, f'validation MSE {low:.3f} at wd={s.wd[0]:g}, {least:.3f} at {s.wd[i]:g}, {high:.3f} at {s.wd[len(s)-1]:g}'
+
+# %% ../nbs/claims.ipynb #cafb9613
+@statement('reg-wd-lesson', "The lesson's wd=0.1 is within 0.01 MSE of the best", lesson='validation MSE 0.823 with wd=0.1')
+def _(sweep):
+    ours, least = sweep.loc[(sweep.wd - 0.1).abs() < 1e-9, 'valid_loss'].min(), sweep.valid_loss.min()
+    return ours <= least + 0.01, f'validation MSE {ours:.3f} at wd=0.1, {least:.3f} at the best'
+
+# %% ../nbs/claims.ipynb #dfd22e05
+@statement('reg-wd-shrinks', 'More weight decay makes smaller factors, and a training loss that is higher')
+def _(sweep):
+    s = sweep.sort_values('wd')
+    return bool((s['size'].diff().dropna() < 0).all() and (s.train_loss.diff().dropna() > 0).all()), \
+        f"root mean square {s['size'].iloc[0]:.3f} at wd={s.wd.iloc[0]:g}, {s['size'].iloc[-1]:.3f} at {s.wd.iloc[-1]:g}; training MSE {s.train_loss.iloc[0]:.3f} and {s.train_loss.iloc[-1]:.3f}"
+
+# %% ../nbs/claims.ipynb #be08d3c5
+@statement('reg-points-move', 'Under augmentation a point moves with its pixels, if it is of the type of a point')
+def _(moved, forgotten):
+    return moved.max().item() < 1 and forgotten.mean().item() > 5, f'{moved.mean():.2f} pixels off on average, at most {moved.max():.2f}; {forgotten.mean():.1f} when the target is mere numbers'
+
+# %% ../nbs/claims.ipynb #1ee357fd
+@statement('reg-augmentation', 'With few frames, augmentation makes the error larger on the frames trained on and smaller on a person never seen')
+def _(plain, augmented):
+    return augmented[0] > plain[0] and augmented[1] < 0.95*plain[1], f'frames trained on {plain[0]:.1f} and {augmented[0]:.1f} pixels, unseen person {plain[1]:.1f} without and {augmented[1]:.1f} with augmentation'
+
+# %% ../nbs/claims.ipynb #4c3b48c0
+@statement('reg-point-forgotten', 'Augmentation that forgets to move the point does harm')
+def _(augmented, forgotten):
+    return forgotten[1] > 1.5*augmented[1], f'unseen person {augmented[1]:.1f} pixels when the point moves, {forgotten[1]:.1f} when it stays'
+
+# %% ../nbs/claims.ipynb #46f3e60b
+@statement('reg-dropout-mean', 'Dropout scales what it keeps by 1/(1-p), so that the mean stays the same')
+def _(before, after, p):
+    kept = after[after != 0]
+    right = (kept - before[after != 0]/(1-p)).abs().max().item() < 1e-5
+    share = 1 - kept.numel()/after.numel()
+    return right and abs(share - p) < 0.05 and abs((after.mean()/before.mean()).item() - 1) < 0.05, f'{share:.1%} dropped, mean {before.mean():.3f} before and {after.mean():.3f} after'
+
+# %% ../nbs/claims.ipynb #fa65ea45
+@statement('reg-early-stopping', 'Early stopping ends the training at the first epoch that is no better on the validation set')
+def _(valid, asked):
+    n, best = len(valid), int(valid.argmin())
+    return n < asked and best == n-2, f'{n} of {asked} epochs, the best was number {best+1} with a validation MSE of {valid[best]:.3f}'
