@@ -436,7 +436,6 @@ def test_no_network(how, full, tmp_path):
 
 def test_fastais_own_checks_are_used(full, server, twins, tmp_path):
     "Size and md5 stand in fastai's table; a file that differs in either is refused, the size before anything is fetched."
-    from fastai.data.external import URLs
     from fastdownload.core import path_stats
     assert data._known('https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz') == (811706944, 'e4db5c768afd933bb91f5f594d7417a4')
     good = pack_folder(twins['movielens'], 'zip')

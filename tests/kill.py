@@ -1,0 +1,75 @@
+"""Starts a piece of work again and again, and kills it with SIGKILL at a random moment each time.
+
+`python tests/kill.py ROUNDS SEED 'CODE'`, where CODE defines
+`work()`   the piece of work, done in a forked child;
+`look()`   what lies under the right name: None for nothing, else something that is the same for all whole results;
+`clear()`  removes what a finished piece of work left under the right name.
+
+After each kill nothing half-made may lie under the right name; the work is then started once more, over whatever the
+killed one left, and must end as an undisturbed one does. Prints what it saw, as JSON.
+"""
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def digest(path):
+    "One number for all names and bytes under a folder; None if it isn't there."
+    path = Path(path)
+    if not path.is_dir(): return None
+    h = hashlib.sha256()
+    for p in sorted(path.rglob('*')):
+        h.update(f'{p.relative_to(path).as_posix()} {p.stat().st_size if p.is_file() else -1}\n'.encode())
+        if p.is_file(): h.update(p.read_bytes())
+    return h.hexdigest()
+
+
+def start(work):
+    pid = os.fork()
+    if pid: return pid
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        work()
+        os._exit(0)
+    except BaseException as e:
+        os.write(2, f'{type(e).__name__}: {e}\n'.encode())
+        os._exit(1)
+
+
+def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lambda: False):
+    rng = random.Random(seed)
+    began = time.monotonic()
+    assert os.waitpid(start(work), 0)[1] == 0, 'undisturbed, it fails'
+    took, right = time.monotonic() - began, look()
+    assert right is not None
+    clear()
+    seen = dict(rounds=rounds, took=took, killed=0, left_parts=0, already_whole=0)
+    for _ in range(rounds):
+        pid = start(work)
+        time.sleep(rng.uniform(0, took))
+        seen['killed'] += os.waitpid(pid, os.WNOHANG)[0] == 0
+        try: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError): pass
+        after()
+        found = look()
+        assert found in (None, right), 'something half-made lies under the right name'
+        seen['already_whole'] += found == right
+        seen['left_parts'] += bool(left())
+        assert os.waitpid(start(work), 0)[1] == 0, 'started again, it fails'
+        assert look() == right, 'started again, it ends with something else'
+        assert not left(), 'started again, it leaves parts behind'
+        clear()
+    return seen
+
+
+if __name__ == '__main__':
+    names = dict(digest=digest)
+    exec(sys.argv[3], names)
+    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'left') if k in names})
+    print(json.dumps(seen))

@@ -1,0 +1,314 @@
+"""Faults: killed at random moments, eight at once, a full disk, a cache that can't be written, a strange home.
+
+Each fault is tried LESSON6_ROUNDS times (see promises.py).
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from promises import kept, rounds
+from test_data import Server, kind, pack_folder, send, sentence, twins  # noqa: F401
+
+from lesson6.data import check_dataset, folders
+
+root = Path(__file__).parent.parent
+posix = pytest.mark.skipif(os.name != 'posix', reason='needs fork and SIGKILL')
+
+
+def python(code, *args, env=None, check=True, **kw):
+    "Runs `code` in a fresh Python."
+    r = subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], env={**os.environ, **(env or {})},
+                       capture_output=True, text=True, timeout=600, **kw)
+    assert not check or r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    return r
+
+
+def kills(code, rounds, env):
+    r = subprocess.run([sys.executable, root/'tests'/'kill.py', str(rounds), '42', textwrap.dedent(code)], env={**os.environ, **env},
+                       capture_output=True, text=True, timeout=1800)
+    assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    return json.loads(r.stdout.splitlines()[-1])
+
+
+def tell(seen, what):
+    return (f"{seen['killed']} kills fell into the work ({seen['took']:.1f} s), {seen['left_parts']} of them left parts beside; never {what} under the right name; "
+            f"each time the next start ended byte for byte as an undisturbed one, with no part left; where the killed run had already finished ({seen['already_whole']}), nothing was done again")
+
+
+# Interrupted
+
+@posix
+def test_drawing_is_killed(environment, tmp_path):
+    seen = kills('''
+        import shutil
+        from lesson6.data import cache_path, draw_twin
+        from lesson6.mini import movielens
+        path = cache_path()/'mini'/f'v{movielens.VERSION}'/'ml-100k'
+        def work(): draw_twin('movielens')
+        def look(): return digest(path)
+        def clear(): shutil.rmtree(path)
+        def left(): return list(cache_path().rglob('*.part'))
+        ''', rounds, {'LESSON6_CACHE': str(tmp_path/'cache')})
+    assert seen['killed'] >= rounds/2
+    kept('Interrupted', 'Drawing a twin', 'SIGKILL at a random moment of `draw_twin("movielens")`, then started again', rounds, tell(seen, 'half a twin'))
+
+
+full = '''
+    import shutil
+    from pathlib import Path
+    from fastai.data.external import URLs, fastai_cfg
+    from lesson6.data import check_dataset, download_real, full_counts
+    URLs.PASCAL_2007 = {url!r}
+    full_counts['pascal'] = check_dataset('pascal', {twin!r})
+    home = Path(fastai_cfg().config_path)
+    path = home/'data'/'pascal_2007'
+    def work(): download_real('pascal')
+    def look(): return digest(path)
+    def left(): return list(home.rglob('*.part'))
+    def clear(): shutil.rmtree(path)
+'''
+
+@posix
+def test_unpacking_is_killed(environment, twins, tmp_path):  # noqa: F811
+    (tmp_path/'archive').mkdir()
+    (tmp_path/'archive'/'pascal_2007.tgz').write_bytes(pack_folder(twins['pascal'], 'tgz'))
+    url = 'http://127.0.0.1:9/pascal_2007.tgz' # nobody is there: the archive that is whole must do
+    seen = kills(full.format(url=url, twin=str(twins['pascal'])), rounds, {'FASTAI_HOME': str(tmp_path)})
+    assert seen['killed'] >= rounds/2
+    kept('Interrupted', 'Unpacking a real set', 'SIGKILL at a random moment of `download_real("pascal")` with the archive already there and no server, then started again', rounds, tell(seen, 'half a set'))
+
+
+@posix
+def test_downloading_is_killed(environment, twins, tmp_path):  # noqa: F811
+    server, body = Server(), pack_folder(twins['pascal'], 'tgz')
+    def slowly(h):
+        h.send_response(200); h.send_header('Content-Length', str(len(body))); h.end_headers()
+        for i in range(0, len(body), 2**17): h.wfile.write(body[i:i+2**17]); time.sleep(.02)
+    server.answer = slowly
+    code = full.format(url=server.url('pascal_2007.tgz'), twin=str(twins['pascal'])) + '''
+    def clear(): shutil.rmtree(path); (home/'archive'/'pascal_2007.tgz').unlink()
+    '''
+    seen = kills(code, rounds, {'FASTAI_HOME': str(tmp_path)})
+    server.stop()
+    assert seen['killed'] >= rounds/2
+    kept('Interrupted', 'Downloading a real set', 'SIGKILL at a random moment of `download_real("pascal")` from a local server, then started again', rounds, tell(seen, 'half a set'))
+
+
+notebook = '''
+    import os, shutil, sys, time
+    from pathlib import Path
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+    import lesson6.run as run
+    here = Path({here!r})
+    nbs, pids = here/'nbs', here/'pids'
+    nbs.mkdir(exist_ok=True); pids.mkdir(exist_ok=True)
+    cells = ['import os, time; from pathlib import Path', f"Path({{str(pids)!r}}, str(os.getpid())).touch()", *['time.sleep(.05); print(6*7)']*10]
+    nb = nbformat.v4.new_notebook(cells=[new_code_cell(c, id=f'cell{{i}}') for i,c in enumerate(cells)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    source = nbformat.writes(nb)
+    (nbs/'01_small.ipynb').write_text(source)
+    run.notebooks_path = lambda: nbs
+'''
+
+@posix
+def test_a_run_is_killed(environment, tmp_path):
+    n = max(2, rounds//2) if rounds < 50 else rounds
+    seen = kills(notebook.format(here=str(tmp_path)) + '''
+    def work(): os.chdir(here); run.run.__wrapped__('small', save=True)
+    def look():
+        saved = nbformat.read(nbs/'01_small.ipynb', as_version=4) # a valid notebook at any moment
+        assert [c.source for c in saved.cells] == [c.source for c in nb.cells]
+        page = here/'_site'/'01_small.html'
+        if not page.exists(): return None
+        assert page.read_text().rstrip().endswith('</html>'), 'half a page'
+        return 'whole'
+    def left(): return [*here.rglob('*.part')]
+    def clear(): shutil.rmtree(here/'_site'); (nbs/'01_small.ipynb').write_text(source)
+    def alive(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().split()[2] not in 'ZX'
+        except OSError: return False
+    def after():
+        until = time.monotonic() + 15
+        while any(alive(p.name) for p in pids.iterdir()):
+            assert time.monotonic() < until, 'a kernel goes on without its run'
+            time.sleep(.1)
+    ''', n, {})
+    assert seen['killed'] >= n/2
+    kept('Interrupted', 'Running a notebook', 'SIGKILL at a random moment of `lesson6 run --save` on a notebook of twelve cells, then started again', n,
+         tell(seen, 'half a page or half a notebook') + '; no kernel went on without its run')
+
+
+# At once
+
+def test_eight_ask_for_the_same_twin(environment, tmp_path):
+    code = '''
+        import hashlib, sys, time
+        from pathlib import Path
+        from lesson6.data import lesson_path
+        from lesson6.mini import movielens
+        draw, log = movielens.draw, Path(sys.argv[1])
+        def counted(path, **kw):
+            with open(log, 'a') as f: f.write('drawn\\n')
+            return draw(path, **kw)
+        movielens.draw = counted
+        while time.time() < float(sys.argv[2]): time.sleep(.005)
+        path = lesson_path('movielens')
+        print(hashlib.sha256(b''.join(p.name.encode() + p.read_bytes() for p in sorted(path.iterdir()))).hexdigest())
+    '''
+    drawn, same, n = 0, set(), max(1, rounds//5)
+    for i in range(n):
+        log, cache = tmp_path/f'log{i}', tmp_path/f'cache{i}'
+        eight = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), log, str(time.time()+4)], env={**os.environ, 'LESSON6_CACHE': str(cache)},
+                                  stdout=subprocess.PIPE, text=True) for _ in range(8)]
+        same |= {p.communicate(timeout=300)[0] for p in eight}
+        assert [p.returncode for p in eight] == [0]*8 and len(same) == 1 and '' not in same
+        drawn += len(log.read_text().splitlines())
+        assert drawn == i + 1 and not list(cache.rglob('*.part'))
+    kept('At once', 'Eight processes ask for the same twin', 'eight processes call `lesson_path("movielens")` at the same moment, with an empty cache', n,
+         f'{drawn} drawings for {8*n} processes; all got the same bytes')
+
+
+def test_versions_live_side_by_side(environment, tmp_path):
+    code = '''
+        import sys
+        from lesson6.data import lesson_path
+        from lesson6.mini import movielens
+        movielens.VERSION = int(sys.argv[1])
+        print(lesson_path('movielens'))
+    '''
+    two = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), v], stdout=subprocess.PIPE, text=True) for v in ('901', '902')]
+    paths = [p.communicate(timeout=300)[0].strip() for p in two]
+    assert paths[0] != paths[1] and all(check_dataset('movielens', p) for p in paths)
+    before = [os.stat(p).st_mtime_ns for p in paths]
+    assert [python(code, v).stdout.strip() for v in ('901', '902')] == paths and [os.stat(p).st_mtime_ns for p in paths] == before
+    kept('At once', 'Two versions of a recipe share one cache', 'two processes with different versions draw into one cache at the same time, then again', 2, 'each found its own; none was drawn again')
+
+
+@posix
+def test_eight_download_at_once(environment, twins, tmp_path):  # noqa: F811
+    server = Server()
+    server.answer = send(pack_folder(twins['pascal'], 'tgz'))
+    code = textwrap.dedent(full.format(url=server.url('pascal_2007.tgz'), twin=str(twins['pascal']))) + textwrap.dedent('''
+        import os, sys
+        sys.path.insert(0, sys.argv[1])
+        from kill import digest, start
+        eight = [start(work) for _ in range(8)]
+        print([os.waitpid(p, 0)[1] for p in eight], look() == digest(sys.argv[2]))
+        ''')
+    r = python(code, root/'tests', twins['pascal'], env={'FASTAI_HOME': str(tmp_path)})
+    server.stop()
+    assert r.stdout.strip() == f'{[0]*8} True', r.stdout + r.stderr
+    assert server.asked == 1 and not list(tmp_path.rglob('*.part'))
+    kept('At once', 'Eight processes download the same set', 'eight processes call `download_real("pascal")` at the same moment', 1, 'the server was asked once; all eight got the whole set')
+
+
+# Disk full, cache not to be written
+
+@contextmanager
+def small_disk(path, size='300k', mode='rw'):
+    "A file system of this size; skips the test where it may not be mounted."
+    path.mkdir(exist_ok=True)
+    if sys.platform != 'linux' or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size},{mode}', 'tmpfs', path], capture_output=True).returncode:
+        pytest.skip('a small file system may be mounted by root on Linux only')
+    try: yield path
+    finally: subprocess.run(['umount', '-l', path], check=True)
+
+
+def files(path): return sorted(p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file() and p.suffix != '.lock')
+
+
+def test_the_disk_is_full_while_drawing(environment, tmp_path):
+    code = '''
+        import sys
+        from lesson6.data import lesson_path
+        for name in sys.argv[1:]:
+            try: lesson_path(name)
+            except OSError as e: print(e)
+    '''
+    with small_disk(tmp_path/'disk') as disk:
+        said = python(code, *folders, env={'LESSON6_CACHE': str(disk)}).stdout.splitlines()
+        assert len(said) == 4 and all('No space left on device; make room there, or set LESSON6_CACHE' in s for s in said), said
+        assert files(disk) == [] and not list(disk.rglob('*.part')) and shutil.disk_usage(disk).used < 50_000
+    kept('Interrupted', 'The disk is full while drawing', 'each of the four twins drawn on a file system of 300 kB', 4, f'no file is left; the sentence: "{said[-1].replace(str(tmp_path), "...")}"')
+
+
+def test_files_may_not_grow(environment, tmp_path):
+    "As a full disk, without the right to mount one: a limit on the size of a file."
+    pytest.importorskip('resource')
+    r = python('''
+        import resource, signal
+        from lesson6.data import lesson_path
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try: lesson_path('movielens')
+        except OSError as e: print(e)
+        ''')
+    assert 'could not be written' in r.stdout and 'set LESSON6_CACHE' in r.stdout, r.stdout + r.stderr
+    assert files(Path(os.environ['LESSON6_CACHE'])) == []
+
+
+def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):  # noqa: F811
+    server, body = Server(), pack_folder(twins['pascal'], 'tgz')
+    server.answer = send(body)
+    code = full.format(url=server.url('pascal_2007.tgz'), twin=str(twins['pascal'])) + '''
+    try: work()
+    except OSError as e: print(e)
+    '''
+    said = []
+    for size in len(body)//2, len(body) + len(body)//2: # full while fetching; full while unpacking
+        with small_disk(tmp_path/'disk', size) as disk:
+            said.append(python(code, env={'FASTAI_HOME': str(disk)}).stdout.splitlines()[-1])
+            assert 'No space left on device; make room there, set FASTAI_HOME' in said[-1]
+            assert files(disk) == ([] if size < len(body) else ['archive/pascal_2007.tgz']) + ['config.ini'] and not list(disk.rglob('*.part')) and not (disk/'data'/'pascal_2007').exists()
+    server.stop()
+    kept('Interrupted', 'The disk is full while downloading or unpacking', 'a real set downloaded to a file system that holds half the archive, or the archive but not the set', 2,
+         f'nothing is left but a whole archive; the sentence: "{said[-1].replace(str(tmp_path), "...").replace(str(server.http.server_port), "PORT")}"')
+
+
+@contextmanager
+def read_only(path):
+    "A folder in which nobody can write, root included."
+    path.mkdir(exist_ok=True)
+    if os.name == 'posix' and os.geteuid() == 0:
+        if subprocess.run(['mount', '--bind', path, path], capture_output=True).returncode: pytest.skip('root may not mount here, and may write everywhere')
+        subprocess.run(['mount', '-o', 'remount,bind,ro', path], check=True)
+        try: yield path
+        finally: subprocess.run(['umount', '-l', path], check=True)
+    else:
+        for p in [path, *path.rglob('*')]: p.chmod(p.stat().st_mode & ~0o222)
+        try: yield path
+        finally:
+            for p in [path, *path.rglob('*')]: p.chmod(p.stat().st_mode | 0o200)
+
+
+def test_the_cache_is_read_only(environment, twins, tmp_path):  # noqa: F811
+    from lesson6.data import cache_path, draw_twin, lesson_path
+    with read_only(tmp_path/'empty') as cache:
+        environment.setenv('LESSON6_CACHE', str(cache))
+        with pytest.raises(OSError) as e: lesson_path('movielens')
+        assert 'make room there, or set LESSON6_CACHE to a folder that can be written' in sentence(e)
+        said = str(e.value)
+    assert files(tmp_path/'empty') == []
+    environment.setenv('LESSON6_CACHE', str(tmp_path/'drawn'))
+    draw_twin('movielens')
+    with read_only(tmp_path/'drawn'): # a school's share: the teacher has drawn, the students only read
+        assert lesson_path('movielens').is_relative_to(cache_path())
+    environment.setenv('FASTAI_HOME', str(tmp_path/'empty'))
+    from fastai.data.external import fastai_cfg
+    from lesson6.data import download_real
+    fastai_cfg.cache_clear()
+    try:
+        with read_only(tmp_path/'empty'):
+            with pytest.raises(OSError) as e: download_real('movielens')
+            assert 'set FASTAI_HOME to another folder' in sentence(e)
+        assert files(tmp_path/'empty') == []
+    finally: fastai_cfg.cache_clear()
+    kept('Interrupted', 'The cache is read-only', '`lesson_path` on an empty and on a filled cache that cannot be written, `full` with such a home', 3,
+         f'a filled one is used; an empty one gets one sentence: "{said.replace(str(tmp_path), "...")}"; nothing is left')
