@@ -1,16 +1,17 @@
-# make run    run every notebook and make its page      (NB=04_collab one of them, DATA=folder on other data)
+# make run    run every notebook and build the site      (NB=04_collab one of them, DATA=folder on other data)
 # make test   run the notebooks as tests, then pytest
 # make lab    open the notebooks in JupyterLab
 # make docs   build the site from the notebooks as they are stored
 # make check  are the package and the notebooks in step, and is the code clean
+# make hooks  clean what you commit, and show differences of notebooks so that they can be read
 PYTHON ?= python3
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test nbdev_test pytest lab docs check clean
+.PHONY: run test nbdev_test pytest lab docs check hooks clean
 
 run: $(ready)
-	$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
+	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
 
 test: nbdev_test pytest
 
@@ -24,6 +25,9 @@ pytest: $(ready)
 lab: $(ready)
 	$(bin)/jupyter lab --notebook-dir nbs
 
+docs: $(ready)
+	@$(bin)/lesson6 site
+
 # A copy is exported and cleaned, so that a failing check changes nothing here.
 check: $(ready)
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -R pyproject.toml lesson6 nbs "$$copy" && \
@@ -32,6 +36,10 @@ check: $(ready)
 	{ head -40 "$$copy/diff"; echo "$$folder/ is not in step: run nbdev-export and nbdev-clean, then commit."; exit 1; }; done
 	$(bin)/ruff check
 	@echo "The package and the notebooks are in step."
+
+hooks: $(ready)
+	$(bin)/nbdev-install-hooks
+	$(bin)/pre-commit install
 
 clean:
 	rm -rf _site _run

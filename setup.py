@@ -21,7 +21,9 @@ setup(
     install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
-    packages=[*find_packages(include=['lesson6', 'lesson6.*']), 'lesson6.nbs', 'lesson6.nbs.mini'],
-    package_dir={'lesson6.nbs': 'nbs'},
-    package_data={'lesson6': ['mini/*.safetensors'], 'lesson6.nbs': ['*.ipynb'], 'lesson6.nbs.mini': ['*.ipynb']},
+    packages=[*find_packages(include=['lesson6', 'lesson6.*']), 'lesson6.nbs', 'lesson6.nbs.mini',
+              'lesson6.docs', 'lesson6.docs.static'],
+    package_dir={'lesson6.nbs': 'nbs', 'lesson6.docs': 'docs'},
+    package_data={'lesson6': ['mini/*.safetensors'], 'lesson6.nbs': ['*.ipynb'], 'lesson6.nbs.mini': ['*.ipynb'],
+                  'lesson6.docs': ['*.py', '*.md', '*.png'], 'lesson6.docs.static': ['*']},
 )

@@ -1,0 +1,323 @@
+"""The command line: what a person sees who runs `lesson6` or `make`, also when something goes wrong.
+
+The notebooks that run here are made up, and small.
+"""
+import fcntl
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from fastcore.script import CliError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lesson6 import run as command
+from lesson6 import site
+
+root = Path(__file__).parent.parent
+
+
+def notebook(path, *cells, title='A notebook'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[new_markdown_cell(f'# {title}')] + [new_code_cell(c) for c in cells]), path)
+
+
+@pytest.fixture
+def nbs(tmp_path, environment):
+    "A folder of notebooks of our own, in place of the project's, and plain pages in place of the site."
+    folder = tmp_path/'nbs'
+    folder.mkdir()
+    environment.chdir(tmp_path)
+    environment.setattr(command, 'notebooks_path', lambda: folder)
+    environment.setattr(site, 'can_build', lambda: False)
+    return folder
+
+
+def lesson6(monkeypatch, *words):
+    "What the shell's `lesson6 WORDS` gives: its exit code."
+    monkeypatch.setattr(sys, 'argv', ['lesson6', *words])
+    try: return command.main() or 0
+    except SystemExit as e: return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from lesson6 import run, site
+run.notebooks_path = lambda: Path('nbs')
+site.can_build = lambda: False
+sys.argv = ['lesson6', *sys.argv[1:]]
+sys.exit(run.main())
+"""
+
+
+# Help
+
+@pytest.mark.parametrize('name', command.commands)
+def test_help(name, environment, capsys):
+    assert lesson6(environment, name, '--help') == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f'usage: lesson6 {name}') and command.commands[name].__doc__ in ' '.join(out.split())
+
+
+@pytest.mark.parametrize('words, code', [((), 2), (('--help',), 0), (('-h',), 0), (('dance',), 2)])
+def test_usage(words, code, environment, capsys):
+    assert lesson6(environment, *words) == code
+    out = capsys.readouterr().out
+    assert all(f'  {name} ' in out for name in command.commands)
+
+
+# lesson6 run
+
+def test_run_makes_pages(nbs, environment, capsys):
+    notebook(nbs/'00_one.ipynb', '20 + 1', title='One')
+    notebook(nbs/'mini'/'two.ipynb', 'print("tw" + "o")', title='Two')
+    assert lesson6(environment, 'run') == 0
+    out = capsys.readouterr().out
+    assert re.search(r'^1/2 00_one +1 cells, \d+ s\n2/2 mini/two +1 cells, \d+ s$', out, re.M), out
+    assert out.rstrip().endswith('Open _site/index.html in a browser.')
+    assert '21' in Path('_site/00_one.html').read_text() and 'two' in Path('_site/mini/two.html').read_text()
+    front = Path('_site/index.html').read_text()
+    assert 'href="00_one.html"' in front and 'href="mini/two.html"' in front
+    assert not any(c.outputs for c in nbformat.read(nbs/'00_one.ipynb', 4).cells if c.cell_type == 'code')
+
+
+def test_run_some(nbs, environment, capsys):
+    for name in '00_one', '01_two': notebook(nbs/f'{name}.ipynb', '1')
+    assert lesson6(environment, 'run', 'two') == 0
+    assert '1/1 01_two' in capsys.readouterr().out and not Path('_site/00_one.html').exists()
+
+
+def test_save(nbs, environment):
+    notebook(nbs/'00_one.ipynb', '20 + 1')
+    assert lesson6(environment, 'run', '--save') == 0
+    assert nbformat.read(nbs/'00_one.ipynb', 4).cells[1].outputs[0].data['text/plain'] == '21'
+
+
+def test_failing_cell(nbs, environment, capsys):
+    notebook(nbs/'00_one.ipynb', '1')
+    notebook(nbs/'01_bad.ipynb', 'a = 20', 'a/0', 'a')
+    notebook(nbs/'02_after.ipynb', '1')
+    assert lesson6(environment, 'run') == 1
+    out, err = capsys.readouterr()
+    assert '01_bad.ipynb, code cell 2 of 3 failed with ZeroDivisionError: division by zero\n\na/0' in out
+    assert err.strip().endswith('01_bad.ipynb, code cell 2 of 3 failed with ZeroDivisionError: division by zero')
+    assert '02_after' not in out and 'Traceback' not in err
+    assert 'ZeroDivisionError' in Path('_site/01_bad.html').read_text()
+
+
+def test_dead_kernel(nbs, environment, capsys):
+    notebook(nbs/'00_dies.ipynb', '1', 'import os; os._exit(9)')
+    assert lesson6(environment, 'run') == 1
+    assert '00_dies.ipynb, code cell 2 of 2 failed with an end of the kernel' in capsys.readouterr().err
+
+
+def test_timeout(nbs, environment, capsys):
+    notebook(nbs/'00_slow.ipynb', 'import time; time.sleep(60)')
+    assert lesson6(environment, 'run', '--timeout', '1') == 1
+    assert '00_slow.ipynb, code cell 1 of 1 failed with' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, says', [(('run', 'poetry'), "There is no notebook 'poetry'; there are 00_one."),
+                                         (('run', '--data', 'nowhere'), '--data nowhere: that is neither mini, nor full, nor a folder.'),
+                                         (('data', 'cats'), "There is no data set 'cats'; there are pets, pascal, biwi, movielens.")])
+def test_wrong_words(words, says, nbs, environment, capsys):
+    notebook(nbs/'00_one.ipynb', '1')
+    assert lesson6(environment, *words) == 1
+    assert capsys.readouterr().err.strip() == says
+
+
+def test_data_reaches_the_kernel(nbs, environment, tmp_path):
+    (tmp_path/'my data').mkdir()
+    notebook(nbs/'00_one.ipynb', 'import os; assert os.environ["LESSON6_DATA"].endswith("my data") and os.environ["MPLBACKEND"] != "agg"')
+    environment.setenv('MPLBACKEND', 'agg')
+    environment.setenv('LESSON6_DATA', 'mini')
+    assert lesson6(environment, 'run', '--data', 'my data') == 0
+
+
+CLAIM = '''
+from lesson6.claims import claim, statement
+@statement('made-up-%s', 'Half of four is two', lesson='2')
+def _(half): return half == 2, f'{half}'
+claim('made-up-%s', %s)'''
+
+
+def test_claims_close_the_run(nbs, environment, capsys):
+    "Those that hold and those that don't; on the twins one that doesn't is an error."
+    notebook(nbs/'00_one.ipynb', CLAIM % ('a', 'a', '2'))
+    notebook(nbs/'01_two.ipynb', CLAIM % ('b', 'b', '3'))
+    assert lesson6(environment, 'run') == 1
+    out, err = capsys.readouterr()
+    assert '  holds   Half of four is two. Here: 2; the lesson: 2\n  FAILS   Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
+    assert '01_two.ipynb, code cell 1 of 1 failed with AssertionError' in err
+
+
+def test_kernel_is_this_python(nbs, environment, tmp_path):
+    "Even where Jupyter knows another one under the name python3."
+    spec = tmp_path/'jupyter'/'kernels'/'python3'
+    spec.mkdir(parents=True)
+    (spec/'kernel.json').write_text(json.dumps({'argv': ['/bin/false'], 'display_name': 'Python 3', 'language': 'python'}))
+    environment.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
+    environment.setenv('JUPYTER_DATA_DIR', str(tmp_path/'jupyter'))
+    notebook(nbs/'00_one.ipynb', f'import sys; assert sys.executable == {sys.executable!r}, sys.executable')
+    assert lesson6(environment, 'run') == 0
+
+
+def test_bars_on_a_terminal(nbs, tmp_path):
+    notebook(nbs/'00_one.ipynb', '1', '2', '3')
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
+    program = subprocess.Popen([sys.executable, '-c', PROGRAM, 'run'], cwd=tmp_path, stdout=follower, stderr=follower, close_fds=True)
+    os.close(follower)
+    seen = b''
+    try:
+        while chunk := os.read(leader, 4096): seen += chunk
+    except OSError: pass  # on Linux, the end of a terminal
+    assert program.wait() == 0
+    text = seen.decode()
+    assert '1/1 00_one' in text and '3/3 cells' in text and '█' in text
+
+
+def alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z' if Path(f'/proc/{pid}').exists() else True
+
+
+def test_ctrl_c(nbs, tmp_path):
+    "Ends at once, says where, shows no traceback, and leaves no kernel behind."
+    notebook(nbs/'00_slow.ipynb', 'from pathlib import Path; import os, time; Path("pid.part").write_text(str(os.getpid())); Path("pid.part").rename("pid")', 'time.sleep(600)')
+    program = subprocess.Popen([sys.executable, '-c', PROGRAM, 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.time() + 60
+    while not (nbs/'pid').exists() and time.time() < until: time.sleep(.05)
+    time.sleep(.3)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=20)
+    assert program.returncode == 130, err
+    assert err.strip() == 'Stopped in 00_slow.ipynb, code cell 2 of 2.' and 'stopped' in out
+    time.sleep(.2)
+    assert not alive(int((nbs/'pid').read_text()))
+
+
+# What the pages take from a run
+
+def test_a_run_counts_only_while_the_cells_are_the_same(nbs, tmp_path):
+    notebook(nbs/'00_one.ipynb', 'a = 1')
+    shutil.copytree(nbs, tmp_path/'_run')
+    assert site.last_run.__globals__['notebooks_path'] is not None
+    site_path = site.notebooks_path
+    site.notebooks_path = lambda: nbs
+    try:
+        assert site.last_run(nbs/'00_one.ipynb', tmp_path/'_run')[1]
+        notebook(nbs/'00_one.ipynb', 'a = 2')
+        nb, ran = site.last_run(nbs/'00_one.ipynb', tmp_path/'_run')
+        assert not ran and nb.cells[1].source == 'a = 2'
+    finally: site.notebooks_path = site_path
+
+
+# lesson6 notebooks, data, doctor
+
+def test_notebooks(tmp_path, environment, capsys):
+    environment.chdir(tmp_path)
+    assert lesson6(environment, 'notebooks', 'mine') == 0
+    here = {p.relative_to('mine') for p in Path('mine').rglob('*.ipynb')}
+    assert here == {p.relative_to(command.notebooks_path()) for p in command.find_notebooks()}
+    assert lesson6(environment, 'notebooks', 'mine') == 0
+    Path('mine/00_data.ipynb').write_text('mine')
+    assert lesson6(environment, 'notebooks', 'mine') == 1
+    assert capsys.readouterr().err.strip() == 'mine/00_data.ipynb is there and differs: nothing was copied; name another folder, or add --overwrite to replace it.'
+    assert lesson6(environment, 'notebooks', 'mine', '--overwrite') == 0
+    assert Path('mine/00_data.ipynb').read_bytes() == (command.notebooks_path()/'00_data.ipynb').read_bytes()
+    assert lesson6(environment, 'notebooks', 'mine/00_data.ipynb') == 1
+    assert 'is a file; name a folder.' in capsys.readouterr().err
+
+
+def test_data_looks_draws_and_finds_what_is_missing(environment, capsys, tmp_path):
+    assert lesson6(environment, 'data', 'movielens', '--look') == 1
+    assert 'movielens  not there' in capsys.readouterr().out and not list((tmp_path/'cache').rglob('u.data'))
+    assert lesson6(environment, 'data', 'movielens') == 0
+    assert re.search(r'^movielens  whole: [\d,]+ ratings, [\d,]+ films, in ', capsys.readouterr().out, re.M)
+    ratings = next((tmp_path/'cache').rglob('u.data'))
+    ratings.write_bytes(ratings.read_bytes()[:1000])
+    assert lesson6(environment, 'data', 'movielens') == 1
+    out, err = capsys.readouterr()
+    assert 'is not whole' in out and err.strip() == 'Not all of it is there.'
+
+
+def test_data_of_a_folder(environment, capsys, tmp_path):
+    (tmp_path/'school').mkdir()
+    assert lesson6(environment, 'data', '--data', str(tmp_path/'school'), '--look') == 1
+    out = capsys.readouterr().out
+    assert out.count('not there, it would be') == 4 and 'your own folder' in out
+
+
+def test_doctor(environment, capsys):
+    environment.setenv('MPLBACKEND', 'agg')
+    assert lesson6(environment, 'doctor') == 0
+    out = capsys.readouterr().out
+    for word in ('lesson6 ', 'Python ', 'fastai ', 'torch ', 'cores', 'memory', 'movielens', 'MPLBACKEND=agg may hide the figures'): assert word in out, word
+
+
+def test_doctor_names_what_is_too_old(environment):
+    from importlib import metadata
+    version = metadata.version
+    environment.setattr(metadata, 'version', lambda name: '2.7.0' if name == 'fastai' else version(name))
+    assert [s for s in command.requirements_missing() if s.startswith('fastai is 2.7.0, and lesson6 needs >=')]
+    environment.undo()
+    assert command.requirements_missing() == []
+
+
+def test_site_needs_what_builds_it(environment, capsys):
+    environment.setattr(site, 'can_build', lambda: False)
+    assert lesson6(environment, 'site') == 1
+    assert 'the extra `docs`' in capsys.readouterr().err
+
+
+# make
+
+def test_second_make_does_not_install(tmp_path):
+    "A Python that only writes down what it is asked stands in for the real one."
+    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'): shutil.copy2(root/name, tmp_path)
+    fake = tmp_path/'python'
+    fake.write_text(f'''#!/bin/sh
+echo "$@" >> {tmp_path}/asked
+case "$*" in
+  "-m venv .venv") mkdir -p .venv/bin; cp {tmp_path}/python .venv/bin/python; cp {tmp_path}/python .venv/bin/lesson6 ;;
+esac
+''')
+    fake.chmod(0o755)
+    def make(*words):
+        (tmp_path/'asked').write_text('')
+        done = subprocess.run(['make', f'PYTHON={fake}', *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path/'asked').read_text().splitlines()
+    first = make('run')
+    assert any('pip install' in l for l in first) and first[-1] == 'run'
+    assert make('run', 'NB=04_collab') == ['run 04_collab']
+    assert make('run', 'NB=04_collab', 'DATA=/my data') == ['run 04_collab --data /my data']
+    os.utime(tmp_path/'settings.ini', (time.time()+2, time.time()+2))
+    assert any('pip install' in l for l in make('run'))
+
+
+def test_make_refuses_an_old_python(tmp_path):
+    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'): shutil.copy2(root/name, tmp_path)
+    old = tmp_path/'python'
+    old.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9); $@"\n')
+    old.chmod(0o755)
+    done = subprocess.run(['make', 'run', f'PYTHON={old}'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and 'lesson6 needs Python 3.11 or newer' in done.stderr and not (tmp_path/'.venv').exists()
+
+
+def test_commands_can_be_called_from_python(nbs):
+    notebook(nbs/'00_one.ipynb', '1/0')
+    with pytest.raises(CliError): command.run('00_one')

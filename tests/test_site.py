@@ -1,0 +1,267 @@
+"""The site: what stands on its pages, and how they behave in a browser.
+
+It is built once, by `make run NB=run` in a folder of its own, so one notebook is freshly run and the others are as they are stored.
+The browser is Chromium or Chrome; where there is none, those tests are skipped.
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from lesson6 import site
+from lesson6.run import find_notebooks, notebooks_path
+
+root = Path(__file__).parent.parent
+sections = [p for p in find_notebooks() if re.match(r'0\d_', p.name)]
+
+
+def checkout(folder):
+    "A folder in which `make` finds what it needs, installed already."
+    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'): shutil.copy2(root/name, folder)
+    (folder/'.venv').mkdir()
+    (folder/'.venv'/'bin').symlink_to(Path(sys.executable).parent)
+    (folder/'.venv'/'.ready').touch()
+    return folder
+
+
+@pytest.fixture(scope='session')
+def made(tmp_path_factory):
+    "What `make run NB=run` printed, where the site is, and how long it took."
+    folder = checkout(tmp_path_factory.mktemp('checkout'))
+    began = time.time()
+    done = subprocess.run(['make', 'run', 'NB=run'], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout, folder/'_site', time.time() - began
+
+
+@pytest.fixture(scope='session')
+def pages(made):
+    "Every page, read."
+    files = [p for p in sorted(made[1].rglob('*.html')) if '_static' not in p.parts]
+    return {p.relative_to(made[1]).as_posix(): BeautifulSoup(p.read_text(encoding='utf-8'), 'html.parser') for p in files}
+
+
+# What is in the notebooks
+
+def test_every_figure_has_words():
+    missing = {p.name: m for p in find_notebooks() if (m := site.figures_without_words(nbformat.read(p, as_version=4)))}
+    assert not missing, f'cells that draw without `#| fig-alt:`: {missing}'
+
+
+@pytest.mark.parametrize('path', sections, ids=lambda p: p.stem)
+def test_first_cell(path):
+    first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code')
+    assert first.source == site.first_cell()
+
+
+def test_first_cell_installs_only_what_is_missing():
+    "Run as IPython runs it: with the package nothing happens, without it pip is asked for the repository."
+    code = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell, asked = InteractiveShell.instance(), []
+shell.register_magic_function(lambda line: asked.append(line), 'line', 'pip')
+if sys.argv[1] == 'without': sys.modules['lesson6'] = None
+result = shell.run_cell(sys.argv[2])
+assert result.success, result.error_in_exec
+print(asked)
+"""
+    said = {how: subprocess.run([sys.executable, '-c', code, how, site.first_cell()], capture_output=True, text=True, check=True).stdout.strip() for how in ('with', 'without')}
+    assert said == {'with': '[]', 'without': f"['install --quiet git+{site.repository()}']"}
+
+
+# What is on the pages
+
+def test_run_ends_on_the_front_page(made):
+    out, folder, _ = made
+    assert out.strip().splitlines()[-1].endswith('Open _site/index.html in a browser.')
+    assert (folder/'index.html').exists()
+    assert 'WARNING' not in out and 'ERROR' not in out, out
+
+
+def test_every_notebook_has_a_page(pages):
+    for path in find_notebooks():
+        name = path.relative_to(notebooks_path()).with_suffix('.html').as_posix()
+        assert pages[name].h1, f'{name} has no title'
+
+
+def test_pages_show_what_ran(pages):
+    text = pages['run.html'].get_text()
+    assert 'bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError' in text
+    for name in ('run.html', '00_data.html'):
+        code = '\n'.join(c.get_text() for c in pages[name].select('div.cell_input'))
+        assert 'default_exp' not in code and not re.search(r'^#\| ', code, re.M)
+    assert 'shutil.rmtree(folder)' not in pages['run.html'].get_text()  # the hidden cell at its end
+
+
+def test_every_exported_name_is_in_the_reference(pages):
+    from importlib import import_module
+    for path in find_notebooks():
+        module = site.module_of(nbformat.read(path, as_version=4))
+        if not module: continue
+        page = pages[f'reference/{module}.html']
+        for name in import_module(f'lesson6.{module}').__all__:
+            assert page.find(id=f'lesson6.{module}.{name}'), f'lesson6.{module}.{name} is not in the reference'
+
+
+def test_reference_says_types_errors_and_source(pages):
+    entry = pages['reference/data.html'].find(id='lesson6.data.check_dataset').find_parent('dl')
+    text = entry.get_text()
+    assert 'expected: dict = None' in text and 'FileNotFoundError' in text and 'def check_dataset(' in text
+    assert entry.find('a', href=re.compile(r'00_data\.html#'))
+
+
+def test_claims(made, pages):
+    from lesson6.claims import statements
+    rows = json.loads((made[1]/'claims.json').read_text())
+    assert isinstance(rows, list)
+    text = ' '.join(pages['result.html'].get_text().split())
+    for s in statements.values(): assert ' '.join(s.says.split()) in text.replace('’', "'"), s.id
+
+
+def test_what_changed_is_gathered(pages):
+    notes = [n for p in sections for n in site.changes(nbformat.read(p, as_version=4))]
+    assert len(pages['changes.html'].select('article h3')) == len(notes)
+
+
+def test_no_page_asks_a_server(made, pages):
+    "No script, style, font or picture comes from elsewhere. (Links may lead there.)"
+    for name,page in pages.items():
+        for tag,key in (('script', 'src'), ('link', 'href'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src')):
+            for t in page.find_all(tag, attrs={key: True}): assert not re.match(r'(https?:)?//', t[key]), f'{name}: {t}'
+    for css in made[1].rglob('*.css'):
+        assert not re.search(r'(@import|url\()\s*["\']?(https?:)?//', css.read_text(encoding='utf-8')), css
+
+
+def test_internal_links(made, pages):
+    "Each leads to a file, and its #part to something on that page."
+    ids = {n: {t['id'] for t in p.find_all(id=True)} | {t['name'] for t in p.find_all('a', attrs={'name': True})} for n,p in pages.items()}
+    broken = []
+    for name,page in pages.items():
+        for tag,key in (('a', 'href'), ('img', 'src'), ('link', 'href'), ('script', 'src')):
+            for t in page.find_all(tag, attrs={key: True}):
+                link = urlsplit(t[key])
+                if link.scheme or link.netloc or name in ('search.html',): continue
+                target = (made[1]/name).parent/unquote(link.path) if link.path else made[1]/name
+                if not target.exists(): broken.append(f'{name}: {t[key]}'); continue
+                other = os.path.relpath(target, made[1])
+                if link.fragment and other in ids and unquote(link.fragment) not in ids[other]: broken.append(f'{name}: {t[key]}')
+    assert not broken, broken[:20]
+
+
+def test_figures_are_described(pages):
+    for name,page in pages.items():
+        for img in page.find_all('img'):
+            alt = img.get('alt', '').strip()
+            assert alt and alt != 'A figure that has no words yet' and not alt.endswith(('.png', '.jpg', '.svg')), f'{name}: {img.get("src")}'
+
+
+def test_no_machine_path(pages):
+    for name,page in pages.items():
+        found = re.search(r'(/home/\w+|/root|/Users/\w+|/tmp/\w+)[^\s]*', page.get_text())
+        assert not found or name == 'run.html', f'{name}: {found[0]}'
+
+
+def test_built_within_a_minute(made): # the run of one notebook and the build together
+    assert made[2] < 60
+
+
+# In a browser
+
+@pytest.fixture(scope='session')
+def browser():
+    from playwright.sync_api import sync_playwright
+    names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
+    found = next((shutil.which(n) for n in names if shutil.which(n)), None)
+    if not found: pytest.skip('there is no Chromium or Chrome here: apt-get install chromium')
+    with sync_playwright() as p:
+        args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage', '--no-first-run']
+        chromium = p.chromium.launch(executable_path=found, args=args)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser):
+    page = browser.new_page(viewport={'width': 1280, 'height': 900})
+    page.complaints = []
+    page.on('console', lambda m: m.type in ('error', 'warning') and page.complaints.append(f'{page.url}: {m.text}'))
+    page.on('pageerror', lambda e: page.complaints.append(f'{page.url}: {e}'))
+    page.on('requestfailed', lambda r: page.complaints.append(f'{page.url}: {r.url} is missing'))
+    page.on('request', lambda r: urlsplit(r.url).scheme not in ('file', 'data', 'blob') and page.complaints.append(f'{page.url} asks for {r.url}'))
+    yield page
+    page.close()
+
+
+def serious(tab, **options):
+    "What axe-core finds that is serious or critical, a line each."
+    from axe_playwright_python.sync_playwright import Axe
+    found = Axe().run(tab, options={'resultTypes': ['violations'], **options}).response['violations']
+    return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: {v['nodes'][0]['html'][:160]}" for v in found if v['impact'] in ('serious', 'critical')]
+
+
+def test_every_page_in_a_browser(tab, made, pages):
+    "No complaint in the console, nothing missing, nothing asked of a server, axe-core content, no sideways scrolling on a phone."
+    barriers, wide = [], []
+    for name in pages:
+        tab.set_viewport_size({'width': 1280, 'height': 900})
+        tab.goto((made[1]/name).as_uri())
+        barriers += serious(tab)
+        tab.set_viewport_size({'width': 390, 'height': 844})
+        width = tab.evaluate('document.documentElement.scrollWidth')
+        if width > 390: wide.append(f'{name} is {width} px wide')
+    assert not tab.complaints, tab.complaints
+    assert not barriers, '\n'.join(barriers)
+    assert not wide, wide
+
+
+def test_axe_finds_what_is_wrong(tab, made):
+    "The check above can fail: a picture without words and pale text are found."
+    tab.goto((made[1]/'index.html').as_uri())
+    tab.evaluate("""document.querySelector('article').insertAdjacentHTML('beforeend', '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><p style="color:#eee;background:#fff">pale</p>')""")
+    assert {b.split(': ')[1].split(' ')[0] for b in serious(tab)} == {'image-alt', 'color-contrast'}
+
+
+def test_dark_pages_can_be_read(tab, made, pages):
+    tab.emulate_media(color_scheme='dark')
+    barriers = []
+    for name in ['index.html', 'result.html', 'changes.html', 'twins.html', 'reference/data.html', 'run.html', *[f'{p.stem}.html' for p in sections]]:
+        tab.goto((made[1]/name).as_uri())
+        barriers += serious(tab, runOnly=['color-contrast'])
+        for img in tab.query_selector_all('.cell_output img'): assert img.evaluate('e => getComputedStyle(e).backgroundColor') == 'rgb(255, 255, 255)'
+    assert not barriers, '\n'.join(barriers)
+
+
+@pytest.mark.parametrize('word, leads_to', [('DotProductBias', 'reference/collab.html'), ('check_dataset', 'reference/data.html')])
+def test_search(tab, made, word, leads_to):
+    "From a file, without a server."
+    if not (made[1]/leads_to).exists(): pytest.skip(f'there is no {leads_to} yet')
+    tab.goto((made[1]/'index.html').as_uri())
+    tab.fill('input[name=q]', word)
+    tab.press('input[name=q]', 'Enter')
+    tab.wait_for_selector('#search-results li a', timeout=10000)
+    found = [a.get_attribute('href') for a in tab.query_selector_all('#search-results li a')]
+    assert any(leads_to in href for href in found), found
+    assert not tab.complaints, tab.complaints
+
+
+def test_theme_button(tab, made):
+    "Light, dark, and back, without a server."
+    tab.emulate_media(color_scheme='light')
+    tab.goto((made[1]/'00_data.html').as_uri())
+    before = tab.evaluate('getComputedStyle(document.body).backgroundColor')
+    seen = set()
+    for _ in range(3):
+        tab.click('.theme-toggle-header' if tab.is_visible('.theme-toggle-header') else '.theme-toggle-content button')
+        seen.add(tab.evaluate('getComputedStyle(document.body).backgroundColor'))
+    assert before in seen and len(seen) == 2 and not tab.complaints
