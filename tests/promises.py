@@ -19,16 +19,16 @@ People run this in classrooms: forty machines, one network share, laptops closed
 '''
 
 
-def kept(part, promise, how, times, seen):
-    "Keeps that a promise of `part` was tried in the way `how`, so many `times`, and what was `seen`."
+def kept(part, promise, how, times, seen, rows=()):
+    "Keeps that a promise of `part` was tried in the way `how`, so many `times`, and what was `seen`; `rows`, head first, make a table of their own."
     assert part in parts and isinstance(times, int)
     if not (store := os.environ.get('LESSON6_PROMISES')): return
     store = Path(store)
-    rows = json.loads(store.read_text(encoding='utf-8')) if store.exists() else {}
-    rows[f'{part}: {promise}'] = dict(part=part, promise=promise, how=how, times=times, seen=seen, on=date.today().isoformat(),
+    every = json.loads(store.read_text(encoding='utf-8')) if store.exists() else {}
+    every[f'{part}: {promise}'] = dict(part=part, promise=promise, how=how, times=times, seen=seen, rows=rows, on=date.today().isoformat(),
                                       where=f'{platform.system()}, Python {platform.python_version()}, fastai {version("fastai")}, torch {version("torch")}')
-    store.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    write_page(rows.values(), store.with_suffix('.md'))
+    store.write_text(json.dumps(every, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_page(every.values(), store.with_suffix('.md'))
 
 
 def write_page(rows, path):
@@ -38,4 +38,6 @@ def write_page(rows, path):
         if mine := [r for r in rows if r['part'] == part]:
             text += f'\n## {part}\n\n| Promise | How it was tried | How often | What happened | When and where |\n| --- | --- | --- | --- | --- |\n'
             text += ''.join(f"| {cell(r['promise'])} | {cell(r['how'])} | {r['times']:,} | {cell(r['seen'])} | {r['on']}, {cell(r['where'])} |\n" for r in mine)
+            for first, *more in (r['rows'] for r in mine if r['rows']):
+                text += f"\n| {' | '.join(first)} |\n|{' --- |'*len(first)}\n" + ''.join(f"| {' | '.join(map(cell, row))} |\n" for row in more)
     path.write_text(text, encoding='utf-8')

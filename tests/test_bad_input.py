@@ -1,0 +1,448 @@
+"""Bad input: a table of what people give by mistake, each with the sentence it gets; and every parser against made-up files.
+
+LESSON6_ROUNDS=50 tries a few thousand made-up files on each parser instead of 200.
+"""
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from promises import kept, rounds
+from test_data import twins  # noqa: F401
+
+examples = 200 if rounds < 50 else 3000
+fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
+
+
+# A table of mistakes: section, mistake, what is done in an empty folder `p`, what the sentence must say
+
+table = []
+
+def mistake(section, what, says):
+    def f(do): table.append((section, what, do, says)); return do
+    return f
+
+def mistakes(section, *rows):
+    for what, do, says in rows: table.append((section, what, do, says))
+
+
+# Pets
+
+def picture(path, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, 'orange').save(path)
+    return path
+
+def pets(p, *names):
+    for n in names or [f'{b}_{i}.jpg' for b in ('Bengal', 'pug') for i in range(8)]: picture(p/'images'/n)
+    return p
+
+def cut(path, keep=.5): path.write_bytes(path.read_bytes()[:int(keep*path.stat().st_size)])
+
+def pets_dls(p, **kw):
+    from lesson6.pets import pets_dls as f
+    return f(p, presize=32, size=32, **{'bs': 4, **kw})
+
+def breed(name):
+    def f(p):
+        from lesson6.pets import breed as f
+        f(name)
+    return f
+
+mistakes('pets',
+    ('a file name without a number', breed('Bengal.jpg'), 'Bengal.jpg: there is no breed in this file name'),
+    ('a file name without a breed', breed('_12.jpg'), '_12.jpg: there is no breed in this file name'),
+    ('a number without an underscore', breed('Bengal12.jpg'), 'Bengal12.jpg: there is no breed'),
+    ('a file name that ends after the underscore', breed('Bengal_.jpg'), 'Bengal_.jpg: there is no breed'),
+    ('a text file', breed('images/Bengal_12.txt'), 'Bengal_12.txt: there is no breed'),
+    ('no file name at all', breed(''), 'there is no breed'),
+    ('the folder has no images/', lambda p: pets_dls(p), 'images is not there'),
+    ('images/ is empty', lambda p: ((p/'images').mkdir(), pets_dls(p)), 'images holds no pictures'),
+    ('one picture has another kind of name', lambda p: pets_dls(pets(p, 'Bengal_1.jpg', 'holiday.jpg')), 'holiday.jpg: there is no breed'),
+    ('one picture is empty', lambda p: ((pets(p)/'images'/'Bengal_3.jpg').write_bytes(b''), pets_dls(p)), 'Bengal_3.jpg is empty'),
+    ('one picture is a web page', lambda p: ((pets(p)/'images'/'pug_3.jpg').write_text('<html>'), pets_dls(p)), 'pug_3.jpg is no picture'),
+    ('one picture is cut off', lambda p: (cut(pets(p)/'images'/'pug_3.jpg', .7), pets_dls(p)), 'pug_3.jpg cannot be read to its end'),
+    ('there is one breed only', lambda p: pets_dls(pets(p, *[f'pug_{i}.jpg' for i in range(8)])), 'holds one breed only, pug'),
+    ('fewer pictures than a batch', lambda p: pets_dls(pets(p), bs=64), 'fewer than a batch of 64'),
+)
+
+@mistake('pets', 'saved weights that are not there', 'nowhere.pth is not there')
+def _(p):
+    from lesson6.pets import pets_learner
+    from torchvision.models import resnet18
+    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'nowhere.pth')
+
+@mistake('pets', 'saved weights that are something else', 'weights.pth holds no weights that can be read')
+def _(p):
+    from lesson6.pets import pets_learner
+    from torchvision.models import resnet18
+    (p/'weights.pth').write_bytes(b'not weights at all')
+    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'weights.pth')
+
+@mistake('pets', 'saved weights of another network', "doesn't fit resnet18 with 2 breeds")
+def _(p):
+    from lesson6.pets import pets_learner
+    from torchvision.models import resnet18
+    torch.save({'0.weight': torch.zeros(3)}, p/'weights.pth')
+    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'weights.pth')
+
+@mistake('pets', 'activations and targets that do not belong together', 'it got (4, 3) and (5,)')
+def _(p):
+    from lesson6.pets import cross_entropy
+    cross_entropy(torch.zeros(4, 3), torch.zeros(5, dtype=torch.long))
+
+
+# Several labels
+
+def pascal(p, rows, n=8, columns='fname,labels,is_valid'):
+    for i in range(n): picture(p/'train'/f'{i:06d}.jpg')
+    (p/'train.csv').write_bytes((columns + '\n' + rows).encode() if isinstance(rows, str) else rows)
+    return p
+
+good_rows = ''.join(f'{i:06d}.jpg,car person,{i > 5}\n' for i in range(8))
+
+def labels(rows, **kw):
+    def f(p):
+        from lesson6.multilabel import read_labels
+        read_labels(pascal(p, rows, **kw))
+    return f
+
+mistakes('multilabel',
+    ('no train.csv', lambda p: labels(good_rows)(p) or (p/'train.csv').unlink() or __import__('lesson6.multilabel', fromlist='x').read_labels(p), 'train.csv is not there'),
+    ('train.csv is empty', labels(b''), 'train.csv'),
+    ('train.csv has a head and no rows', labels(''), 'train.csv'),
+    ('train.csv is a web page', labels(b'<!doctype html>\n<p>Log in, please</p>\n'), 'train.csv'),
+    ('train.csv is a spreadsheet', labels(b'PK\x03\x04\xff\xfe\x00\x00'), 'train.csv'),
+    ('a column is missing', labels('000000.jpg,car\n', columns='fname,labels'), 'is_valid'),
+    ('a column has another name', labels(good_rows, columns='file,labels,is_valid'), 'fname'),
+    ('a row has a field too many', labels(good_rows + '000007.jpg,car,True,7\n'), 'line 10'),
+    ('a row has a field too few', labels(good_rows.replace('000003.jpg,car person,False', '000003.jpg')), '000003.jpg'),
+    ('an unknown label', labels(good_rows.replace('car', 'cra', 1)), "'cra'"),
+    ('labels with commas', labels(good_rows.replace('car person', '"car,person"', 1)), "'car,person'"),
+    ('no label', labels(good_rows.replace('car person', '', 1)), 'line 2 (000000.jpg) has no label'),
+    ('is_valid is yes or no', labels(good_rows.replace('True', 'yes').replace('False', 'no')), 'is_valid'),
+    ('is_valid is missing in a row', labels(good_rows.replace('False', '', 1)), 'is_valid'),
+    ('everything is for validation', labels(good_rows.replace('False', 'True')), 'no training rows'),
+    ('nothing is for validation', labels(good_rows.replace('True', 'False')), 'no validation rows'),
+    ('a picture that is not there', labels(good_rows + '000099.jpg,car,True\n'), '000099.jpg'),
+    ('a picture twice', labels(good_rows + '000003.jpg,dog,False\n'), 'line 10: 000003.jpg is there a second time'),
+    ('a file name that leads elsewhere', labels(good_rows + '../train.csv,car,True\n'), '../train.csv'),
+)
+
+@mistake('multilabel', 'fewer pictures than a batch', 'fewer than a batch of 64')
+def _(p):
+    from lesson6.multilabel import multilabel_dls, read_labels
+    multilabel_dls(read_labels(pascal(p, good_rows)), p)
+
+@mistake('multilabel', 'a label that the vocabulary lacks', "'unicorn' is not in the vocabulary")
+def _(p):
+    from lesson6.multilabel import one_hot_encode
+    one_hot_encode(['unicorn'], ['car', 'dog'])
+
+@mistake('multilabel', 'activations instead of probabilities', 'not probabilities between 0 and 1')
+def _(p):
+    from lesson6.multilabel import best_threshold
+    best_threshold(torch.tensor([[3., -2.]]), torch.tensor([[1., 0.]]))
+
+@mistake('multilabel', 'activations and targets of different shapes', 'do not match')
+def _(p):
+    from lesson6.multilabel import binary_cross_entropy
+    binary_cross_entropy(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+# Head pose
+
+cal_text = '517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 0 \n\n640 480 \n'
+pose_text = '1 0 0 \n0 1 0 \n0 0 1 \n\n112.78 48.95 900 \n'
+
+def frame(p, pose=pose_text, cal=cal_text, person='01', n=3):
+    f = picture(p/person/f'frame_{n:05d}_rgb.jpg', (640, 480))
+    for name, text in (f'frame_{n:05d}_pose.txt', pose), ('rgb.cal', cal):
+        if text is not None: (p/person/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return f
+
+def centre(**kw):
+    def f(p):
+        from lesson6.head_pose import get_ctr
+        get_ctr(frame(p, **kw))
+    return f
+
+def biwi_dls(p, **kw):
+    from lesson6.head_pose import biwi_dls as f
+    return f(p, size=(60, 80), **{'bs': 2, **kw})
+
+def people(p, n=2, frames=3):
+    for i in range(1, n+1):
+        for j in range(frames): frame(p, person=f'{i:02d}', n=j)
+    return p
+
+mistakes('head_pose',
+    ('a pose is missing', centre(pose=None), 'frame_00003_pose.txt is missing'),
+    ('a pose is empty', centre(pose=''), 'frame_00003_pose.txt'),
+    ('a pose is cut off', centre(pose='1 0 0 \n0 1 0 \n'), 'frame_00003_pose.txt'),
+    ('a pose holds words', centre(pose=pose_text.replace('900', 'near')), 'frame_00003_pose.txt'),
+    ('a pose holds NaN', centre(pose=pose_text.replace('900', 'nan')), 'frame_00003_pose.txt'),
+    ('a pose holds infinity', centre(pose=pose_text.replace('112.78', 'inf')), 'frame_00003_pose.txt'),
+    ('a pose is behind the camera', centre(pose=pose_text.replace('900', '-900')), '-900 mm away'),
+    ('a pose is in the camera', centre(pose=pose_text.replace('900', '0')), '0 mm away'),
+    ('a pose is a picture', centre(pose=bytes(range(256))), 'frame_00003_pose.txt'),
+    ('a calibration is missing', centre(cal=None), 'rgb.cal is missing'),
+    ('a calibration is cut off', centre(cal='517.679 0 320 \n'), 'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a calibration of zeros', centre(cal=cal_text.replace('517.679', '0')), 'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a calibration with words', centre(cal=cal_text.replace('320', 'middle')), 'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a file that is no frame', lambda p: __import__('lesson6.head_pose', fromlist='x').img2pose(p/'01'/'frame_00003_depth.bin'), 'is not named like a frame'),
+    ('a folder without frames', lambda p: biwi_dls(p), 'holds no frames'),
+    ('no such folder', lambda p: biwi_dls(p/'nowhere'), 'nowhere holds no frames'),
+    ('nobody has this number', lambda p: biwi_dls(people(p), valid_person='13'), 'no frames of person 13; there are frames of 01, 02'),
+    ('fewer frames than a batch', lambda p: biwi_dls(people(p), valid_person='01', bs=64), 'fewer than a batch of 64'),
+    ('one pose of many is missing', lambda p: ((people(p)/'02'/'frame_00001_pose.txt').unlink(), biwi_dls(p, valid_person='01')), 'frame_00001_pose.txt is missing'),
+)
+
+@mistake('head_pose', 'more predictions than targets', 'There are 3 predicted points but 2 true ones')
+def _(p):
+    from lesson6.head_pose import pixel_error
+    pixel_error(torch.zeros(3, 2), torch.zeros(2, 2), (480, 640))
+
+
+# Data, and the command line
+
+def command(*words):
+    def f(p):
+        from lesson6.run import main
+        before = sys.argv
+        sys.argv = ['lesson6', *(w.format(p=p) for w in words)]
+        try: code = main()
+        except SystemExit as e: code = e.code
+        finally: sys.argv = before
+        assert code not in (0, None), 'the command did as if all were well'
+        if isinstance(code, str): raise ValueError(code)
+        raise ValueError(f'exit {code}')
+    return f
+
+def data(name, **env):
+    def f(p):
+        from lesson6.data import lesson_path
+        with pytest.MonkeyPatch.context() as m:
+            for k, v in env.items(): m.setenv(k, v.format(p=p))
+            lesson_path(name)
+    return f
+
+def arch(name):
+    def f(p):
+        from lesson6.data import profile
+        with pytest.MonkeyPatch.context() as m:
+            m.setenv('LESSON6_ARCH', name)
+            profile.arch('resnet34')
+    return f
+
+mistakes('data',
+    ('a data set that there is not', data('cats'), "no data set named 'cats'; there are pets, pascal, biwi, movielens"),
+    ('LESSON6_DATA is misspelt', data('pets', LESSON6_DATA='mni'), "'mni', which is neither mini, nor full, nor a folder"),
+    ('LESSON6_DATA is a folder without the set', data('pets', LESSON6_DATA='{p}'), 'holds no folder oxford-iiit-pet/'),
+    ('LESSON6_ARCH is misspelt', arch('resnet35'), "no network named 'resnet35'"),
+    ('LESSON6_CACHE is a file', lambda p: ((p/'file').write_text(''), data('pets', LESSON6_CACHE='{p}/file')(p)), 'set LESSON6_CACHE to a folder that can be written'),
+)
+
+mistakes('command line',
+    ('no such command', command('dance'), 'usage: lesson6 COMMAND'),
+    ('no command', command(), 'usage: lesson6 COMMAND'),
+    ('no such notebook', command('run', '04_colab'), "There is no notebook '04_colab'; there are "),
+    ('no such notebook among right ones', command('run', 'data', 'poetry'), "There is no notebook 'poetry'"),
+    ('data that are not there', command('run', '00_data', '--data', '{p}/nowhere'), 'nowhere'),
+    ('an option that there is not', command('run', '--fast'), '--fast'),
+    ('a number that is none', command('run', '--timeout', 'soon'), 'soon'),
+    ('a data set that there is not', command('data', 'cats'), "There is no data set 'cats'"),
+    ('data of nowhere', command('data', '--data', '{p}/nowhere'), 'nowhere'),
+    ('notebooks into a file', lambda p: ((p/'file').write_text(''), command('notebooks', '{p}/file')(p)), 'file is a file; name a folder'),
+    ('notebooks to nowhere', command('notebooks'), 'folder'),
+)
+
+
+def one_sentence(text): return '\n' not in text.strip() and text.strip().endswith(('.', '!')) and len(text) < 700
+
+
+@pytest.mark.parametrize('section,what,do,says', table, ids=[f'{s}: {w}' for s, w, *_ in table])
+def test_a_mistake_gets_one_sentence(section, what, do, says, environment, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError, OSError)) as e: do(tmp_path)
+    text = str(e.value)
+    if re.fullmatch(r'exit \d', text): # argparse and `main` print theirs: the line that says it, not the list of options above it
+        out = capsys.readouterr()
+        text = (out.err or out.out).strip()
+        assert 'Traceback' not in text and says in text, text
+        text = next(l for l in text.splitlines() if says in l)
+    else:
+        assert says in text, text
+        assert one_sentence(text), text
+    said[f'{section}: {what}'] = (section, what, text.replace(str(tmp_path), '...'))
+
+said = {}
+
+def test_there_are_enough_mistakes_and_all_are_told():
+    assert len(table) >= 60 and len({(s, w) for s, w, *_ in table}) == len(table)
+    if len(said) == len(table):
+        kept('Bad input', 'A mistake gets one sentence', f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in table))}, as listed below", len(table),
+             'each time one sentence that names the file, the line or the value, before any training', rows=[('In', 'Mistake', 'What it says'), *said.values()])
+
+
+# Every parser against made-up files: a right answer, checked by a second reading, or a clear error
+
+def clear(e, path):
+    "An error that a person can use: of the two kinds, one line, with the file's name, and not from inside pandas or Python."
+    text = str(e)
+    assert type(e) in (ValueError, FileNotFoundError), f'{type(e).__name__}: {e}'
+    assert '\n' not in text and text.endswith('.') and Path(path).name in text, text
+
+
+tally = {}
+
+def outcome(parser, right): tally.setdefault(parser, [0, 0])[0 if right else 1] += 1
+
+@cache
+def folder():
+    import atexit
+    import tempfile
+    d = tempfile.TemporaryDirectory()
+    atexit.register(d.cleanup)
+    return Path(d.name)
+
+
+number = st.one_of(st.floats(width=32).map(str), st.integers(-10**6, 10**6).map(str), st.sampled_from(['1e400', '-1e400', 'nan', '1_000', '٣', '0x10', '1e-320', '1,5', '', 'x', '-0', '+1', '1.', '.5']))
+blank = st.sampled_from([' ', '  ', '\t', ' \t '])
+newline = st.sampled_from(['\n', '\r\n', '\n\n', ' \n'])
+
+@st.composite
+def matrix_file(draw, right):
+    "The text `right` with some of it changed, or anything at all."
+    how = draw(st.integers(0, 5))
+    if how == 0: return draw(st.binary(max_size=200))
+    if how == 1: return draw(st.text(max_size=200)).encode('utf-8', 'replace')
+    words = [line.split() for line in right.splitlines()]
+    if how >= 3:
+        for _ in range(draw(st.integers(0, 3))):
+            row = draw(st.sampled_from([i for i, w in enumerate(words) if w]))
+            if words[row]: words[row][draw(st.integers(0, len(words[row])-1))] = draw(number)
+    text = ''.join(draw(blank).join(w) + draw(newline) for w in words)
+    if how == 2: text = text[:draw(st.integers(0, len(text)))]
+    if how == 5: text = text + draw(st.text(max_size=20))
+    return text.encode('utf-8', 'replace')
+
+
+def plain_rows(raw):
+    "A second reading: rows of plain decimal numbers, or None."
+    rows = [w for w in (line.split() for line in re.split(r'\r\n|\r|\n', raw.decode('utf-8'))) if w]
+    if not all(re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?', o, flags=re.ASCII) for r in rows for o in r): return None
+    rows = [[float(o) for o in r] for r in rows]
+    return rows if all(np.isfinite(o) for r in rows for o in r) else None
+
+
+@fuzz
+@given(raw=matrix_file(pose_text))
+def test_any_pose(raw):
+    from lesson6.head_pose import get_ctr, read_centre
+    f = folder()/'pose'/'frame_00001_rgb.jpg'
+    f.parent.mkdir(exist_ok=True)
+    (f.parent/'frame_00001_pose.txt').write_bytes(raw)
+    (f.parent/'rgb.cal').write_text(cal_text)
+    try: x, y, z = read_centre(f)
+    except Exception as e: clear(e, 'frame_00001_pose.txt'); outcome('poses', False); return
+    rows = plain_rows(raw)
+    assert rows is not None and [len(r) for r in rows] == [3]*4 and [x, y, z] == rows[3] and z > 0, (raw, x, y, z)
+    try: ctr = get_ctr(f)
+    except Exception as e: clear(e, 'frame_00001_pose.txt'); outcome('poses', False); return
+    assert ctr.isfinite().all() and np.allclose(ctr, [517.679*x/z + 320, 517.679*y/z + 240.5], rtol=1e-5)
+    outcome('poses', True)
+
+
+@fuzz
+@given(raw=matrix_file(cal_text))
+def test_any_calibration(raw):
+    from lesson6.head_pose import read_calibration
+    path = folder()/'rgb.cal'
+    path.write_bytes(raw)
+    try: cal = read_calibration(path)
+    except Exception as e: clear(e, path); outcome('calibrations', False); return
+    rows = plain_rows(b'\n'.join(b' '.join(l.split()) for l in raw.splitlines() if l.strip()).split(b'\n')[0]) and plain_rows(b'\n'.join([l for l in re.split(rb'\r\n|\r|\n', raw) if l.strip()][:3]))
+    assert rows and cal.tolist() == rows and cal[0, 0] > 0 and cal[1, 1] > 0 and rows[2] == [0, 0, 1], (raw, cal)
+    outcome('calibrations', True)
+
+
+name_part = st.text(st.characters(blacklist_characters='/\x00', blacklist_categories=('Cs',)), max_size=12)
+
+@fuzz
+@given(folders=st.lists(name_part, max_size=2), breed_=st.one_of(name_part, st.sampled_from(['Bengal', 'great_pyrenees', 'pug_2'])), number=st.one_of(st.integers(0, 999).map(str), name_part), end=st.sampled_from(['.jpg', '.JPG', '.jpeg', '.png', '', '.jpg.txt']), sep=st.sampled_from(['_', '-', '']))
+def test_any_file_name(folders, breed_, number, end, sep):
+    from lesson6.pets import breed, is_cat
+    path = Path(*folders, breed_ + sep + number + end)
+    try: got = breed(path)
+    except Exception as e:
+        assert type(e) is ValueError and str(path) in str(e) and str(e).endswith('.')
+        outcome('file names', False)
+        assert not re.fullmatch(r'[A-Za-z_]+_[0-9]+\.jpg', path.name), path
+        return
+    base, underscore, rest = path.name.rpartition('_')
+    assert underscore and got == base and base and re.fullmatch(r'[0-9]+\.jpe?g', rest, re.IGNORECASE), (path, got)
+    assert is_cat(path) == base[0].isupper()
+    outcome('file names', True)
+
+
+field = st.one_of(st.sampled_from(['car', 'car person', 'dog', '', 'True', 'False', ' car ', 'nan', 'NA', '"car"', 'unicorn', '1', '0', '000001.jpg', '../x', '"a\nb"', 'car;dog']), st.text(max_size=8))
+
+@st.composite
+def labels_file(draw):
+    how = draw(st.integers(0, 4))
+    if how == 0: return draw(st.binary(max_size=200))
+    head = draw(st.sampled_from(['fname,labels,is_valid']*6 + ['fname,labels', 'fname;labels;is_valid', 'labels,fname,is_valid', 'fname,labels,is_valid,labels', 'fname,labels,is_valid,notes', '']))
+    rows = [f'{i:06d}.jpg,{draw(st.sampled_from(["car", "car person", "dog"]))},{draw(st.sampled_from(["True", "False"]))}' for i in draw(st.permutations(range(8)))]
+    if 'notes' in head: rows = [r + ',x' for r in rows]
+    if head.startswith('labels'): rows = [','.join([r.split(',')[1], r.split(',')[0], r.split(',')[2]]) for r in rows]
+    for _ in range(draw(st.integers(0, 2)) if how > 1 else 0):
+        i = draw(st.integers(0, len(rows)-1)); words = rows[i].split(',')
+        j = draw(st.integers(0, len(words)-1))
+        what = draw(st.integers(0, 3))
+        if what == 0: words[j] = draw(field)
+        if what == 1: words.append(draw(field))
+        if what == 2: words.pop()
+        rows[i] = ','.join(words)
+    text = draw(newline).join([head, *rows]) + draw(st.sampled_from(['', '\n']))
+    if how == 4: text = text[:draw(st.integers(0, len(text)))]
+    return draw(st.sampled_from(['', '\ufeff'])).encode() + text.encode(draw(st.sampled_from(['utf-8']*5 + ['utf-16', 'latin-1'])), 'replace')
+
+
+@fuzz
+@given(raw=labels_file())
+def test_any_table_of_labels(raw):
+    import csv
+    import io
+    from lesson6.multilabel import read_labels, voc_labels
+    p = folder()/'labels'
+    if not p.is_dir():
+        for i in range(8): picture(p/'train'/f'{i:06d}.jpg', (2, 2))
+    (p/'train.csv').write_bytes(raw)
+    try: df = read_labels(p)
+    except Exception as e:
+        assert type(e) in (ValueError, FileNotFoundError) and '\n' not in str(e) and str(e).endswith('.') and ('train' in str(e) or 'is_valid' in str(e)), f'{type(e).__name__}: {e}'
+        outcome('labels', False)
+        return
+    rows = list(csv.reader(io.StringIO(raw.decode('utf-8-sig'), newline='')))
+    rows = [r for r in rows if r and any(x.strip() for x in r)]
+    head, rows = rows[0], rows[1:]
+    assert all(len(r) == len(head) for r in rows), (raw, df)
+    want = [[r[head.index('fname')], r[head.index('labels')].split(), r[head.index('is_valid')].strip().lower() == 'true'] for r in rows]
+    got = [[f, l.split(), bool(v)] for f, l, v in zip(df['fname'], df['labels'], df['is_valid'])]
+    assert got == want and all(l in voc_labels for _, ls, _ in got for l in ls), (raw, got, want)
+    outcome('labels', True)
+
+
+def test_what_the_parsers_made_of_it():
+    for parser, (right, refused) in tally.items():
+        assert right >= examples/50 and refused >= examples/50, f'{parser}: {right} read, {refused} refused'
+        kept('Bad input', f'Made-up {parser}', 'files that hypothesis makes up: right ones, right ones with something changed, cut off, or bytes of any kind', right + refused,
+             f'{right:,} read, with the numbers of a second, independent reading; {refused:,} refused with a clear ValueError or FileNotFoundError; no other error, no wrong number')
