@@ -309,6 +309,32 @@ esac
     assert any('pip install' in l for l in make('run'))
 
 
+def test_make_lab(tmp_path):
+    "JupyterLab starts on the notebooks, and opens one."
+    from urllib.error import URLError
+    from urllib.request import Request, urlopen
+    from test_site import checkout
+    (checkout(tmp_path)/'nbs').symlink_to(root/'nbs')
+    (tmp_path/'config').mkdir()
+    (tmp_path/'config'/'jupyter_server_config.json').write_text(json.dumps({'ServerApp': {'open_browser': False, 'port': 0, 'ip': '127.0.0.1', 'allow_root': True}, 'IdentityProvider': {'token': 'letmein'}}))
+    env = {**os.environ, **{f'JUPYTER_{k}_DIR': str(tmp_path/'config') for k in ('CONFIG', 'DATA', 'RUNTIME')}}
+    lab = subprocess.Popen(['make', 'lab'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        url = next(m[0] for line in lab.stdout if (m := re.search(r'http://127\.0\.0\.1:\d+', line)))
+        until = time.time() + 30
+        while True:  # the line stands there a moment before the door is open
+            try: held = json.loads(urlopen(f'{url}/api/contents/00_data.ipynb?token=letmein', timeout=20).read())
+            except URLError:
+                if time.time() > until: raise
+                time.sleep(.2)
+            else: break
+        assert held['content']['cells'][0]['source'].startswith('# Data')
+        assert b'JupyterLab' in urlopen(f'{url}/lab/tree/00_data.ipynb?token=letmein', timeout=20).read()
+        urlopen(Request(f'{url}/api/shutdown?token=letmein', method='POST', headers={'Authorization': 'token letmein'}), timeout=20).close()
+        lab.communicate(timeout=20)
+    finally: lab.kill()
+
+
 def test_make_refuses_an_old_python(tmp_path):
     for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'): shutil.copy2(root/name, tmp_path)
     old = tmp_path/'python'

@@ -1,0 +1,138 @@
+"""Every command in the README is run by a test, and every block of Python too, on a few files of our own.
+
+What takes a network or minutes is not run here a second time: the table below says where it is.
+"""
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lesson6.data import lesson_path
+from lesson6.site import open_links, repository
+
+root = Path(__file__).parent.parent
+readme = (root/'README.md').read_text(encoding='utf-8')
+blocks = re.findall(r'```(\w+)\n(.*?)```', readme, re.S)
+written = [c.strip() for kind,text in blocks if kind == 'sh' for line in text.splitlines() for c in line.split('&&')]
+written += re.findall(r'^\| `([^`]+)` \|', readme, re.M) + re.findall(r'`((?:make|lesson6) [^`]+)`', readme)
+
+# A command, and the place that runs it: a file, and what stands there.
+run_by = {
+    'git clone https://github.com/lesson6/lesson6': ('.github/workflows/test.yaml', 'actions/checkout'),
+    'cd lesson6': ('.ci/run', 'cd "$(dirname "$0")/.."'),
+    'make run': ('.github/workflows/docs.yaml', '- run: make run'),
+    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=run']"),
+    'make run NB=01_pet_breeds DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
+    'make run DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
+    'make lab': ('tests/test_command.py', "['make', 'lab'"),
+    'make test': ('.ci/run', 'make test'),
+    'make check': ('.ci/run', 'make check'),
+    'make docs': ('tests/test_site.py', "['make', 'docs']"),
+    'python3 -m venv .venv': ('Makefile', '$(PYTHON) -m venv .venv'),
+    ".venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'": ('Makefile', "--constraint constraints.txt --editable '.[dev,docs]'"),
+    '.venv/bin/lesson6 run': ('Makefile', '$(bin)/lesson6 run'),
+    'pip install git+https://github.com/lesson6/lesson6': ('tests/test_packaging.py', "'pip', '--python'"),
+    'lesson6 notebooks': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
+    'lesson6 notebooks my-lesson6': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
+    'lesson6 data': ('tests/test_packaging.py', "lesson6('data')"),
+    'lesson6 run': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
+    'lesson6 run collab': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
+    'lesson6 doctor': ('tests/test_packaging.py', "lesson6('doctor')"),
+    'lesson6 run --help': ('tests/test_command.py', "name, '--help'"),
+}
+
+
+@pytest.mark.parametrize('command', dict.fromkeys(written))
+def test_command_is_run(command):
+    assert command in run_by, f'no test runs `{command}`'
+    file, how = run_by[command]
+    assert how in (root/file).read_text(encoding='utf-8'), f'{file} no longer runs `{command}`'
+
+
+def test_nothing_is_listed_that_the_readme_does_not_say():
+    assert set(run_by) == set(written)
+
+
+def test_make_targets_exist():
+    targets = set(re.search(r'^\.PHONY: (.*)$', (root/'Makefile').read_text(), re.M)[1].split())
+    assert {c.split()[1] for c in written if c.startswith('make ')} <= targets
+
+
+# Python
+
+def few(name, to, files):
+    "The named files of a twin, in a folder with a name from the README."
+    path = lesson_path(name)
+    for f in files:
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path/f, to/f)
+    return path
+
+
+def my_pets(to):
+    path = lesson_path('pets')
+    breeds = sorted({p.name.rpartition('_')[0] for p in (path/'images').glob('*.jpg')})[:3]
+    few('pets', to, [p.relative_to(path) for b in breeds for p in sorted((path/'images').glob(f'{b}_*.jpg'))[:8]])
+    shutil.copyfile(next((to/'images').glob('*.jpg')), to/'images'/'Corgi_1.jpg')
+
+
+def my_pictures(to):
+    path = lesson_path('pascal')
+    lines = (path/'train.csv').read_text().splitlines()[:40]
+    few('pascal', to, [f"train/{l.split(',')[0]}" for l in lines[1:]])
+    first = lines[1].split(',')[0]
+    (to/'train'/first).rename(to/'train'/'holiday.jpg')
+    (to/'train.csv').write_text('\n'.join(lines).replace(first, 'holiday.jpg') + '\n')
+
+
+def my_heads(to):
+    path = lesson_path('biwi')
+    for person in '01', '02':
+        few('biwi', to, [f'{person}/rgb.cal'] + [f.relative_to(path) for p in sorted((path/person).glob('*_rgb.jpg'))[:18] for f in (p, p.with_name(p.name.replace('_rgb.jpg', '_pose.txt')))])
+
+
+def my_ratings(to):
+    few('movielens', to, ['u.item', 'u.data'])
+    lines = (to/'u.data').read_text().splitlines(keepends=True)
+    (to/'u.data').write_text(''.join(lines[:2000]))
+
+
+@pytest.mark.parametrize('code', [text for kind,text in blocks if kind == 'python'], ids=lambda c: re.findall(r'from lesson6\.(\w+)', c)[-1])
+def test_own_data(code, tmp_path, environment, monkeypatch):
+    "The README's own lines. The network is our small one, which needs no download, and one epoch is enough to see them run."
+    import fastai.vision.all as vision
+    import torchvision.models as models
+    from fastai.learner import Learner
+    from lesson6.mini.network import drawnet10
+    monkeypatch.delenv('LESSON6_CACHE')
+    for name in 'resnet18', 'resnet34', 'resnet50':
+        for place in models, vision: monkeypatch.setattr(place, name, drawnet10)
+    fit = Learner.fit_one_cycle
+    monkeypatch.setattr(Learner, 'fit_one_cycle', lambda self, n_epoch, *args, **kwargs: fit(self, 1, *args, **kwargs))
+    for name, make in {'my-pets': my_pets, 'my-pictures': my_pictures, 'my-heads': my_heads, 'my-ratings': my_ratings}.items():
+        if f"'{name}" in code: make(tmp_path/name)
+    monkeypatch.chdir(tmp_path)
+    heads = re.findall(r'my-heads/01/(frame_\d+_rgb\.jpg)', code)
+    if heads and not (tmp_path/'my-heads'/'01'/heads[0]).exists(): code = code.replace(heads[0], sorted(p.name for p in (tmp_path/'my-heads'/'01').glob('*_rgb.jpg'))[0])
+    *lines, last = code.strip().splitlines()
+    names = {}
+    exec('\n'.join(lines), names)
+    assert eval(last, names) is not None
+
+
+# The table of sections
+
+def test_every_section_is_in_the_table():
+    for path in sorted((root/'nbs').glob('0[1-9]_*.ipynb')):
+        row = next(l for l in readme.splitlines() if f'](nbs/{path.name})' in l)
+        for where, link in open_links(path.stem).items(): assert f'[{where}]({link})' in row
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r'\]\(([^)\s]+)\)', readme):
+        if not target.startswith('http'): assert (root/target).exists(), target
+
+
+def test_own_address():
+    for link in re.findall(r'https://github\.com/[\w.-]+/[\w.-]+', readme): assert link == repository() or 'lesson6' not in link, link
