@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SIDE', 'CROP', 'TAU', 'ys', 'xs', 'textures', 'outlines', 'N_FIGURES', 'parts', 'N_RECIPES', 'questions', 'numbers',
            'N_NUMBERS', 'N_OUT', 'CHUNK', 'HELD_OUT', 'texture', 'figures', 'figure_mask', 'colour', 'recipe', 'Sheet',
-           'draw_picture', 'draw_pictures', 'ResBlock', 'DrawNet', 'save_weights', 'read_weights', 'load_weights',
-           'weights_path', 'drawnet10', 'drawnet18', 'loss_parts', 'make_batch', 'score', 'deepen', 'pretrain', 'main']
+           'draw_picture', 'draw_pictures', 'ResBlock', 'Stage', 'DrawNet', 'save_weights', 'read_weights',
+           'load_weights', 'weights_path', 'drawnet10', 'drawnet18', 'loss_parts', 'make_batch', 'score', 'deepen',
+           'pretrain', 'main']
 
-# %% ../../nbs/mini/network.ipynb #f74ed613
-import argparse, json, math, os, shlex, sys, time
+# %% ../../nbs/mini/network.ipynb #39d03b45
+import argparse, json, math, os, time
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -481,7 +482,23 @@ class ResBlock(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
-# %% ../../nbs/mini/network.ipynb #c81447f8
+# %% ../../nbs/mini/network.ipynb #75bbe4b0
+class Stage(nn.Sequential):
+    "Blocks one after another; a halving stage puts its input, halved, beside their result"
+    def __init__(self,
+        ni:int,     # channels its blocks use, the first ones of what comes in
+        nf:int,     # channels its blocks make
+        depth:int,  # how many blocks
+        stride:int, # 2: halves, and hands on
+    ):
+        super().__init__(ResBlock(ni, nf, stride), *[ResBlock(nf, nf) for _ in range(depth-1)])
+        self.ni, self.stride = ni, stride
+
+    def forward(self, x):
+        y = super().forward(x[:,:self.ni])
+        return y if self.stride == 1 else torch.cat([y, F.max_pool2d(x, 2, ceil_mode=True)], 1)
+
+# %% ../../nbs/mini/network.ipynb #b8dd280d
 class DrawNet(nn.Module):
     "A small ResNet whose shortcuts have no weights; its parts have the names that torchvision's ResNets use"
     def __init__(self,
@@ -493,8 +510,7 @@ class DrawNet(nn.Module):
         ni = widths[0]
         self.conv1, self.bn1, self.relu, self.maxpool = _conv(3, ni, 7, 2), nn.BatchNorm2d(ni), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
         for i,(depth,nf) in enumerate(zip(depths, widths)):
-            blocks = [ResBlock(ni, nf, stride=2 if i else 1)] + [ResBlock(nf, nf) for _ in range(depth-1)]
-            setattr(self, f'layer{i+1}', nn.Sequential(*blocks))
+            setattr(self, f'layer{i+1}', Stage(ni, nf, depth, stride=2 if i else 1))
             ni = nf
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(ni, n_out)
         for m in self.modules():
@@ -503,7 +519,7 @@ class DrawNet(nn.Module):
 
     def forward(self, x):
         for part in list(self.children())[:-1]: x = part(x)
-        return self.fc(x.flatten(1))
+        return self.fc(x.flatten(1)[:,:self.fc.in_features])   # the last stage's own result
 
 # %% ../../nbs/mini/network.ipynb #96dbd118
 def save_weights(
@@ -713,7 +729,7 @@ def _save(file, **what):
     torch.save(what, part)
     part.replace(file)
 
-# %% ../../nbs/mini/network.ipynb #f898b0c4
+# %% ../../nbs/mini/network.ipynb #423628df
 HELD_OUT = 2500   # the first pictures of a seed are for the score
 
 def _arguments(argv=None):
@@ -730,7 +746,12 @@ def _arguments(argv=None):
     p.add_argument('--out', help='default: NAME.safetensors')
     return p.parse_args(argv)
 
-# %% ../../nbs/mini/network.ipynb #8b625685
+def _command(a):
+    "The command that makes the same weights, without what only says where files are kept"
+    given = {k: v for k,v in vars(a).items() if k not in ('name','folder','out','threads') and v != _arguments([a.name, '--steps', '1']).__dict__[k]}
+    return ' '.join(['python -m lesson6.mini.network', a.name, *(f'--{k} {v}' for k,v in ({'steps': a.steps, 'seed': a.seed} | given).items())])
+
+# %% ../../nbs/mini/network.ipynb #752f62c2
 def main(argv=None):
     "The command: draws, trains, scores, writes the weights"
     from tqdm import tqdm
@@ -744,8 +765,7 @@ def main(argv=None):
     def report(line): print(line, flush=True)
     result = pretrain(model, rest, a.steps, a.seed, a.lr, a.bs, checkpoint=Path(a.folder)/f'{a.name}.pt', report=report)
     marks = {k: round(v, 3) for k,v in score(model, held).items()}
-    command = shlex.join(['python', '-m', 'lesson6.mini.network', *(sys.argv[1:] if argv is None else argv)])
-    save_weights(model, a.out or f'{a.name}.safetensors', command=command, minutes=round(result['seconds']/60, 1), seed=a.seed, score=json.dumps(marks))
+    save_weights(model, a.out or f'{a.name}.safetensors', command=_command(a), minutes=round(result['seconds']/60, 1), seed=a.seed, score=json.dumps(marks))
     print(marks)
 
 if __name__ == '__main__' and globals().get('__package__') == 'lesson6.mini': main()
