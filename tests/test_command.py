@@ -318,7 +318,7 @@ def test_make_lab(tmp_path):
     (tmp_path/'config').mkdir()
     (tmp_path/'config'/'jupyter_server_config.json').write_text(json.dumps({'ServerApp': {'open_browser': False, 'port': 0, 'ip': '127.0.0.1', 'allow_root': True}, 'IdentityProvider': {'token': 'letmein'}}))
     env = {**os.environ, **{f'JUPYTER_{k}_DIR': str(tmp_path/'config') for k in ('CONFIG', 'DATA', 'RUNTIME')}}
-    lab = subprocess.Popen(['make', 'lab'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lab = subprocess.Popen(['make', 'lab'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         url = next(m[0] for line in lab.stdout if (m := re.search(r'http://127\.0\.0\.1:\d+', line)))
         until = time.time() + 30
@@ -332,7 +332,8 @@ def test_make_lab(tmp_path):
         assert b'JupyterLab' in urlopen(f'{url}/lab/tree/00_data.ipynb?token=letmein', timeout=20).read()
         urlopen(Request(f'{url}/api/shutdown?token=letmein', method='POST', headers={'Authorization': 'token letmein'}), timeout=20).close()
         lab.communicate(timeout=20)
-    finally: lab.kill()
+    finally:
+        if lab.poll() is None: os.killpg(lab.pid, signal.SIGKILL)
 
 
 def test_make_refuses_an_old_python(tmp_path):

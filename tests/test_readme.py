@@ -88,7 +88,7 @@ def my_pictures(to):
 
 def my_heads(to):
     path = lesson_path('biwi')
-    for person in '01', '02':
+    for person in '01', '02', '03':
         few('biwi', to, [f'{person}/rgb.cal'] + [f.relative_to(path) for p in sorted((path/person).glob('*_rgb.jpg'))[:18] for f in (p, p.with_name(p.name.replace('_rgb.jpg', '_pose.txt')))])
 
 
