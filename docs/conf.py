@@ -31,6 +31,7 @@ html_css_files = ['lesson6.css']
 html_js_files = [('lesson6.js', {'defer': 'defer'})]
 html_favicon = 'static/favicon.svg'
 html_copy_source = False
+html_use_index = html_domain_indices = False  # the reference and the search say more
 html_show_sourcelink = False
 html_show_sphinx = False
 html_show_search_summary = False  # it would be fetched, which a page opened from a file may not do

@@ -227,7 +227,7 @@ def notebooks(
         shutil.copyfile(p, to)
     print(f'{len(pairs)} notebooks in {folder}: jupyter lab {folder}')
 
-# %% ../nbs/run.ipynb #17339fad
+# %% ../nbs/run.ipynb #8ad0b966
 def dataset_path(
     name:str, # one of `lesson6.data.folders`
 ) -> Path:    # its folder, whether or not it is there
@@ -247,14 +247,16 @@ def look_at_data(
     get:bool=False,  # draw or download it if it isn't there
 ) -> tuple:          # (whether it is whole, a line about it)
     "Whether a data set is there and whole"
+    from importlib import import_module
     from tqdm import tqdm
     from lesson6.data import check_dataset, full_counts, lesson_path, profile
     path = dataset_path(name)
+    expected = import_module(f'lesson6.mini.{name}').expected if profile.drawn else full_counts[name] if profile.data == 'full' else None
     bar = (lambda items: tqdm(items, desc=f'{name:<10}', leave=False, file=sys.stdout)) if sys.stdout.isatty() else None
     try:
         if get: path = lesson_path(name, progress=bar)
         elif not path.is_dir(): return False, f'{name:<10} not there, it would be {_home(path)}'
-        counts = check_dataset(name, path, full_counts[name] if profile.data == 'full' else None)
+        counts = check_dataset(name, path, expected)
     except (OSError, ValueError) as e: return False, f'{name:<10} {e}'
     return True, f"{name:<10} whole: {', '.join(f'{n:,} {what}' for what,n in counts.items())}, in {_home(path)}"
 

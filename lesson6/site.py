@@ -357,7 +357,7 @@ def last_run(
     same = [c.source for c in new.cells] == [c.source for c in nb.cells]
     return (new, True) if same else (nb, False)
 
-# %% ../nbs/site.ipynb #d3275a60
+# %% ../nbs/site.ipynb #0b7cc85d
 def write_sources(
     to:Path,        # the folder to fill
     run:Path=None,  # the folder of executed notebooks; None: take them as they are stored
@@ -380,6 +380,7 @@ def write_sources(
         if ran: verdicts += read_claims(run/f'{name}.claims.jsonl')
     labels, modules = set(), {}
     for name,nb in notebooks.items():
+        for cell in figures_without_words(nb): print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what it shows.')
         page = for_readers(nb, name)
         labels |= {l[1:-2] for c in page.cells if c.cell_type == 'markdown' for l in c.source.splitlines() if re.fullmatch(r'\(def-.*\)=', l)}
         if module := module_of(nb): modules[module] = name
