@@ -22,7 +22,7 @@ from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../nbs/04_collab.ipynb #4fc27d58
+# %% ../nbs/04_collab.ipynb #fd5e3f70
 def _lines(path:Path):
     "The lines of a text file that aren't empty, with their numbers; UTF-8, or else latin-1"
     if not path.is_file(): raise FileNotFoundError(f'{path} is missing; the folder of the ratings needs u.data and u.item.')
@@ -33,7 +33,7 @@ def _lines(path:Path):
 
 def _whole(field, what, where): # text; what it is and where it stands, for the message
     "A whole number; ValueError if it isn't one"
-    if not re.fullmatch(r' *-?[0-9]{1,18} *', field): raise ValueError(f'{where}: the {what} is {field!r}; it must be a whole number.')
+    if not re.fullmatch(r' *-?[0-9]{1,18} *', field): raise ValueError(f'{where}: the {what} is {field[:40]!r}; it must be a whole number.')
     return int(field)
 
 # %% ../nbs/04_collab.ipynb #01c25dfb
@@ -50,7 +50,7 @@ def read_titles(
         titles[movie] = fields[1].strip()
     return titles
 
-# %% ../nbs/04_collab.ipynb #1de5bd24
+# %% ../nbs/04_collab.ipynb #71ba98dc
 def read_ratings(
     path:Path,             # a folder with `u.data` (user, film, rating, time; tabs between) and `u.item`
     scale:tuple=(1, 5),    # the lowest and the highest rating there may be
@@ -61,11 +61,11 @@ def read_ratings(
     if not lines: raise ValueError(f'{file} is empty; it needs a line for each rating: user, film, rating and time, with tabs between.')
     for i,line in lines:
         where, fields = f'{file}, line {i}', line.split('\t')
-        if len(fields) != 4 or not all(o.strip() for o in fields): 
-            raise ValueError(f'{where}: {line!r} is not four fields with tabs between; they are user, film, rating and time.')
+        if len(fields) != 4 or not all(o.strip() for o in fields):
+            raise ValueError(f'{where}: {line[:80]!r} is not four fields with tabs between; they are user, film, rating and time.')
         user, movie, time = (_whole(fields[j], what, where) for j,what in ((0, 'user'), (1, 'film'), (3, 'time')))
         if not re.fullmatch(r' *[0-9]+(\.[0-9]+)? *', fields[2]) or not lo <= float(fields[2]) <= hi:
-            raise ValueError(f'{where}: the rating is {fields[2]!r}; it must be a number from {lo} to {hi}.')
+            raise ValueError(f'{where}: the rating is {fields[2][:40]!r}; it must be a number from {lo} to {hi}.')
         if movie not in titles: raise ValueError(f'{where}: film {movie} has no title in u.item; add it there, or remove the line.')
         rows.append((user, movie, float(fields[2]), time, titles[movie]))
     ratings = pd.DataFrame(rows, columns=['user', 'movie', 'rating', 'timestamp', 'title'])
