@@ -19,7 +19,7 @@ setup(
     keywords=lines('keywords'),
     classifiers=lines('classifiers'),
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
+    extras_require={'distributed': lines('distributed_requirements'), 'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
     packages=[*find_packages(include=['lesson6', 'lesson6.*']), 'lesson6.nbs', 'lesson6.nbs.mini',
               'lesson6.docs', 'lesson6.docs.static'],

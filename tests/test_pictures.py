@@ -1,0 +1,58 @@
+"Presized pictures: whole or not there, the same pixels as shrinking on the spot, and usable where the cache is not."
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesson6.pictures import CropSquare, PresizedPictures
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(90, 60), (60, 90), (200, 64), (50, 50)]):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
+    return sorted(tmp_path.glob('*.png'))
+
+
+def test_the_shorter_side_is_the_size(files, tmp_path):
+    presized = PresizedPictures(files, 48, tmp_path/'cache')
+    assert [tuple(presized(f).shape) for f in files] == [(3, 48, 72), (3, 72, 48), (3, 48, 150), (3, 48, 48)]
+
+
+def test_a_cached_picture_is_the_one_shrunk_on_the_spot(files, tmp_path):
+    presized = PresizedPictures(files, 48, tmp_path/'cache')
+    cached = [presized(f) for f in files]
+    presized.index = {}
+    assert all((presized(f) == c).all() for f, c in zip(files, cached, strict=True))
+
+
+def test_a_changed_picture_is_not_taken_from_an_old_cache(files, tmp_path):
+    before = PresizedPictures(files, 48, tmp_path/'cache')
+    Image.new('RGB', (90, 60), 'red').save(files[0])
+    after = PresizedPictures(files, 48, tmp_path/'cache')
+    assert after.bytes != before.bytes and (after(files[0])[0] == 255).all()
+
+
+def test_an_unreadable_picture_is_named_and_nothing_half_made_is_used(files, tmp_path):
+    (tmp_path/'5.png').write_bytes(files[0].read_bytes()[:60])
+    with pytest.raises(ValueError, match='5.png cannot be read as a picture'): PresizedPictures([*files, tmp_path/'5.png'], 48, tmp_path/'cache')
+    assert not list((tmp_path/'cache').glob('*.bytes'))
+    with pytest.raises(ValueError, match='no pictures to presize'): PresizedPictures([], 48, tmp_path/'cache')
+
+
+def test_a_copy_sent_to_another_place_works_with_and_without_the_cache(files, tmp_path):
+    presized = PresizedPictures(files, 48, tmp_path/'cache')
+    sent = pickle.dumps(presized)
+    assert len(sent) < 1000 and (pickle.loads(sent)(files[0]) == presized(files[0])).all()
+    presized.bytes.unlink()
+    assert (pickle.loads(sent)(files[0]) == presized(files[0])).all()
+
+
+def test_training_crops_move_and_validation_crops_do_not(files, tmp_path):
+    presized = PresizedPictures(files, 48, tmp_path/'cache')
+    crop = CropSquare(48)
+    train = {bytes(crop(presized(files[2]), split_idx=0).numpy()) for _ in range(20)}
+    valid = {bytes(crop(presized(files[2]), split_idx=1).numpy()) for _ in range(20)}
+    assert len(train) > 10 and len(valid) == 1

@@ -1,0 +1,78 @@
+"Training from the command line: broken off, taken up again, and shared by two processes of which one is killed."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+command = [sys.executable, '-m', 'lesson6.train', 'collab', '--bs', '256']
+launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+          '--dynamo_backend', 'no', '--num_cpu_threads_per_process', '1', '--main_process_port', '0', '-m', 'lesson6.train', 'collab', '--bs', '256']
+
+
+def history(out):
+    return [row[1] for row in torch.load(out/'collab'/'checkpoint.pt', weights_only=True)['history']]
+
+
+def run(*args, words=command):
+    return subprocess.run([*words, *map(str, args)], capture_output=True, text=True, timeout=300)
+
+
+def wait_for(path, process):
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, f'{path.name} never came'
+        time.sleep(0.02)
+
+
+def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path):
+    assert run('--epochs', 3, '--out', tmp_path/'whole').returncode == 0
+    broken = subprocess.Popen([*command, '--epochs', '3', '--out', str(tmp_path/'broken')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path/'broken'/'collab'/'checkpoint.pt', broken)
+    broken.kill()
+    broken.wait()
+    done = len(history(tmp_path/'broken'))
+    assert done < 3, 'it was killed too late for this test to show anything'
+    again = run('--epochs', 3, '--out', tmp_path/'broken')
+    assert again.returncode == 0 and f'{done} of 3 epochs were done before' in again.stdout
+    assert history(tmp_path/'broken') == history(tmp_path/'whole')
+    assert {p.name for p in (tmp_path/'broken'/'collab').iterdir()} == {'checkpoint.pt', 'learner.pkl'}
+
+
+def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
+    one, two = tmp_path/'one', tmp_path/'two'
+    assert run('--epochs', 4, '--out', one).returncode == 0
+    both = subprocess.Popen([*launch, '--epochs', '4', '--out', str(two)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(two/'collab'/'checkpoint.pt', both)
+    before = len(history(two))
+    children = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(both.pid)], capture_output=True, text=True).stdout
+    workers = [int(line.split()[0]) for line in children.splitlines() if 'lesson6.train' in line]
+    assert len(workers) == 2, children
+    os.kill(workers[1], signal.SIGKILL)
+    said, _ = both.communicate(timeout=120)
+    assert both.returncode != 0 and 'SIGKILL' in said, said[-2000:]
+    kept = len(history(two))
+    assert before <= kept < 4
+    again = run('--epochs', 4, '--out', two, words=launch)
+    assert again.returncode == 0 and f'{kept} of 4 epochs were done before' in again.stdout, again.stdout + again.stderr
+    assert 'trained by 2 processes' in again.stdout and len(history(two)) == 4 and abs(history(two)[-1] - history(one)[-1]) < 0.003
+
+
+@pytest.mark.parametrize('args, sentence', [
+    (['--epochs', '0'], 'at least one epoch is needed'),
+    (['--bs', '1'], 'need a batch of at least 2'),
+])
+def test_what_cannot_be_trained_is_said_in_one_sentence(tmp_path, args, sentence):
+    done = run(*args, '--out', tmp_path)
+    assert done.returncode == 1 and sentence in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_an_unknown_section_and_pictures_on_two_processors(tmp_path, monkeypatch):
+    from lesson6.train import train_section
+    with pytest.raises(ValueError, match="no section 'poetry'.*pets, multilabel, head_pose, collab"): train_section('poetry', out=tmp_path)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='pets on 2 processes needs a GPU for each'): train_section('pets', out=tmp_path)
