@@ -57,11 +57,11 @@ _regular = {
     'bricks':   lambda u,v,f,p,rng: _bricks(u, v, f),
 }
 
-# %% ../../nbs/mini/network.ipynb #f7fac5b2
+# %% ../../nbs/mini/network.ipynb #d16f39ea
 def texture(
     kind:str,                # one of `textures`
     rng:np.random.Generator,
-) -> np.ndarray:             # (SIDE, SIDE), 0..1: how much of the second colour
+) -> np.ndarray:             # (SIDE, SIDE), how much of the second colour: 0..1, in 'grain' a little beyond
     "A texture at a random angle, scale and place"
     angle, f = rng.uniform(0,TAU), rng.uniform(5,16)
     cx, cy, phase = rng.uniform(-.6,.6), rng.uniform(-.6,.6), rng.uniform(0,TAU)

@@ -1,0 +1,273 @@
+"The small pretrained networks: what ships, how fastai sees them, and what they are worth."
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Normalize, RandomSplitter, Resize, aug_transforms,
+                               error_rate, get_image_files, imagenet_stats, set_seed, vision_learner)
+from torch import nn
+
+from lesson6.mini import network
+from lesson6.mini.network import drawnet10, drawnet18, draw_picture, load_weights, read_weights, save_weights, weights_path
+
+both = pytest.mark.parametrize('arch', [drawnet10, drawnet18])
+
+
+def fixed_input(): return torch.sin(torch.arange(2*3*64*64, dtype=torch.float32)*.37).reshape(2, 3, 64, 64)
+
+
+# What ships
+
+@both
+def test_small_and_noted(arch):
+    path = weights_path(arch.__name__)
+    assert path.stat().st_size <= 5_000_000
+    state, notes = read_weights(path)
+    assert {'command', 'minutes', 'seed', 'score'} <= set(notes)
+    assert notes['command'].startswith(f'python -m lesson6.mini.network {arch.__name__} --steps')
+    assert all(v.isfinite().all() for v in state.values())
+
+
+@both
+def test_name_is_number_of_layers(arch):
+    layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in arch().modules())
+    assert arch.__name__ == f'drawnet{layers}'
+
+
+@both
+def test_pretrained_and_weights_are_the_same(arch):
+    a, b, c = arch(pretrained=True), arch(weights='DEFAULT'), arch(weights=weights_path(arch.__name__))
+    for x, y, z in zip(a.state_dict().values(), b.state_dict().values(), c.state_dict().values()):
+        assert torch.equal(x, y) and torch.equal(x, z)
+    torch.manual_seed(0)
+    assert not torch.equal(arch().conv1.weight, a.conv1.weight)
+
+
+# The first six outputs for `fixed_input()`; new weights have new ones.
+outputs = {'drawnet10': [-13.2268, -18.805, -8.9065, -13.6638, -14.5844, -9.0592],
+           'drawnet18': [-16.1566, -21.604, -11.6582, -15.3919, -16.6315, -11.0583]}
+
+
+@both
+def test_fixed_output(arch):
+    with torch.no_grad(): out = arch(pretrained=True).eval()(fixed_input())[0,:6]
+    torch.testing.assert_close(out, torch.tensor(outputs[arch.__name__]), atol=2e-3, rtol=2e-3)
+
+
+@both
+@pytest.mark.parametrize('size', [(60,80), (64,64), (128,128), (224,224), (33,47)])
+def test_any_size(arch, size):
+    with torch.no_grad(): assert arch(pretrained=True).eval()(torch.rand(2, 3, *size)).isfinite().all()
+
+
+def test_drawings_are_the_ones_trained_on():
+    "A change to a recipe would make the noted command untrue"
+    drawn = [draw_picture(42, i) for i in range(20)]
+    sums = [int(p[0].astype(np.int64).sum()) for p in drawn]
+    assert [int(p[1][0]) for p in drawn] == recipes_of_42
+    assert np.abs(np.array(sums)/np.array(sums_of_42) - 1).max() < .01   # other versions of Pillow round otherwise
+
+
+recipes_of_42 = [35, 255, 88, 309, 159, 104, 271, 192, 163, 321, 338, 186, 218, 50, 395, 300, 156, 77, 367, 135]
+sums_of_42 = [2296633, 2073733, 1685855, 2180251, 1563420, 1477455, 1387080, 2681662, 2471922, 1850551,
+              1953021, 1760877, 2111481, 3303462, 997226, 2352376, 1402390, 1936697, 1553315, 1777775]
+
+
+# Weights that don't fit
+
+def test_weights_of_the_other_network(tmp_path):
+    with pytest.raises(ValueError, match=r'The weights in .*drawnet10.safetensors are not those of this network: it has no layer1\.1\.'):
+        load_weights(drawnet18(), weights_path('drawnet10'))
+    with pytest.raises(ValueError, match=r'drawnet18.safetensors are not those of this network: the network has no layer1\.1\.'):
+        drawnet10(weights=weights_path('drawnet18'))
+
+
+def test_weights_of_another_shape():
+    with pytest.raises(ValueError, match=r'fc\.weight is \(791, 224\) and should be \(37, 224\)'): drawnet10(pretrained=True, n_out=37)
+
+
+def test_a_refused_file_changes_nothing():
+    model = drawnet18()
+    before = {k: v.clone() for k,v in model.state_dict().items()}
+    with pytest.raises(ValueError): load_weights(model, weights_path('drawnet10'))
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('content', [b'', b'not weights', 'half'])
+def test_broken_file(tmp_path, content):
+    whole = weights_path('drawnet10').read_bytes()
+    file = tmp_path/'broken.safetensors'
+    file.write_bytes(whole[:len(whole)//2] if content == 'half' else content)
+    with pytest.raises(ValueError, match='broken.safetensors is not a whole safetensors file'): drawnet10(weights=file)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='There are no weights at .*nowhere.safetensors'): drawnet10(weights=tmp_path/'nowhere.safetensors')
+
+
+def test_saved_weights_come_back(tmp_path):
+    model = drawnet10()
+    save_weights(model, tmp_path/'w.safetensors', why='a test')
+    again = drawnet10(weights=tmp_path/'w.safetensors')
+    for a, b in zip(model.state_dict().values(), again.state_dict().values()): torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    assert read_weights(tmp_path/'w.safetensors')[1] == {'why': 'a test'}
+    assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
+
+
+# As fastai sees them
+
+@pytest.fixture
+def dls(tmp_path):
+    for i in range(24): Image.fromarray(draw_picture(1, i)[0]).save(tmp_path/f'{"ab"[i%2]}_{i}.png')
+    return ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), first_letter, bs=8, num_workers=0)
+
+
+def first_letter(name): return name[0]
+
+
+@both
+def test_cut_split_freeze(arch, dls):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn = vision_learner(dls, arch, metrics=error_rate)
+    assert any(isinstance(f, Normalize) for f in dls.after_batch.fs)
+    whole = arch(pretrained=True).state_dict()
+    body = list(learn.model[0].state_dict().values())
+    assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b) for a,b in zip(body, whole.values()))
+    groups = learn.opt.param_lists
+    assert len(groups) == 3 and all(len(g) > 4 for g in groups)
+    assert sum(map(len, groups)) == len(list(learn.model.parameters()))
+    assert len({id(p) for g in groups for p in g}) == len(list(learn.model.parameters()))
+    convs = [m.weight for m in learn.model[0].modules() if isinstance(m, nn.Conv2d)]
+    before = [w.detach().clone() for w in convs]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        assert all(torch.equal(a, b) for a,b in zip(before, convs))
+        learn.unfreeze()
+        learn.fit(1, slice(1e-4,1e-2))
+    assert not any(torch.equal(a, b) for a,b in zip(before, convs))
+    assert [round(h['lr'], 6) for h in learn.opt.hypers] == [1e-4, 1e-3, 1e-2]
+
+
+def test_other_channels(dls):
+    for n in (1, 4):
+        learn = vision_learner(dls, drawnet10, n_in=n)
+        assert learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters()).device)).shape == (2, 2)
+
+
+def test_export_and_load_in_a_fresh_process(dls, tmp_path):
+    learn = vision_learner(dls, drawnet10, metrics=error_rate, path=tmp_path)
+    learn.export(tmp_path/'model.pkl')
+    with learn.no_bar(): probs = learn.predict(tmp_path/'a_0.png')[2]
+    code = ('import warnings; warnings.simplefilter("ignore")\n'
+            f'import sys; sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})\n'
+            'from fastai.learner import load_learner\n'
+            f'learn = load_learner({str(tmp_path/"model.pkl")!r})\n'
+            f'with learn.no_bar(): print(*learn.predict({str(tmp_path/"a_0.png")!r})[2].tolist())')
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert np.allclose([float(v) for v in out.split()], probs.numpy(), atol=1e-4)
+
+
+def test_import_is_quiet_and_reads_no_weights():
+    code = ('import sys, torch, fastai.vision.learner, time\n'
+            'start = time.perf_counter()\n'
+            'import warnings; warnings.simplefilter("error")\n'
+            'import lesson6.mini.network as n\n'
+            'assert n.figures.cache_info().currsize == 0\n'
+            'print(time.perf_counter()-start)')
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 1 and not run.stderr
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    "Draws, trains, scores and writes; given again, it goes on from its checkpoint and its drawings"
+    monkeypatch.setattr(network, 'HELD_OUT', 20)
+    argv = ['drawnet18', '--start', 'DEFAULT', '--steps', '3', '--lr', '1e-4', '--pictures', '60', '--bs', '16', '--threads', str(torch.get_num_threads()),
+            '--folder', str(tmp_path/'work'), '--out', str(tmp_path/'new.safetensors')]
+    network.main(argv)
+    first = capsys.readouterr().out
+    assert 'step 3 of 3' in first
+    notes = read_weights(tmp_path/'new.safetensors')[1]
+    assert notes['command'] == 'python -m lesson6.mini.network drawnet18 --steps 3 --seed 42 --pictures 60 --bs 16 --lr 0.0001 --start DEFAULT'
+    assert str(tmp_path) not in str(notes)
+    drawnet18(weights=tmp_path/'new.safetensors')
+    network.main(argv)
+    again = capsys.readouterr().out
+    assert 'step' not in again and again == first[first.index('{'):]
+
+
+def test_command_as_a_module():
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'lesson6.mini.network', 'drawnet12', '--steps', '3'], capture_output=True, text=True)
+    assert run.returncode == 2 and "invalid choice: 'drawnet12'" in run.stderr
+
+
+# What they are worth. These train for minutes; `python -m pytest tests/test_network.py -m slow -s` runs them alone.
+
+def breed_dls(path, presize, size, bs, seed):
+    return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=lambda f: f.stem.rpartition('_')[0],
+                     splitter=RandomSplitter(seed=seed), item_tfms=Resize(presize),
+                     batch_tfms=[*aug_transforms(size=size, min_scale=.75), Normalize.from_stats(*imagenet_stats)],
+                     ).dataloaders(path/'images', bs=bs, num_workers=0)
+
+
+def discriminative(learn):
+    learn.freeze()
+    learn.fit_one_cycle(3, 3e-3)
+    learn.unfreeze()
+    learn.fit_one_cycle(12, slice(1e-6,1e-4))
+
+
+def fine_tuned(learn): learn.fine_tune(2, 3e-3)
+
+
+def all_layers(learn, epochs, rate):
+    learn.unfreeze()
+    learn.fit_one_cycle(epochs, rate)
+
+
+def error(dls, arch, pretrained, train, seed):
+    set_seed(seed, reproducible=True)
+    learn = vision_learner(dls, arch, pretrained=pretrained, metrics=error_rate)
+    with learn.no_bar(), learn.no_logging():
+        train(learn)
+        return learn.validate()[1]
+
+
+def best_from_scratch(make, arch, epochs, seeds, rates=(3e-3, 6e-3)):
+    "The lowest mean error over the seeds that any of the rates reaches"
+    return min(np.mean([error(make(seed=s), arch, False, partial(all_layers, epochs=epochs, rate=r), s) for s in seeds]) for r in rates)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('train,epochs', [(fine_tuned, 3), (discriminative, 15)])
+def test_earns_its_name_on_the_twin(train, epochs, monkeypatch):
+    "On the drawn pets, at most half the error of the same network trained from scratch for as many epochs at its best rate"
+    monkeypatch.delenv('LESSON6_DATA', raising=False)
+    from lesson6.data import lesson_path
+    make = partial(breed_dls, lesson_path('pets'), 80, 64, 32)
+    seeds = (1, 2, 3)
+    pretrained = np.mean([error(make(seed=s), drawnet10, True, train, s) for s in seeds])
+    scratch = best_from_scratch(make, drawnet10, epochs, seeds)
+    print(f'\ndrawn pets, {epochs} epochs: pretrained {pretrained:.1%} error ({train.__name__}), from scratch {scratch:.1%}')
+    assert pretrained <= scratch/2
+
+
+@pytest.mark.slow
+def test_real_pets(real, monkeypatch):
+    "Real photographs: whatever comes out is printed; that random weights do no better is held"
+    monkeypatch.setenv('TORCH_HOME', str(real/'torch'))
+    from torchvision.models import squeezenet1_1
+    make = partial(breed_dls, real/'oxford-iiit-pet', 160, 128, 32)
+    seeds = (1, 2)
+    errors = {f'{a.__name__}, pretrained': np.mean([error(make(seed=s), a, True, discriminative, s) for s in seeds])
+              for a in (drawnet10, squeezenet1_1)}
+    errors['drawnet10, from scratch'] = best_from_scratch(make, drawnet10, 15, seeds)
+    print('\nreal pets, 15 epochs: ' + '; '.join(f'{k} {v:.1%}' for k,v in errors.items()))
+    assert errors['drawnet10, pretrained'] < errors['drawnet10, from scratch']
