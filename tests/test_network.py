@@ -262,7 +262,7 @@ def test_earns_its_name_on_the_twin(train, epochs, monkeypatch):
 
 @pytest.mark.slow
 def test_real_pets(real, monkeypatch):
-    "Real photographs: whatever comes out is printed; that random weights do no better is held"
+    "Real photographs: what comes out is printed. Measured, pretraining on drawings saves nothing here (86.5 % and 85.8 %); ImageNet's does (52.0 %)"
     monkeypatch.setenv('TORCH_HOME', str(real/'torch'))
     from torchvision.models import squeezenet1_1
     make = partial(breed_dls, real/'oxford-iiit-pet', 160, 128, 32)
@@ -271,4 +271,5 @@ def test_real_pets(real, monkeypatch):
               for a in (drawnet10, squeezenet1_1)}
     errors['drawnet10, from scratch'] = best_from_scratch(make, drawnet10, 15, seeds)
     print('\nreal pets, 15 epochs: ' + '; '.join(f'{k} {v:.1%}' for k,v in errors.items()))
-    assert errors['drawnet10, pretrained'] < errors['drawnet10, from scratch']
+    assert max(errors.values()) < 36/37                        # all have learnt something
+    assert errors['squeezenet1_1, pretrained'] < errors['drawnet10, pretrained']
