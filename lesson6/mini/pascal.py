@@ -147,7 +147,7 @@ def rider(p, rng, shirt, legs):
     p.line([(.12, .3), (.22, .13), (.38, .14)], .07, shade(shirt, .85))
     p.disc(.385, .145, .04, colour=skin)
 
-# %% ../../nbs/mini/pascal.ipynb #e9303be5
+# %% ../../nbs/mini/pascal.ipynb #fdafad9f
 def wheel(p, x, y, r, spokes=False):
     "A tyre with a hub, or with spokes"
     if spokes:
@@ -159,20 +159,20 @@ def wheel(p, x, y, r, spokes=False):
 
 @thing(.62, .85)
 def bicycle(p, rng):
-    paint, hub = ink(rng, *bright), [(-.44, .29), (.44, .29)]
+    paint, hub = ink(rng, 'purple', 'purple', 'blue'), [(-.44, .29), (.44, .29)]
     for x, y in hub: wheel(p, x, y, .29, spokes=True)
     crank, seat, front = (-.03, .29), (-.17, .7), (.3, .72)
-    for a, b in ((hub[0], crank), (crank, seat), (seat, front), (crank, front), (hub[0], seat), (front, hub[1])): p.line([a, b], .05, paint)
+    for a, b in ((hub[0], crank), (crank, seat), (seat, front), (crank, front), (hub[0], seat), (front, hub[1])): p.line([a, b], .07, paint)
     p.line([seat, (-.19, .79)], .035, inks['steel'])
     p.disc(-.2, .82, .13, .045, inks['dark'])
     p.line([front, (.27, .88), (.42, .92)], .045, inks['dark'])
     p.line(ring(*crank, .07), .03, inks['dark'])
     p.line([crank, (.03, .15)], .03, inks['dark'])
 
-# %% ../../nbs/mini/pascal.ipynb #5350924e
+# %% ../../nbs/mini/pascal.ipynb #c3854e56
 @thing(.66, 1.1)
 def motorbike(p, rng):
-    paint = ink(rng, 'red', 'blue', 'orange', 'green', 'dark', 'yellow')
+    paint = ink(rng, 'red', 'red', 'orange')
     for x in (-.55, .55):
         p.disc(x, .27, .27, colour=inks['tyre'])
         p.disc(x, .27, .15, colour=inks['steel'])
@@ -187,10 +187,10 @@ def motorbike(p, rng):
     p.line([(.34, .8), (.22, .92)], .06, inks['dark'])
     p.disc(.45, .74, .1, .11, inks['yellow'])
 
-# %% ../../nbs/mini/pascal.ipynb #e43da214
+# %% ../../nbs/mini/pascal.ipynb #b9d686f3
 @thing(.62, 1.55)
 def car(p, rng):
-    paint, roof = ink(rng, *bright, 'grey', 'dark'), rng.uniform(-.12, .12)
+    paint, roof = ink(rng, 'blue', 'blue', 'teal', 'green'), rng.uniform(-.12, .12)
     p.poly([(-.58, .5), (-.42, .88), (.2+roof, .9), (.58, .52)], shade(paint, .92))
     for a, b in (((-.48, .54), (-.36, .82)), ((.02, .54), (.05, .84))): 
         right = (-.04, .54, -.02, .83) if a[0] < 0 else (.46, .54, .17+roof, .84)
@@ -204,10 +204,10 @@ def car(p, rng):
     p.line([(0, .54), (-.02, .26)], .015, shade(paint, .6))
     p.line([(.06, .46), (.16, .46)], .03, shade(paint, .6))
 
-# %% ../../nbs/mini/pascal.ipynb #f3ad885e
+# %% ../../nbs/mini/pascal.ipynb #8ed0941e
 @thing(.95, 1.95)
 def bus(p, rng):
-    paint, n = ink(rng, 'red', 'yellow', 'green', 'blue', 'orange', 'white', 'teal'), 5
+    paint, n = ink(rng, 'red', 'yellow', 'yellow', 'orange'), 5
     p.poly([(-1., .14), (-1.02, .9), (-.97, 1.), (.95, 1.), (1.02, .88), (1.02, .14)], paint)
     p.box(-.96, .93, .94, .99, shade(paint, 1.25), edge=False)
     for i in range(n): p.box(-.94+i*.3, .55, -.69+i*.3, .84, ink(rng, 'glass'))
@@ -218,7 +218,7 @@ def bus(p, rng):
     for x in (-.62, .42): wheel(p, x, .15, .15)
     p.disc(.98, .26, .04, .05, inks['yellow'])
 
-# %% ../../nbs/mini/pascal.ipynb #8046f118
+# %% ../../nbs/mini/pascal.ipynb #caf1ad5b
 def rails(p, length=6):
     "Rails on sleepers, from one side of the picture to the other; they are no part of the train"
     for x in np.arange(-length, length, .17): p.box(x, -.07, x+.09, .0, inks['brown'], edge=False, seen=False)
@@ -226,7 +226,7 @@ def rails(p, length=6):
 
 @thing(.8, 1.85)
 def train(p, rng):
-    paint, trim = ink(rng, 'red', 'green', 'blue', 'orange', 'white', 'teal'), ink(rng, 'yellow', 'white', 'dark')
+    paint, trim = ink(rng, 'green', 'green', 'teal', 'grey'), ink(rng, 'yellow', 'white', 'dark')
     rails(p)
     if rng.random() < .5: return steam(p, rng, paint)
     p.poly([(-1.2, .12), (-1.2, .82), (.55, .82), (.85, .7), (1.15, .38), (1.2, .12)], paint)
@@ -272,10 +272,10 @@ def aeroplane(p, rng):
     p.disc(-.03, -.2, .09, .04, ink(rng, 'grey', 'steel'))
     p.poly([(-.42, .02), (-.6, -.1), (-.5, -.1), (-.3, .01)], shade(paint, .85))
 
-# %% ../../nbs/mini/pascal.ipynb #143b6e5c
+# %% ../../nbs/mini/pascal.ipynb #342f715e
 @thing(.95, 1.15)
 def boat(p, rng):
-    hull, sail = ink(rng, 'red', 'blue', 'brown', 'white', 'green', 'dark'), ink(rng, 'white', 'cream', 'orange', 'red')
+    hull, sail = ink(rng, 'red', 'brown', 'white', 'dark'), ink(rng, 'white', 'cream', 'orange')
     if rng.random() < .65:
         p.line([(-.03, .2), (-.03, 1.)], .04, inks['brown'])
         p.poly([(.01, .97), (.01, .32), (.46, .32)], sail)
@@ -288,7 +288,7 @@ def boat(p, rng):
     p.poly([(-.6, .26), (.66, .28), (.46, -.02), (-.48, -.02)], hull)
     p.line([(-.56, .2), (.6, .21)], .04, shade(hull, 1.35))
 
-# %% ../../nbs/mini/pascal.ipynb #807234bd
+# %% ../../nbs/mini/pascal.ipynb #441b7d79
 def legs(p, rng, xs, top, width, colour, hoof):
     "Four legs, the far pair darker"
     for i, x in enumerate(xs):
@@ -300,7 +300,7 @@ def eye(p, x, y, r=.02): p.disc(x, y, r, colour=(24, 20, 20), edge=False)
 
 @thing(.95, 1.15)
 def horse(p, rng):
-    coat, mane = ink(rng, 'chestnut', 'brown', 'umber', 'tan', 'grey'), ink(rng, 'dark', 'dark', 'cream')
+    coat, mane = ink(rng, 'chestnut', 'brown', 'umber'), ink(rng, 'dark', 'dark', 'cream')
     p.line([(-.36, .6), (-.47, .5), (-.46, .25)], .09, mane)
     legs(p, rng, (-.28, -.2, .2, .28), .45, .085, coat, inks['dark'])
     p.disc(-.02, .55, .37, .17, coat)
@@ -331,10 +331,10 @@ def cow(p, rng):
     p.disc(.52, .64, .14, .1, inks['pink'])
     for s in (-1, 1): eye(p, .52+s*.075, .87); eye(p, .52+s*.05, .65, .018)
 
-# %% ../../nbs/mini/pascal.ipynb #590c7edd
+# %% ../../nbs/mini/pascal.ipynb #86bb4802
 @thing(.62, .85)
 def sheep(p, rng):
-    wool, face = ink(rng, 'white', 'cream', 'white', 'grey'), ink(rng, 'dark', 'dark', 'umber')
+    wool, face = ink(rng, 'white', 'cream', 'white'), ink(rng, 'dark')
     legs(p, rng, (-.32, -.22, .2, .3), .35, .09, face, face)
     a = np.linspace(0, 2*np.pi, 13)[:-1]
     for x, y in zip(.42*np.cos(a), .56+.22*np.sin(a)): p.disc(x-.04, y, .15, colour=wool)
@@ -347,10 +347,10 @@ def sheep(p, rng):
         p.disc(.48+s*.05, .73, .028, colour=inks['white'], edge=False)
         eye(p, .48+s*.05, .73, .016)
 
-# %% ../../nbs/mini/pascal.ipynb #dc4d5bfa
+# %% ../../nbs/mini/pascal.ipynb #3046a548
 @thing(.52, .62)
 def dog(p, rng):
-    coat, ear = ink(rng, 'tan', 'brown', 'white', 'dark', 'orange', 'cream'), ink(rng, 'brown', 'dark', 'umber')
+    coat, ear = ink(rng, 'orange', 'orange', 'tan'), ink(rng, 'brown', 'umber')
     p.line([(-.4, .58), (-.54, .78), (-.52, .92)], .085, coat)
     legs(p, rng, (-.34, -.24, .14, .24), .42, .11, coat, shade(coat, .8))
     p.line([(-.3, .5), (.18, .52)], .3, shade(coat, .95))
@@ -363,10 +363,10 @@ def dog(p, rng):
     p.line([(.5, .7), (.56, .72)], .02, inks['red'])
     eye(p, .39, .88, .028)
 
-# %% ../../nbs/mini/pascal.ipynb #73b9623c
+# %% ../../nbs/mini/pascal.ipynb #5a03790d
 @thing(.5, .45)
 def cat(p, rng):
-    coat = ink(rng, 'orange', 'grey', 'dark', 'white', 'tan')
+    coat = ink(rng, 'grey', 'dark', 'dark', 'steel')
     p.line([(.18, .08), (.4, .06), (.5, .22), (.42, .42)], .085, shade(coat, .85))
     p.disc(0, .3, .25, .31, coat)
     p.disc(0, .27, .13, .22, shade(coat, 1.25), edge=False)
@@ -383,10 +383,10 @@ def cat(p, rng):
         for y in (.62, .68): p.line([(s*.06, .66), (s*.33, y)], .01, inks['white'] if sum(coat) < 300 else inks['dark'])
     p.poly([(-.035, .685), (.035, .685), (0, .645)], inks['pink'])
 
-# %% ../../nbs/mini/pascal.ipynb #91148380
+# %% ../../nbs/mini/pascal.ipynb #d4dc152a
 @thing(.45, .5)
 def bird(p, rng, pose=None):
-    coat, wing, beak = ink(rng, 'blue', 'red', 'yellow', 'brown', 'white', 'teal', 'dark'), ink(rng, 'dark', 'grey', 'brown', 'blue'), inks['orange']
+    coat, wing, beak = ink(rng, 'blue', 'red', 'yellow', 'teal'), ink(rng, 'dark', 'blue', 'purple'), inks['orange']
     pose = pose or ('fly' if rng.random() < .5 else 'stand')
     if pose == 'fly':
         up = rng.uniform(.5, 1.)
@@ -405,10 +405,10 @@ def bird(p, rng, pose=None):
     p.poly([(x+.11, y+.05), (x+.32, y-.01), (x+.11, y-.06)], beak)
     eye(p, x+.05, y+.04, .028)
 
-# %% ../../nbs/mini/pascal.ipynb #869d9370
+# %% ../../nbs/mini/pascal.ipynb #f89bc8ea
 @thing(.66, .45)
 def chair(p, rng):
-    wood, seat = ink(rng, 'wood', 'brown', 'dark', 'cream'), ink(rng, *bright)
+    wood, seat = ink(rng, 'wood', 'wood', 'clay'), ink(rng, 'red', 'orange', 'green')
     if rng.random() < .5:                                                     # from the side
         p.line([(-.24, .03), (-.22, .5), (-.3, .98)], .07, wood)
         p.line([(.24, .03), (.22, .46)], .07, wood)
@@ -422,10 +422,10 @@ def chair(p, rng):
     p.box(-.29, .38, .29, .45, wood)
     for s in (-1, 1): p.line([(s*.26, .03), (s*.26, .38)], .065, wood)
 
-# %% ../../nbs/mini/pascal.ipynb #6c536820
+# %% ../../nbs/mini/pascal.ipynb #e67410fb
 @thing(.62, 1.4)
 def sofa(p, rng):
-    cloth = ink(rng, 'red', 'blue', 'green', 'teal', 'purple', 'grey', 'brown', 'orange', 'pink')
+    cloth = ink(rng, 'red', 'purple', 'blue', 'pink')
     for x in (-.95, .95): p.box(x-.05, 0, x+.05, .12, inks['brown'])
     p.poly([(-1., .4), (-1., .9), (-.9, 1.), (.9, 1.), (1., .9), (1., .4)], shade(cloth, .82))
     p.line([(0, .5), (0, .97)], .02, shade(cloth, .6))
@@ -436,10 +436,10 @@ def sofa(p, rng):
         p.disc(s*.99, .64, .15, .1, shade(cloth, 1.1))
     p.poly([(.35, .5), (.72, .5), (.68, .8), (.38, .8)], ink(rng, 'cream', 'yellow', 'white', 'orange'))
 
-# %% ../../nbs/mini/pascal.ipynb #f61a3dd0
+# %% ../../nbs/mini/pascal.ipynb #9fe79072
 @thing(.52, 1.35)
 def diningtable(p, rng):
-    wood, cloth = ink(rng, 'wood', 'brown', 'tan', 'cream', 'white'), ink(rng, *bright)
+    wood, cloth = ink(rng, 'brown', 'umber', 'chestnut'), ink(rng, 'white', 'cream', 'yellow')
     for s in (-1, 1): p.line([(s*.85, .2), (s*.85, .8)], .09, shade(wood, .6))
     for s in (-1, 1): p.line([(s*1.12, .05), (s*1.12, .8)], .11, shade(wood, .85))
     p.poly([(-1.3, .78), (1.3, .78), (1., 1.), (-1., 1.)], shade(wood, 1.1))
@@ -453,7 +453,7 @@ def diningtable(p, rng):
 
 @thing(.55, .8)
 def tvmonitor(p, rng):
-    frame, sky = ink(rng, 'dark', 'dark', 'grey'), ink(rng, 'blue', 'teal', 'purple')
+    frame, sky = ink(rng, 'dark'), ink(rng, 'blue', 'teal', 'purple')
     p.line([(0, .05), (0, .25)], .12, frame)
     p.disc(0, .05, .32, .06, frame)
     p.poly([(-.74, .2), (.74, .2), (.74, 1.), (-.74, 1.)], frame)
@@ -462,7 +462,7 @@ def tvmonitor(p, rng):
     p.disc(rng.uniform(-.4, .45), .78, .09, colour=inks['yellow'], edge=False)
     p.poly([(.3, .93), (.5, .93), (.05, .28), (-.15, .28)], shade(sky, 1.35), edge=False)
 
-# %% ../../nbs/mini/pascal.ipynb #2e4580ba
+# %% ../../nbs/mini/pascal.ipynb #c6dbee1b
 @thing(.75, .6)
 def pottedplant(p, rng):
     leaf, pot, n = ink(rng, 'leaf', 'green', 'leaf'), ink(rng, 'clay', 'clay', 'white', 'blue'), rng.integers(7, 11)
@@ -478,7 +478,7 @@ def pottedplant(p, rng):
 
 @thing(.5, .2)
 def bottle(p, rng):
-    glass, cap = ink(rng, 'green', 'brown', 'blue', 'red', 'teal'), ink(rng, 'dark', 'red', 'yellow', 'white')
+    glass, cap = ink(rng, 'green', 'green', 'teal'), ink(rng, 'dark', 'red', 'yellow', 'white')
     neck = rng.uniform(.68, .8)
     p.poly([(-.16, .03), (-.13, 0), (.13, 0), (.16, .03), (.16, neck-.2), (.06, neck), (.055, .94), (-.055, .94), (-.06, neck), (-.16, neck-.2)], glass)
     p.box(-.16, .14, .16, .38, ink(rng, 'white', 'cream', 'yellow'))
@@ -503,7 +503,7 @@ company = dict(bicycle=dict(person=6, car=1, dog=1), motorbike=dict(person=6, ca
     pottedplant=dict(chair=2, sofa=2, tvmonitor=1, cat=2, bottle=1), bottle=dict(diningtable=4, person=1, pottedplant=1, chair=1),
     person=dict(dog=1, chair=1, bicycle=1, horse=1, bottle=1, tvmonitor=1))
 
-# %% ../../nbs/mini/pascal.ipynb #e141925b
+# %% ../../nbs/mini/pascal.ipynb #b510b856
 many = dict(sheep=.4, cow=.3, bird=.3, chair=.35, bottle=.35, car=.2, person=.2, boat=.2, aeroplane=.2)  # the chance of a second one
 
 def cast(
@@ -513,7 +513,7 @@ def cast(
     "Who is in the picture: a place for `main` and up to three others that are met there"
     place = rng.choice([k for k,v in places.items() if main in v and (main, k) != ('person', 'water')])
     names = [main]
-    for _ in range(rng.choice(4, p=[.45, .35, .15, .05])):
+    for _ in range(rng.choice(4, p=[.48, .36, .12, .04])):
         chance = {k: v for k,v in company[main].items() if k in places[place] and k not in names}
         if place == 'water' and 'boat' not in names: chance.pop('person', None)
         if chance: names.append(str(rng.choice(list(chance), p=np.array(list(chance.values()))/sum(chance.values()))))
@@ -574,11 +574,11 @@ def fly(items, size, rng):
         item.turn = rng.uniform(-6, 22) if item.name == 'aeroplane' else rng.uniform(-10, 10)
         if item.flip: item.turn = -item.turn
 
-# %% ../../nbs/mini/pascal.ipynb #7fcdd6fa
+# %% ../../nbs/mini/pascal.ipynb #2e3ae62c
 def stand(items, size, room, tall, rng):
     "Places what stands on the ground, from left to right; `room` is the share of the height it may take"
     (w, h), wide = size, sum(span(i) for i in items)
-    fit = .86-.05*len(items) if len(items) > 1 else 1                     # overlaps make room
+    fit = .8-.05*len(items) if len(items) > 1 else 1                     # overlaps make room
     scale = min(w*.97/wide/fit, h*room/max(tall[i.name] for i in items))*rng.uniform(.78, 1.)
     slack, x = max(0, w*.97 - scale*wide), w*.015
     gaps = rng.dirichlet(np.ones(len(items)+1))*slack
@@ -689,9 +689,9 @@ def track(pen, wide, y, rng):
     pen.box(0, 0, wide, y*.62, ink(rng, 'tan', 'grey'), edge=False)
     for _ in range(60): pen.disc(rng.uniform(0, wide), rng.uniform(0, y*.6), .008, colour=inks['grey'], edge=False)
 
-# %% ../../nbs/mini/pascal.ipynb #ce42ae71
+# %% ../../nbs/mini/pascal.ipynb #f86445c4
 def parlour(pen, wide, y, rng):
-    y, wall, floor = y-.12, ink(rng, 'cream', 'teal', 'pink', 'tan', 'steel', 'yellow', 'green'), ink(rng, 'wood', 'brown', 'tan')
+    y, wall, floor = y-.12, ink(rng, 'cream', 'steel', 'tan', 'yellow', 'pink'), ink(rng, 'wood', 'tan', 'cream')
     pen.box(0, y, wide, 1, shade(wall, 1.1), edge=False)
     if rng.random() < .5:
         for x in np.arange(0, wide, .16): pen.box(x, y, x+.06, 1, shade(wall, 1.02), edge=False)
@@ -729,7 +729,7 @@ def look(items, masks):
         if seen.sum() < smallest or item.visible < least: return False
     return True
 
-# %% ../../nbs/mini/pascal.ipynb #4cbc3cac
+# %% ../../nbs/mini/pascal.ipynb #fbd3cf54
 def light(
     picture:Image.Image,
     rng:np.random.Generator,
@@ -737,7 +737,7 @@ def light(
     "The picture under another light, with a lens' dark corners and a camera's noise"
     x = np.asarray(picture, np.float32)
     h, w, _ = x.shape
-    gain = rng.uniform(.78, 1.12)*(1 + rng.normal(0, .035, 3))
+    gain = rng.uniform(.82, 1.1)*(1 + rng.normal(0, .03, 3))
     far = ((np.arange(h)[:,None]/h-.5)**2 + (np.arange(w)/w-.5)**2)[...,None]
     x = x*gain*(1 - rng.uniform(0, .5)*far) + rng.normal(0, rng.uniform(1, 4), x.shape)
     return Image.fromarray(np.clip(x, 0, 255).astype(np.uint8))
@@ -768,8 +768,8 @@ def scene(
     while True:
         if (s := try_scene(main, rng)) is not None: return s
 
-# %% ../../nbs/mini/pascal.ipynb #dbe11de2
-VERSION = 1
+# %% ../../nbs/mini/pascal.ipynb #e20eef73
+VERSION = 2
 expected = dict(pictures=600, valid=150, labels=20)
 
 def draw(
