@@ -1,0 +1,184 @@
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lesson6
+from lesson6.mini import pets as twin
+from lesson6.pets import (breed, check_picture, cross_entropy, fit_discriminative, is_cat, mixed_precision, pet_files, pets_dls, pets_learner,
+                          scale_weights, suggest_lr, training_time)
+
+
+def draw_some(path, names=('Abyssinian', 'beagle'), each=10, side=40):
+    (path/'images').mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(path/'images'/f'{name}_{i}.jpg')
+    return path
+
+
+def small_net(**_):
+    from torch import nn
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.fixture
+def dls(tmp_path): return pets_dls(draw_some(tmp_path/'set'), 40, 32, bs=8)
+
+
+@pytest.fixture
+def learn(dls, tmp_path): return pets_learner(dls, small_net, pretrained=False, path=tmp_path)
+
+
+# The twin
+
+def test_recipes_are_repeatable_to_the_byte_and_differ_by_seed():
+    one = lambda seed: twin.portrait(twin.breeds['pug'], np.random.default_rng(seed), 96, 100).tobytes()
+    assert one(1) == one(1) != one(2)
+
+
+def test_drawing_fills_the_folder_as_the_real_set_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(twin, 'PER_BREED', 2)
+    twin.draw(tmp_path/'a'); twin.draw(tmp_path/'b')
+    files = pet_files(tmp_path/'a')
+    assert {breed(f) for f in files} == set(twin.breeds) and len(files) == 2*len(twin.breeds)
+    for f in files:
+        assert f.read_bytes() == (tmp_path/'b'/'images'/f.name).read_bytes()
+        assert is_cat(f) == (twin.breeds[breed(f)].kind == 'cat')
+        assert min(Image.open(f).size) == 96
+
+
+def test_look_alikes_differ_in_one_feature_and_others_in_more():
+    def apart(a, b): return {f.name for f in dataclasses.fields(twin.Breed) if getattr(twin.breeds[a], f.name) != getattr(twin.breeds[b], f.name)}
+    for a,b in twin.look_alikes: assert apart(a, b) in ({'ears', 'ear'}, {'blaze'}, {'fur'}, {'pattern'}), (a, b)
+    alike = {frozenset(p) for p in twin.look_alikes} | {frozenset(('Ragdoll', 'Siamese'))}  # both differ from Birman in one
+    for a in twin.breeds:
+        for b in twin.breeds:
+            if a != b and frozenset((a, b)) not in alike: assert len(apart(a, b)) > 2, (a, b)
+
+
+def test_names_are_those_of_the_real_set(real):
+    assert set(twin.breeds) <= {breed(f) for f in pet_files(real/'oxford-iiit-pet')}
+
+
+# Bad input: one sentence that names the file, before any training
+
+def spoil(path, how):
+    first = next(iter(sorted((path/'images').glob('beagle*'))))
+    if how == 'truncated': first.write_bytes(first.read_bytes()[:300])
+    if how == 'empty': first.write_bytes(b'')
+    if how == 'text': first.write_text('this is no picture')
+    return first
+
+
+@pytest.mark.parametrize('how,says', [('truncated', 'cannot be read to its end'), ('empty', 'is empty'), ('text', 'is no picture')])
+def test_a_bad_picture_is_named(tmp_path, how, says):
+    bad = spoil(draw_some(tmp_path/'set'), how)
+    with pytest.raises(ValueError, match=f'{bad.name}.*{says}'): pets_dls(tmp_path/'set', 40, 32, bs=8)
+
+
+def test_a_name_without_a_breed(tmp_path):
+    draw_some(tmp_path/'set'); (tmp_path/'set'/'images'/'beagle_3.jpg').rename(tmp_path/'set'/'images'/'173.jpg')
+    with pytest.raises(ValueError, match=r'173\.jpg: there is no breed'): pets_dls(tmp_path/'set', 40, 32, bs=8)
+
+
+def test_one_breed(tmp_path):
+    with pytest.raises(ValueError, match='one breed only, beagle'): pets_dls(draw_some(tmp_path/'set', ('beagle',)), 40, 32, bs=8)
+
+
+def test_fewer_pictures_than_a_batch(tmp_path):
+    with pytest.raises(ValueError, match='16 pictures to train on, fewer than a batch of 64'): pets_dls(draw_some(tmp_path/'set'), 40, 32, bs=64)
+
+
+def test_no_folder_and_no_pictures(tmp_path):
+    with pytest.raises(FileNotFoundError, match='images is not there'): pets_dls(tmp_path/'nowhere')
+    (tmp_path/'set'/'images').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='holds no pictures'): pets_dls(tmp_path/'set')
+
+
+def test_weights_that_do_not_fit(dls, learn, tmp_path):
+    saved = learn.save('mine')
+    assert pets_learner(dls, small_net, saved=saved).model is not None
+    wide = pets_dls(draw_some(tmp_path/'three', ('Abyssinian', 'beagle', 'pug')), 40, 32, bs=8)
+    with pytest.raises(ValueError, match=r"mine\.pth doesn't fit small_net with 3 breeds"): pets_learner(wide, small_net, saved=saved)
+    with pytest.raises(FileNotFoundError, match=r'nothing\.pth is not there'): pets_learner(dls, small_net, saved=tmp_path/'nothing.pth')
+    (tmp_path/'text.pth').write_text('no weights')
+    with pytest.raises(ValueError, match=r'text\.pth holds no weights'): pets_learner(dls, small_net, saved=tmp_path/'text.pth')
+
+
+def test_a_png_called_jpg_is_a_picture(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path/'pug_1.jpg', format='PNG'); check_picture(tmp_path/'pug_1.jpg')
+
+
+# The parts
+
+@pytest.mark.parametrize('scale', [0., 1., 30., 1e4])
+def test_cross_entropy_is_pytorchs(scale):
+    acts, targets = torch.randn(16, 5)*scale, torch.randint(5, (16,))
+    assert torch.allclose(cross_entropy(acts, targets), torch.nn.functional.cross_entropy(acts, targets), rtol=1e-5)
+
+
+def test_the_split_is_the_same_whatever_order_the_disk_has(tmp_path, monkeypatch):
+    path = draw_some(tmp_path/'set')
+    first = [f.name for f in pets_dls(path, 40, 32, bs=8).valid_ds.items]
+    import lesson6.pets as module
+    real_files = module.get_image_files
+    monkeypatch.setattr(module, 'get_image_files', lambda p: list(reversed(sorted(real_files(p)))))
+    assert [f.name for f in pets_dls(path, 40, 32, bs=8).valid_ds.items] == first
+
+
+def test_timing_changes_nothing(learn):
+    before = {n: p.clone() for n,p in learn.model.state_dict().items()}
+    torch.manual_seed(0); a = torch.rand(1); torch.manual_seed(0)
+    assert training_time(learn, 2, batches=1) > 0
+    assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
+
+
+def test_the_finder_leaves_nothing_behind(learn, tmp_path):
+    before = {n: p.clone() for n,p in learn.model.state_dict().items()}
+    there = sorted(p.name for p in tmp_path.iterdir())
+    assert 1e-7 < suggest_lr(learn, num_it=20) < 10
+    assert learn.path == tmp_path and sorted(p.name for p in tmp_path.iterdir()) == there
+    assert all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
+
+
+def test_discriminative_training_holds_the_body_and_then_moves_it(learn):
+    body = lambda: learn.model[0][0].weight.detach().clone()
+    start = body(); fit_discriminative(learn, 1, 0); assert torch.equal(start, body())
+    fit_discriminative(learn, 1, 1); assert not torch.equal(start, body())
+
+
+def test_mixed_precision_computes_in_16_bits_and_leaves_no_trace(learn):
+    seen = set(); learn.model[0].register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+    mixed_precision(learn).fit(1, 1e-3)
+    assert seen <= {torch.bfloat16, torch.float16} and not torch.is_autocast_enabled('cpu')
+
+
+def test_scaled_weights_compute_the_same():
+    make = lambda **_: small_net()
+    torch.manual_seed(0); plain = make().eval()
+    def same(**_):
+        model = make(); model.load_state_dict(plain.state_dict()); return model
+    scaled = scale_weights(same)(pretrained=True).eval(); x = torch.randn(4, 3, 32, 32)
+    assert not torch.equal(scaled[0].weight, plain[0].weight)
+    assert torch.equal(scaled[3].weight, plain[3].weight)   # no BatchNorm behind it
+    with torch.no_grad(): assert torch.allclose(scaled(x), plain(x), atol=1e-2)
+
+
+def test_an_exported_learner_predicts_in_a_fresh_process(learn, dls, tmp_path):
+    learn.export('pets.pkl')
+    code = ('import sys, warnings; warnings.simplefilter("ignore"); from fastai.learner import load_learner; l = load_learner(sys.argv[1])\n'
+            'with l.no_bar(): print(l.predict(sys.argv[2])[0])')
+    # the network of this test lives in this file
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join((str(Path(__file__).parent), str(Path(lesson6.__file__).parent.parent)))}
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'pets.pkl'), str(dls.valid_ds.items[0])], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch('Abyssinian|beagle', done.stdout.strip())
