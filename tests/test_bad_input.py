@@ -211,6 +211,104 @@ def _(p):
     pixel_error(torch.zeros(3, 2), torch.zeros(2, 2), (480, 640))
 
 
+# Ratings
+
+good_data = ''.join(f'{u}\t{m}\t{(u + m) % 5 + 1}\t88125094{m}\n' for u in range(1, 5) for m in range(1, 6))
+good_item = ''.join(f'{m}|Film {m} (1995)|01-Jan-1995||http://example.org|' + '|'.join('0'*19) + '\n' for m in range(1, 6))
+
+def ratings(data=good_data, item=good_item):
+    def f(p):
+        from lesson6.collab import read_ratings
+        for name, text in ('u.data', data), ('u.item', item):
+            if text is not None: (p/name).write_bytes(text if isinstance(text, bytes) else text.encode('latin-1'))
+        return read_ratings(p)
+    return f
+
+def learner(p):
+    from fastai.learner import Learner
+    from fastai.losses import MSELossFlat
+    from lesson6.collab import DotProductBias, ratings_dls
+    dls = ratings_dls(ratings()(p), bs=4)
+    return Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 3), loss_func=MSELossFlat())
+
+def collab(name, *args, **kw):
+    def f(p):
+        import lesson6.collab as m
+        getattr(m, name)(learner(p), *args, **kw)
+    return f
+
+def dls_of(**kw):
+    def f(p):
+        from lesson6.collab import ratings_dls
+        ratings_dls(ratings()(p), **kw)
+    return f
+
+mistakes('collab',
+    ('u.data is missing', ratings(data=None), 'u.data is missing'),
+    ('u.item is missing', ratings(item=None), 'u.item is missing'),
+    ('u.data is empty', ratings(data=''), 'u.data is empty'),
+    ('a row is cut off', ratings(good_data[:-14]), 'u.data, line 20'),
+    ('a row has a field too many', ratings(good_data.replace('\t881250941', '\t881250941\t7', 1)), 'u.data, line 1'),
+    ('commas instead of tabs', ratings(good_data.replace('\t', ',')), 'u.data, line 1'),
+    ('a field is empty', ratings(good_data.replace('2\t1\t', '2\t\t', 1)), 'u.data, line 6'),
+    ('a word for a number', ratings(good_data.replace('2\t1\t', 'two\t1\t', 1)), "the user is 'two'"),
+    ('a rating of 6', ratings(good_data.replace('\t3\t', '\t6\t', 1)), "the rating is '6'; it must be a number from 1 to 5"),
+    ('a rating of NaN', ratings(good_data.replace('\t3\t', '\tnan\t', 1)), "the rating is 'nan'"),
+    ('a film without a title', ratings(good_data + '1\t99\t4\t881250949\n'), 'u.data, line 21: film 99 has no title'),
+    ('a title is empty', ratings(item=good_item.replace('Film 3 (1995)', '')), 'u.item, line 3: there is no title'),
+    ('a film with two titles', ratings(item=good_item + '3|Again|x\n'), 'u.item, line 6: film 3 already has the title'),
+    ('u.data is a picture', ratings(bytes(range(256))), 'u.data, line 1'),
+    ('fewer ratings than a batch', dls_of(bs=64), 'fewer than a batch of 64'),
+    ('a batch of nothing', dls_of(bs=0), 'bs is 0'),
+    ('everything held back', dls_of(bs=4, valid_pct=1.), 'valid_pct is 1.0'),
+    ('a misspelt title', collab('similar_items', 'Flim 3'), "has not seen the title 'Flim 3'; the nearest it knows are"),
+    ('an unknown user', collab('recommend', 77), 'has not seen the user 77'),
+    ('no recommendation', collab('recommend', 1, n=0), 'n is 0'),
+)
+
+@mistake('collab', 'biases of a model that has none', 'DotProduct has no biases of films')
+def _(p):
+    from lesson6.collab import DotProduct, extreme_items
+    learn = learner(p)
+    learn.model = DotProduct(5, 6, 3)
+    extreme_items(learn)
+
+@mistake('collab', 'a column is missing', 'rating is missing')
+def _(p):
+    from lesson6.collab import ratings_dls
+    ratings_dls(ratings()(p).drop(columns='rating'))
+
+
+# Regularisation, and training from the shell
+
+def regularisation(name, *args, **kw):
+    def f(p):
+        import lesson6.regularisation as m
+        getattr(m, name)(*args, **kw)
+    return f
+
+mistakes('regularisation',
+    ('a negative weight decay', regularisation('l2_penalty', torch.ones(3), -0.1), 'wd is -0.1'),
+    ('a weight decay of NaN', regularisation('weight_decay_step', [torch.ones(3)], .1, float('nan')), 'wd is nan'),
+    ('nothing to penalise', regularisation('l2_penalty', [], 0.1), 'There are no weights to penalise'),
+    ('nothing to try', regularisation('wd_sweep', None, []), 'There is nothing to try'),
+    ('a weight decay that turns weights over', regularisation('wd_sweep', None, [1000]), 'wd is 1000'),
+    ('a picture squeezed into a line', regularisation('affine_points', torch.zeros(1, 1, 2), torch.zeros(2, 3)), 'squeezes the picture into a line'),
+)
+
+def train(*args, **kw):
+    def f(p):
+        from lesson6.train import train_section
+        train_section(*args, out=p/'runs', **kw)
+    return f
+
+mistakes('train',
+    ('an unknown section', train('cats'), "no section 'cats' to train; there are pets, multilabel, head_pose, collab"),
+    ('no epoch', train('collab', epochs=0), '--epochs 0'),
+    ('a batch of one', train('collab', bs=1), '--bs 1'),
+)
+
+
 # Data, and the command line
 
 def command(*words):
@@ -439,6 +537,47 @@ def test_any_table_of_labels(raw):
     got = [[f, l.split(), bool(v)] for f, l, v in zip(df['fname'], df['labels'], df['is_valid'])]
     assert got == want and all(l in voc_labels for _, ls, _ in got for l in ls), (raw, got, want)
     outcome('labels', True)
+
+
+@st.composite
+def ratings_files(draw):
+    "`u.data` and `u.item`: right, with something changed, cut off, or anything at all."
+    def damage(text, sep, words):
+        how = draw(st.integers(0, 6))
+        if how == 0: return draw(st.binary(max_size=200))
+        lines = text.split('\n')
+        for _ in range(draw(st.integers(1, 2)) if how in (1, 2, 3) else 0):
+            i = draw(st.integers(0, len(lines)-2)); fields = lines[i].split(sep); j = draw(st.integers(0, min(len(fields)-1, 4)))
+            what = draw(st.integers(0, 4))
+            if what <= 1: fields[j] = draw(words)
+            if what == 2: fields.append(draw(words))
+            if what == 3: fields.pop()
+            lines[i] = sep.join(fields) if what < 4 else draw(st.text(max_size=20))
+        text = draw(newline).join(lines)
+        if how == 4: text = text[:draw(st.integers(0, len(text)))]
+        return text.encode(draw(st.sampled_from(['utf-8', 'latin-1', 'utf-8-sig'])), 'replace')
+    words = st.one_of(number, st.integers(-2, 7).map(str), st.text(max_size=6))
+    return damage(good_data, '\t', words), damage(good_item, '|', words)
+
+
+@fuzz
+@given(files=ratings_files())
+def test_any_ratings(files):
+    from lesson6.collab import read_ratings
+    p = folder()/'ratings'
+    p.mkdir(exist_ok=True)
+    for name, raw in zip(('u.data', 'u.item'), files): (p/name).write_bytes(raw)
+    try: df = read_ratings(p)
+    except Exception as e: clear(e, 'u.data' if 'u.data' in str(e) else 'u.item'); outcome('ratings', False); return
+    def rows(raw, sep):
+        try: text = raw.decode('utf-8-sig')
+        except UnicodeDecodeError: text = raw.decode('latin-1')
+        return [line.rstrip('\r').split(sep) for line in text.split('\n') if line.strip()]
+    titles = {int(r[0]): r[1].strip() for r in rows(files[1], '|')}
+    want = [(int(u), int(m), float(r), int(t), titles[int(m)]) for u, m, r, t in rows(files[0], '\t')]
+    assert list(df[['user', 'movie', 'rating', 'timestamp', 'title']].itertuples(index=False, name=None)) == want, (files, df)
+    assert all(re.fullmatch(r' *-?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t') for o in r) and df.rating.between(1, 5).all() and len(df)
+    outcome('ratings', True)
 
 
 def test_what_the_parsers_made_of_it():
