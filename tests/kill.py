@@ -1,9 +1,10 @@
 """Starts a piece of work again and again, and kills it with SIGKILL at a random moment each time.
 
 `python tests/kill.py ROUNDS SEED 'CODE'`, where CODE defines
-`work()`   the piece of work, done in a forked child;
+`work()`   the piece of work, done in a forked child; or the words of a command, where the work uses threads, which a fork breaks;
 `look()`   what lies under the right name: None for nothing, else something that is the same for all whole results;
-`clear()`  removes what a finished piece of work left under the right name.
+`clear()`  removes what a finished piece of work left under the right name;
+`loading`  the share of the time that goes into imports, in which no kill is wanted (0 without it).
 
 After each kill nothing half-made may lie under the right name; the work is then started once more, over whatever the
 killed one left, and must end as an undisturbed one does. Prints what it saw, as JSON.
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ def digest(path):
 
 
 def start(work):
+    if not callable(work): return subprocess.Popen(work, stdout=subprocess.DEVNULL).pid
     pid = os.fork()
     if pid: return pid
     try:
@@ -42,7 +45,7 @@ def start(work):
         os._exit(1)
 
 
-def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lambda: False):
+def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lambda: False, loading=0):
     rng = random.Random(seed)
     began = time.monotonic()
     assert os.waitpid(start(work), 0)[1] == 0, 'undisturbed, it fails'
@@ -52,7 +55,7 @@ def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lam
     seen = dict(rounds=rounds, took=took, killed=0, left_parts=0, already_whole=0)
     for _ in range(rounds):
         pid = start(work)
-        time.sleep(rng.uniform(0, took))
+        time.sleep(rng.uniform(loading*took, took))
         seen['killed'] += os.waitpid(pid, os.WNOHANG)[0] == 0
         try: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
         except (ProcessLookupError, ChildProcessError): pass
@@ -71,5 +74,5 @@ def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lam
 if __name__ == '__main__':
     names = dict(digest=digest)
     exec(sys.argv[3], names)
-    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'left') if k in names})
+    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'left', 'loading') if k in names})
     print(json.dumps(seen))

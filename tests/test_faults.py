@@ -150,32 +150,25 @@ def test_training_is_killed(environment, tmp_path):
     "Training with a checkpoint after every epoch: whatever the moment, it goes on from the last one and ends with the same weights."
     n = max(2, rounds//2) if rounds < 50 else rounds
     seen = kills('''
-        import os
-        os.environ['OMP_NUM_THREADS'] = '1'
-        import json, shutil, torch
+        import json, shutil, sys, torch
         from pathlib import Path
-        import lesson6.collab, lesson6.train
-        from fastai.torch_core import default_device
-        from lesson6.data import lesson_path
-        torch.set_num_threads(1) # a forked child may not use threads
-        default_device(False)
-        lesson_path('movielens')
         here = Path(HERE)
         folder = here/'collab'
-        def work(): lesson6.train.train_section('collab', epochs=4, bs=1024, out=here)
+        work = [sys.executable, '-W', 'ignore', '-m', 'lesson6.train', 'collab', '--epochs', '40', '--bs', '1024', '--out', str(here)]
+        loading = .3
         def look():
             if (folder/'checkpoint.pt').exists(): # whole at any moment
                 kept = torch.load(folder/'checkpoint.pt', weights_only=True)
-                assert 1 <= len(kept['history']) <= 4
+                assert 1 <= len(kept['history']) <= 40
             if not (folder/'learner.pkl').exists(): return None
-            assert len(kept['history']) == 4
+            assert len(kept['history']) == 40
             return json.dumps([[row[1:] for row in kept['history']], digest_of(kept['model'])]) # without the training loss, a running average
         def digest_of(state): return [float(v.double().sum()) for v in state.values()] + [float(v.double().square().sum()) for v in state.values()]
         def left(): return list(folder.rglob('*.part'))
         def clear(): shutil.rmtree(folder)
         '''.replace('HERE', repr(str(tmp_path/'runs'))), n, {'OMP_NUM_THREADS': '1'})
     assert seen['killed'] >= n/2
-    kept('Interrupted', 'Training with checkpoints', 'SIGKILL at a random moment of `train_section("collab")`, four epochs, then started again', n,
+    kept('Interrupted', 'Training with checkpoints', 'SIGKILL at a random moment of `python -m lesson6.train collab --epochs 40`, then started again', n,
          f"{seen['killed']} kills fell into the training ({seen['took']:.1f} s); the checkpoint was whole at every one; each time the next start went on and ended with the same validation losses and weights, to the last digit, as an undisturbed one (the training loss that is shown is a running average, and starts anew)")
 
 

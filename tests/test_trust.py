@@ -1,0 +1,175 @@
+"""Trust: no pickle but `load_learner`, no network, no secret; installed read-only, without a home, under a strange path. And: the same twice."""
+import ast
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from promises import kept, rounds
+from test_faults import python, read_only
+
+root = Path(__file__).parent.parent
+modules = sorted(p.relative_to(root).with_suffix('').as_posix().replace('/', '.') for p in (root/'lesson6').rglob('*.py') if p.stem not in ('__init__', '_modidx'))
+
+
+def notebooks(): return [p for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+
+def code_cells(path):
+    return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+
+def prose(path):
+    return ' '.join(''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown')
+
+def calls(source):
+    "The calls in Python source: dotted name and keywords."
+    source = '\n'.join(l for l in source.splitlines() if not l.lstrip().startswith(('%', '!')))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call): yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+def unsafe(source):
+    "Calls that would run what a file says."
+    for name, kw in calls(source):
+        last = name.rpartition('.')[2]
+        if last in ('load', 'loads', 'Unpickler') and name.partition('.')[0] in ('pickle', 'cPickle', 'dill', 'joblib', 'cloudpickle'): yield name
+        if last == 'load' and name.startswith('torch') and kw.get('weights_only') != 'True': yield f'{name} without weights_only=True'
+        if last == 'read_pickle' or kw.get('allow_pickle') == 'True' or name in ('eval', 'exec'): yield name
+
+
+def test_unsafe_is_found():
+    for source in 'pickle.load(f)', 'torch.load(p)', 'torch.load(p, weights_only=False)', 'np.load(f, allow_pickle=True)', 'eval(s)', 'pd.read_pickle(p)': assert list(unsafe(source)), source
+    assert not list(unsafe('torch.load(p, weights_only=True); json.load(f); learn.load("x"); load_learner(p)'))
+
+
+def test_no_pickle_is_loaded_but_by_load_learner():
+    sources = {p.name: p.read_text(encoding='utf-8') for p in (root/'lesson6').rglob('*.py')} | {f'{p.name}, cell {i}': c for p in notebooks() for i, c in enumerate(code_cells(p)) if not c.lstrip().startswith('%%')}
+    found = {where: bad for where, source in sources.items() if (bad := list(unsafe(source)))}
+    assert not found
+    loading = [p for p in notebooks() if any(name.rpartition('.')[2] == 'load_learner' for c in code_cells(p) if not c.lstrip().startswith('%%') for name, _ in calls(c))]
+    silent = [p.name for p in loading if not re.search('pickle|trust', prose(p), re.IGNORECASE)]
+    assert not silent, f'{silent} load a learner and do not say what that means'
+    weights = [p.name for p in [*(root/'lesson6').rglob('*'), *(root/'nbs').rglob('*')] if p.suffix in ('.pth', '.pt', '.pkl', '.bin', '.npy', '.ckpt')]
+    tracked = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True).stdout.split()
+    assert not [w for w in weights if any(t.endswith('/' + w) for t in tracked)]
+    kept('Trust', 'No pickle is loaded but by `load_learner`', 'every call in the package and in every cell is looked at: pickle, `torch.load` without `weights_only=True`, `allow_pickle`, `eval`, `exec`', len(sources),
+         f'none; weights are safetensors; {len(loading)} notebooks use `load_learner`, and each says what that means')
+
+
+def test_no_secret_is_kept():
+    patterns = r'AKIA[0-9A-Z]{16}', r'gh[pousr]_[A-Za-z0-9]{36}', r'-----BEGIN [A-Z ]*PRIVATE KEY', r'xox[baprs]-[0-9A-Za-z-]{10}', r'hf_[A-Za-z0-9]{30}', r'pypi-[A-Za-z0-9_-]{40}', r'(?i)(password|secret|api_?key)\s*=\s*["\'][^"\']{8}'
+    files = [root/f for f in subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True).stdout.splitlines()]
+    if not files: pytest.skip('not a git checkout')
+    files = [f for f in files if f.is_file() and f.name != Path(__file__).name]
+    found = [(f.name, p) for f in files for p in patterns if re.search(p, f.read_text(encoding='utf-8', errors='ignore'))]
+    assert not found
+    kept('Trust', 'No secret in the repository', f'{len(patterns)} patterns of keys and passwords, over every tracked file', len(files), 'none found')
+
+
+def test_nothing_is_asked_of_a_network(environment, tmp_path):
+    "Importing everything and drawing every twin, with a network that raises on first use."
+    r = python('''
+        import importlib, socket, sys
+        def refuse(*args, **kw): raise AssertionError(f'somebody asks a network: {args}')
+        socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+        for m in sys.argv[1:]: importlib.import_module(m)
+        from lesson6.data import folders, lesson_path, profile
+        for name in folders: lesson_path(name)
+        for name in 'resnet34', 'resnet50': profile.arch(name)(pretrained=True) if 'pretrained' in profile.arch(name).__code__.co_varnames else profile.arch(name)()
+        print('quiet')
+        ''', *modules)
+    assert r.stdout.split()[-1] == 'quiet', r.stderr
+    kept('Trust', 'No telemetry, nothing asked of a network', 'all modules imported, all twins drawn, both small networks made, with a network that raises on first use', len(modules), 'no connection was tried')
+
+
+def test_the_network_guard_notices():
+    with pytest.raises(OSError): socket.create_connection(('127.0.0.1', 9), timeout=1)
+
+
+# Installed read-only, no home folder, a strange path
+
+everything = '''
+    import importlib, os, sys
+    for m in {modules!r}: importlib.import_module(m)
+    import lesson6
+    from lesson6.data import folders, lesson_path, profile
+    from lesson6.run import main
+    assert lesson6.__file__.startswith({here!r}), lesson6.__file__
+    print(profile.about('movielens'))
+    os.chdir({work!r})
+    sys.argv = ['lesson6', 'run', 'small']
+    sys.exit(main())
+'''
+
+def installed(to):
+    "The package and a small notebook, as an installation lies: the notebooks beside the modules."
+    shutil.copytree(root/'lesson6', to/'lesson6', ignore=shutil.ignore_patterns('__pycache__'))
+    (to/'lesson6'/'nbs').mkdir()
+    cells = ['from lesson6.data import lesson_path', "print(sorted(p.name for p in lesson_path('movielens').iterdir())[0])"]
+    nb = dict(cells=[dict(cell_type='code', id=f'c{i}', source=c, metadata={}, outputs=[], execution_count=None) for i, c in enumerate(cells)],
+              metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5)
+    (to/'lesson6'/'nbs'/'01_small.ipynb').write_text(json.dumps(nb))
+    return to
+
+
+def test_read_only_no_home_and_a_strange_path(environment, tmp_path):
+    "All three at once; as a user who has neither home nor rights, where the tests may become one."
+    to = tmp_path/"Größe 数据 it's (1)"
+    to.mkdir()
+    installed(to)
+    work = tmp_path/'Arbeit ünd Freude'
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if k not in ('HOME', 'LESSON6_CACHE', 'XDG_CACHE_HOME')}
+    env |= {'PYTHONPATH': str(to), 'HOME': '/no/such/home', 'TMPDIR': str(work), 'PYTHONDONTWRITEBYTECODE': '1'}
+    code = textwrap.dedent(everything.format(modules=modules, here=str(to), work=str(work)))
+    before = {p: p.read_bytes() for p in to.rglob('*') if p.is_file()}
+    with read_only(to):
+        r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True, timeout=600, cwd=work)
+    assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
+    assert 'movielens: drawn on this machine' in r.stdout
+    assert before == {p: p.read_bytes() for p in to.rglob('*') if p.is_file()}
+    assert (work/'_site'/'index.html').is_file() and not Path('/no').exists()
+    kept('Trust', 'Installed read-only, without a home folder, under a path with spaces and other letters', 'all modules imported, a twin drawn, `lesson6 run` on a small notebook, the package lying in a folder that cannot be written, HOME naming no folder', 1,
+         'the page was made; nothing was written into the package or outside the working and the temporary folder')
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.geteuid() != 0, reason='only root may become somebody else')
+def test_a_user_without_rights_or_home(environment, tmp_path):
+    "A user who is not in the password file."
+    import tempfile
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o777)
+        env = {'PATH': os.environ['PATH'], 'TMPDIR': d}
+        readable = all(os.stat(p).st_mode & 0o005 for p in [root, *root.parents, Path(sys.executable).resolve(), *Path(sys.executable).resolve().parents][:-1])
+        if not readable: pytest.skip('this Python lies where other users may not read')
+        r = subprocess.run([sys.executable, '-W', 'ignore', '-c', "from lesson6.data import profile; print(profile.about('movielens'))"], env=env, cwd=d, user=54321, group=54321, capture_output=True, text=True)
+        assert r.returncode == 0 and f'in {d}/lesson6-54321' in r.stdout, r.stderr
+
+
+# The same twice
+
+def texts(nb):
+    "What a run printed and drew, without clock times."
+    out = []
+    for c in nb.cells:
+        for o in c.get('outputs', []):
+            data = o.get('data', {})
+            text = o.get('text') or data.get('text/html') or data.get('text/plain') or ''
+            out.append(re.sub(r'\b\d+:\d\d\b|\b\d+(\.\d+)? (s|ms|seconds?|minutes?)\b|0x[0-9a-f]+|\d+\.\d+ ?it/s', '', text))
+            if 'image/png' in data: out.append(data['image/png'])
+    return out
+
+
+@pytest.mark.skipif(rounds < 50, reason='runs a whole notebook twice: LESSON6_ROUNDS=50')
+def test_a_notebook_runs_the_same_twice(environment, tmp_path):
+    from lesson6.run import run_notebook
+    first, second = (texts(run_notebook(root/'nbs'/'04_collab.ipynb', {'LESSON6_CACHE': str(tmp_path)})) for _ in range(2))
+    differ = [(a[:300], b[:300]) for a, b in zip(first, second) if a != b]
+    assert len(first) == len(second) and not differ, differ[:3]
+    numbers = sum(len(re.findall(r'\d+\.\d+', t)) for t in first if len(t) < 20000)
+    kept('The same twice', 'A whole notebook, run twice, agrees to the last printed digit', 'the ratings notebook in two fresh kernels, on a CPU; everything printed and every figure compared', 2,
+         f'{len(first)} outputs with {numbers:,} decimal numbers: all the same, the pictures byte for byte')
