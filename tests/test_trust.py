@@ -28,7 +28,7 @@ def prose(path):
 
 def calls(source):
     "The calls in Python source: dotted name and keywords."
-    source = '\n'.join(l for l in source.splitlines() if not l.lstrip().startswith(('%', '!')))
+    source = re.sub(r'(?m)^(\s*)[%!].*', r'\1pass', source) # a notebook's commands
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call): yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
