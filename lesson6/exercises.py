@@ -83,7 +83,7 @@ def solution(
     "Prints one solution, ready to be copied into a cell"
     print(find_exercise(id).solution)
 
-# %% ../nbs/exercises.ipynb #df939282
+# %% ../nbs/exercises.ipynb #86aa34ef
 def as_number(
     answer,      # int, float, or an array or tensor of one element
 ) -> float:      # `Missing` if it is none of these
@@ -91,7 +91,7 @@ def as_number(
     if isinstance(answer, Tensor): answer = answer.detach().cpu()
     try: a = np.asarray(answer, dtype=float)
     except (TypeError, ValueError): a = None
-    if a is None or isinstance(answer, (str, bool)) or a.size != 1: raise Missing(f'The answer is one number; this is {_kind(answer)}.')
+    if a is None or answer is None or isinstance(answer, (str, bool)) or a.size != 1: raise Missing(f'The answer is one number; this is {_kind(answer)}.')
     return float(a.reshape(()))
 
 def as_numbers(

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# %% ../../nbs/mini/biwi.ipynb #dc2706d1
-VERSION = 1
+# %% ../../nbs/mini/biwi.ipynb #d5a79c8b
+VERSION = 2
 N_PEOPLE, N_FRAMES, SIZE = 24, 15, (640, 480)
 expected = {'frames': N_PEOPLE*N_FRAMES, 'people': N_PEOPLE}
 
@@ -64,14 +64,14 @@ class Pose:
     @property
     def stem(self): return f'{self.person:02d}/frame_{self.frame:05d}'
 
-# %% ../../nbs/mini/biwi.ipynb #d0e1c3f8
+# %% ../../nbs/mini/biwi.ipynb #ecd07cdc
 def poses(
     person:int,  # 1 to 24
     seed:int=42, # another seed, other poses
 ) -> list[Pose]: # `N_FRAMES` of them
     "All frames of one person"
     rng = np.random.default_rng([seed, person, 1])
-    lo,hi = np.array([(130, 510), (150, 320), (700, 1080), (-25, 30), (-60, 60), (-20, 20)], float).T
+    lo,hi = np.array([(120, 520), (140, 330), (560, 840), (-25, 30), (-60, 60), (-20, 20)], float).T
     even = np.stack([rng.permutation(N_FRAMES) for _ in lo], 1) + rng.random((N_FRAMES, 6))
     values = lo + (hi-lo)*even/N_FRAMES
     numbers = 3 + 60*np.arange(N_FRAMES) + np.r_[0, rng.integers(0, 40, N_FRAMES-1)]
