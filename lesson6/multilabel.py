@@ -7,7 +7,7 @@ __all__ = ['voc_labels', 'read_labels', 'get_x', 'get_y', 'splitter', 'multilabe
            'binary_cross_entropy', 'threshold_curve', 'best_threshold', 'plot_threshold_curve', 'label_report',
            'prediction_table']
 
-# %% ../nbs/02_multi_label.ipynb #e3b84105
+# %% ../nbs/02_multi_label.ipynb #35c6f124
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+import fastai.callback.progress  # noqa: F401  brings Learner.no_bar
 from fastai.data.all import DataBlock, DataLoaders, MultiCategoryBlock
 from fastai.learner import Learner
 from fastai.metrics import accuracy_multi
@@ -39,7 +40,7 @@ def _check_split(df): # the table
     for rows,what in (df['is_valid'], 'validation'), (~df['is_valid'], 'training'):
         if not rows.any(): raise ValueError(f'The table has no {what} rows; set is_valid to {what == "validation"} for some of them.')
 
-# %% ../nbs/02_multi_label.ipynb #f78d8cb3
+# %% ../nbs/02_multi_label.ipynb #88c57972
 def read_labels(
     path:Path,              # the folder that holds `train.csv` and `train/`
     vocab:list=voc_labels,  # labels that may occur; None: any
@@ -52,6 +53,7 @@ def read_labels(
     df = pd.read_csv(file, keep_default_na=False, na_values={'is_valid': ['']})
     missing = [c for c in ('fname', 'labels', 'is_valid') if c not in df]
     if missing: raise ValueError(f'{file} has no column {missing[0]}; it has {", ".join(df.columns)}.')
+    if not len(df): raise ValueError(f'{file} has no rows; it needs one for each picture.')
     df['labels'] = df['labels'].astype(str).str.split().str.join(' ')
     for i,r in df.iterrows():
         at = f'{file}, line {i+2} ({r["fname"]})'

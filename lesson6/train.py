@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['sections', 'section_learner', 'SeedEachEpoch', 'Checkpoint', 'ShareBatches', 'Parallel', 'train_section', 'main']
 
-# %% ../nbs/train.ipynb #b31b05a5
-import json, os, random, warnings
+# %% ../nbs/train.ipynb #37e8866d
+import os, random, warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import fit_one_cycle
-from fastai.learner import Learner, load_learner
+import fastai.callback.schedule # gives Learner its fit_one_cycle
+from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import CliError, call_parse
 from .data import lesson_path, profile

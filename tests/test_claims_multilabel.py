@@ -125,5 +125,6 @@ def test_choosing_among_many_random_answers_is_not():
     "Chance offers a thousand answers to sixteen pictures: the best of them is lucky, and its luck does not last."
     g = torch.Generator().manual_seed(1)
     preds, targs = predictions(4, n=16)
-    choices = [lambda p, m=torch.rand(targs.shape, generator=g) < .08: m for _ in range(1000)]
+    answers = [torch.rand(targs.shape, generator=g) < .08 for _ in range(1000)]
+    choices = [lambda p, m=m: m for m in answers]
     assert not check('multilabel-fair', *halves(preds, targs, choices))

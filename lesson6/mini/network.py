@@ -611,7 +611,7 @@ def loss_parts(
     parts['numbers'] = 8*F.smooth_l1_loss(values[asked], numbers[asked], beta=.2)
     return parts
 
-# %% ../../nbs/mini/network.ipynb #9e681c16
+# %% ../../nbs/mini/network.ipynb #ab24470f
 _mean, _std = (torch.tensor(o).view(1,3,1,1) for o in imagenet_stats)
 
 def make_batch(
@@ -621,7 +621,6 @@ def make_batch(
 ) -> tuple:                       # x (n, 3, CROP, CROP) normalised; answers, numbers, present
     "Pictures cropped and normalised, and the answers that go with them"
     numbers = data['numbers'][idx].copy()
-    shift = (SIDE-CROP) if rng is None else 2*(SIDE-CROP)
     ij = np.full((len(idx),2), (SIDE-CROP)//2) if rng is None else rng.integers(0, SIDE-CROP+1, (len(idx),2))
     x = np.stack([data['pictures'][k, i:i+CROP, j:j+CROP] for k,(i,j) in zip(idx, ij)])
     numbers[:,18:20] -= (ij[:,::-1] - (SIDE-CROP)/2)/(SIDE/2)

@@ -551,7 +551,7 @@ def find_seats(
                 item.seat = free.pop(on), at
                 item.pose = 'ride' if on in ('bicycle', 'motorbike', 'horse') else ''
 
-# %% ../../nbs/mini/pascal.ipynb #20d2bfec
+# %% ../../nbs/mini/pascal.ipynb #7106e429
 def span(item:Item)->float: return recipes[item.name].width
 
 def tops(items:list[Item])->dict[str, float]:
@@ -565,7 +565,7 @@ def tops(items:list[Item])->dict[str, float]:
 
 def fly(items, size, rng):
     "Places what is in the air, side by side in the upper part of the picture"
-    (w, h), n, only = size, len(items), rng.random() < .8
+    (w, h), n = size, len(items)
     for i, item in enumerate(items):
         wide = w*rng.uniform(.5, .85)/n if item.name == 'aeroplane' else w*rng.uniform(.28, .42)/n**.5
         item.scale = wide/span(item)
@@ -768,8 +768,8 @@ def scene(
     while True:
         if (s := try_scene(main, rng)) is not None: return s
 
-# %% ../../nbs/mini/pascal.ipynb #e20eef73
-VERSION = 2
+# %% ../../nbs/mini/pascal.ipynb #f402ef40
+VERSION = 3
 expected = dict(pictures=600, valid=150, labels=20)
 
 def draw(

@@ -1,0 +1,58 @@
+"Runs contenders in turn on the same data and cores, and writes a table and a chart. Machines are noisy, so what counts is the ratio."
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+results = Path(__file__).parent/'results'
+
+
+def side_by_side(
+    contenders: dict,    # {name: function without arguments}; a function may return {column: value} of what else it measured
+    baseline: str,       # the name that the others are compared with
+    repeats: int = 3,    # rounds; in each of them every contender runs once, in turn
+) -> pd.DataFrame:       # one row a contender: median seconds, fastest, slowest, times as fast as the baseline, and the rest
+    seconds, extras = {n: [] for n in contenders}, {n: [] for n in contenders}
+    for i in range(repeats):
+        for name, f in contenders.items():
+            start = time.perf_counter()
+            extra = f() or {}
+            seconds[name].append(extra.pop('seconds', time.perf_counter() - start))
+            extras[name].append(extra)
+            print(f'round {i+1}/{repeats}  {name:<44} {seconds[name][-1]:8.2f} s  {extra}', flush=True)
+    rows = []
+    for name, ts in seconds.items():
+        ratio = statistics.median(b/t for b, t in zip(seconds[baseline], ts, strict=True))
+        rows.append({'': name, 'median s': statistics.median(ts), 'fastest s': min(ts), 'slowest s': max(ts),
+                     'times as fast': ratio, **{k: statistics.mean(e[k] for e in extras[name]) for k in extras[name][0]}})
+    return pd.DataFrame(rows).set_index('')
+
+
+def report(
+    name: str,            # of the files
+    title: str,           # of the table and the chart
+    table: pd.DataFrame,  # as `side_by_side` returns it
+    note: str = '',       # what was compared, on which data
+):
+    results.mkdir(exist_ok=True)
+    machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
+    (results/f'{name}.json').write_text(json.dumps({'title': title, 'note': note, 'machine': machine,
+                                                    'rows': table.reset_index().to_dict('records')}, indent=1), encoding='utf-8')
+    rounded = table.map(lambda v: f'{v:.4g}' if isinstance(v, float) else v)
+    head = '| ' + ' | '.join(['', *rounded.columns]) + ' |\n|' + '---|'*(len(rounded.columns)+1)
+    rows = '\n'.join('| ' + ' | '.join([n, *map(str, r)]) + ' |' for n, r in zip(rounded.index, rounded.values, strict=True))
+    (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n', encoding='utf-8')
+    fig, ax = plt.subplots(figsize=(7, 0.5*len(table)+1), layout='constrained')
+    ax.barh(table.index[::-1], table['times as fast'][::-1])
+    ax.set(title=title, xlabel='times as fast (longer is better)')
+    for y, v in enumerate(table['times as fast'][::-1]): ax.annotate(f' {v:.2g}', (v, y), va='center')
+    ax.margins(x=0.12)
+    fig.savefig(results/f'{name}.svg')
+    print((results/f'{name}.md').read_text(encoding='utf-8'))
