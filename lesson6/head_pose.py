@@ -30,8 +30,9 @@ def img2pose(
     if not f.stem.endswith('_rgb'): raise ValueError(f'{f} is not named like a frame; it should look like frame_00003_rgb.jpg.')
     return f.with_name(f'{f.stem[:-3]}pose.txt')
 
-# %% ../nbs/03_head_pose.ipynb #b702ff21
-def _rows(text:str) -> list: # the numbers of each line that is not blank
+# %% ../nbs/03_head_pose.ipynb #e25c3d3a
+def _rows(text:str) -> list: # the numbers of each line that is not blank; none if there is anything else
+    if not text.isascii() or '_' in text: return []    # Python would read 1_000 and digits of other scripts as numbers
     try: return [[float(o) for o in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError: return []
 
@@ -61,7 +62,7 @@ def read_calibration(
         raise ValueError(f'{path} does not begin with a 3×3 camera matrix (fx 0 cx, 0 fy cy, 0 0 1); copy it again.')
     return cal
 
-# %% ../nbs/03_head_pose.ipynb #999a8fcd
+# %% ../nbs/03_head_pose.ipynb #16d90b24
 @lru_cache(maxsize=256)
 def _kept_calibration(path:Path, changed:int): return read_calibration(path)
 
@@ -72,7 +73,9 @@ def get_ctr(
     path = Path(f).parent/'rgb.cal'
     cal = _kept_calibration(path, path.stat().st_mtime_ns if path.exists() else 0)
     x,y,z = read_centre(f)
-    return torch.tensor([x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]], dtype=torch.float32)
+    ctr = torch.tensor([x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]], dtype=torch.float32)
+    if not ctr.isfinite().all(): raise ValueError(f'{img2pose(f)}: the centre {x:g}, {y:g}, {z:g} lies at no pixel; copy it again, or remove the frame.')
+    return ctr
 
 # %% ../nbs/03_head_pose.ipynb #c0a8595f
 def sigmoid_range(

@@ -40,7 +40,27 @@ def _check_split(df): # the table
     for rows,what in (df['is_valid'], 'validation'), (~df['is_valid'], 'training'):
         if not rows.any(): raise ValueError(f'The table has no {what} rows; set is_valid to {what == "validation"} for some of them.')
 
-# %% ../nbs/02_multi_label.ipynb #88c57972
+# %% ../nbs/02_multi_label.ipynb #79e76eae
+import csv, io
+
+def _read_table(file): # a table of strings; its index is the number of each row's line
+    try: text = file.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError: raise ValueError(f'{file} is not text in UTF-8; save it again as CSV, in UTF-8.') from None
+    reader, rows, lines = csv.reader(io.StringIO(text, newline=''), strict=True), [], []
+    try:
+        for row in reader:
+            if any(o.strip() for o in row): rows.append(row); lines.append(reader.line_num)
+    except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}, cannot be read as CSV: {e}.') from None
+    columns = rows[0] if rows else []
+    if not rows: raise ValueError(f'{file} is empty; it lists the pictures, with the columns fname, labels, is_valid.')
+    missing = [c for c in ('fname', 'labels', 'is_valid') if c not in columns]
+    if missing: raise ValueError(f'{file} has no column {missing[0]}; it has {", ".join(columns)}.'.replace('\n', ' '))
+    if len(set(columns)) < len(columns): raise ValueError(f'{file} has two columns of the same name; leave one of them out.')
+    for line,row in zip(lines[1:], rows[1:]):
+        if len(row) != len(columns): raise ValueError(f'{file}, line {line} ({row[0]}), has {len(row)} fields where there should be {len(columns)}.')
+    return pd.DataFrame(rows[1:], columns=columns, index=lines[1:], dtype=str)
+
+# %% ../nbs/02_multi_label.ipynb #d7946cfb
 def read_labels(
     path:Path,              # the folder that holds `train.csv` and `train/`
     vocab:list=voc_labels,  # labels that may occur; None: any
@@ -50,18 +70,20 @@ def read_labels(
     path = Path(path)
     file = path/'train.csv'
     if not file.exists(): raise FileNotFoundError(f'{file} is not there; it lists the pictures, with the columns fname, labels, is_valid.')
-    df = pd.read_csv(file, keep_default_na=False, na_values={'is_valid': ['']})
-    missing = [c for c in ('fname', 'labels', 'is_valid') if c not in df]
-    if missing: raise ValueError(f'{file} has no column {missing[0]}; it has {", ".join(df.columns)}.')
+    df = _read_table(file)
     if not len(df): raise ValueError(f'{file} has no rows; it needs one for each picture.')
-    df['labels'] = df['labels'].astype(str).str.split().str.join(' ')
-    for i,r in df.iterrows():
-        at = f'{file}, line {i+2} ({r["fname"]})'
+    df['labels'] = df['labels'].str.split().str.join(' ')
+    for line,r in df.iterrows():
+        at = f'{file}, line {line} ({r["fname"]})'
         if not r['labels'] and not empty_ok: raise ValueError(f'{at} has no label; name what is in the picture, or pass empty_ok=True if there is nothing.')
         unknown = [l for l in r['labels'].split() if vocab is not None and l not in vocab]
         if unknown: raise ValueError(f'{at} has the label {unknown[0]!r}, which is not one of {", ".join(vocab)}.')
+        if r['is_valid'].strip().lower() not in ('true', 'false'):
+            raise ValueError(f'{at}: the column is_valid must hold True or False; it holds {r["is_valid"]!r}.')
     double = df['fname'][df['fname'].duplicated()]
-    if len(double): raise ValueError(f'{file}, line {double.index[0]+2}: {double.iloc[0]} is there a second time; join its labels in one row.')
+    if len(double): raise ValueError(f'{file}, line {double.index[0]}: {double.iloc[0]} is there a second time; join its labels in one row.')
+    df['is_valid'] = df['is_valid'].str.strip().str.lower() == 'true'
+    df = df.reset_index(drop=True)
     _check_split(df)
     _check_pictures(df, path)
     return df

@@ -299,16 +299,16 @@ def reference_page(
     page.append('```python\nfrom lesson6.%s import %s\n```' % (module, ', '.join(n for n in m.__all__ if inspect.isroutine(getattr(m, n)) or inspect.isclass(getattr(m, n))) or '*'))
     return '\n\n'.join(page+[entry(n, module, labels) for n in m.__all__])+'\n'
 
-# %% ../nbs/site.ipynb #a970678d
+# %% ../nbs/site.ipynb #41ad0d85
 def docs_path() -> Path: # the folder of the site's settings
     "Where the settings of the site lie"
     here = Path(lesson6.__file__).parent
     return here/'docs' if (here/'docs').is_dir() else here.parent/'docs'
 
 def can_build() -> bool: # True with the extra `docs`
-    "Whether what builds the site is installed"
+    "Whether what builds the site is installed, and its settings are there"
     from importlib.util import find_spec
-    return all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo'))
+    return (docs_path()/'conf.py').exists() and all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo'))
 
 def readme() -> str: # Markdown
     "The README, from the checkout or from the installed package"
