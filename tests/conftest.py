@@ -20,3 +20,12 @@ def environment(monkeypatch, tmp_path):
     for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'LESSON6_CLAIMS'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('LESSON6_CACHE', str(tmp_path/'cache'))
     return monkeypatch
+
+
+@pytest.fixture(autouse=True)
+def same_environment_afterwards():
+    "What a test, or an answer that it runs, writes into the environment is gone with it."
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -182,7 +182,7 @@ def test_the_cache_is_where_it_is_set(environment, tmp_path):
 
 
 def test_no_home_folder_means_the_temporary_one(environment, tmp_path):
-    environment.delenv('LESSON6_CACHE'); environment.setenv('HOME', '/no/such/home'); environment.setenv('TMPDIR', str(tmp_path))
+    environment.delenv('LESSON6_CACHE'); environment.setenv('HOME', str(tmp_path/'gone')); environment.setenv('TMPDIR', str(tmp_path))
     environment.setattr('tempfile.tempdir', None)
     assert data.cache_path().parent == tmp_path
     assert lesson_path('movielens').is_relative_to(tmp_path)
