@@ -453,7 +453,7 @@ def test_real_order(real, split):
     dls = ratings_dls(read_ratings(real/'ml-100k'), seed=split)
     class NoRange(DotProduct):
         def forward(self, x): return (self.user_factors(x[:,0]) * self.movie_factors(x[:,1])).sum(dim=1)
-    dot, in_range, biases = (final(train(dls, lambda: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias))
+    dot, in_range, biases = (final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias))
     decayed = final(real_learner(real/'ml-100k', split))[1]
     print(f'split {split}: {dot:.3f}, {in_range:.3f}, {biases:.3f}, {decayed:.3f}')
     assert biases > dot > in_range > decayed
