@@ -22,8 +22,9 @@ nbdev_test: $(ready)
 	@ls nbs/[0-9]*.ipynb > /dev/null || { echo "There is no notebook in nbs/."; exit 1; }
 	@ls nbs/*.ipynb nbs/mini/*.ipynb | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 $(bin)/nbdev-test --do-print --timing
 
+# Two files of tests at once, for the same reason.
 pytest: $(ready)
-	$(bin)/pytest
+	OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 lab: $(ready)
 	$(bin)/jupyter lab --notebook-dir nbs

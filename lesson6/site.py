@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TWINS', 'MACHINERY', 'repository', 'open_links', 'first_cell', 'changes', 'flags', 'figures', 'figures_without_words',
            'defined', 'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose',
-           'table', 'claim_headings', 'claims_page', 'signature', 'parameters', 'entry', 'prose_of', 'reference_page',
-           'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources', 'setup',
-           'exported_names', 'build_site']
+           'table', 'claim_headings', 'claims_page', 'stored_claims', 'signature', 'parameters', 'entry', 'prose_of',
+           'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources',
+           'setup', 'exported_names', 'build_site']
 
 # %% ../nbs/site.ipynb #498f0eec
 import inspect, json, re
@@ -178,7 +178,7 @@ def claim_headings(
     return found
 
 def claims_page(
-    rows:list,        # the verdicts of a run
+    rows:list,        # the verdicts of a run, or of the notebooks as they are stored
     statements:list,  # everything that is claimed
     headings:dict,    # {'collab-wd': 'Collaborative filtering', ...}: what a claim stands under
 ) -> str:             # Markdown
@@ -186,7 +186,7 @@ def claims_page(
     done = {v.id: v for v in rows}
     page = ['# What the lesson says, and whether it holds here']
     if rows: page.append(f'{sum(v.holds for v in rows)} of the {len(rows)} claims that were checked hold. The same as data: <a href="claims.json">claims.json</a>.')
-    else: page.append('These pages were made from the notebooks as they are stored, and nothing was measured. `make run` measures, and fills the column *here*.')
+    else: page.append('No notebook that was run or stored has checked a claim. `make run` measures, and fills the column *here*.')
     page.append("The lesson's numbers come from fast.ai's course of 2020: real data, one GPU. Ours come from the data and the device named in each row. "
                 'How a claim is checked, to the line, is shown in [Claims](/claims.ipynb).')
     groups = {}
@@ -200,6 +200,21 @@ def claims_page(
                           ('yes' if v.holds else '**no**') if v else ''])
         page += [f'## {heading}', ':::{container} claims', table(['claim', 'the lesson', 'here', 'data, device', 'holds'], cells), ':::']
     return '\n\n'.join(page)+'\n'
+
+# %% ../nbs/site.ipynb #127da70e
+def stored_claims(
+    nb,              # a notebook with its outputs
+    statements:list, # everything that is claimed
+) -> list:           # `Verdict`s, of the statements that are among `statements`
+    "What the last `claims_table()` of a notebook shows"
+    from bs4 import BeautifulSoup
+    from lesson6.claims import Verdict
+    shown = [d['text/html'] for c in nb.cells if c.cell_type == 'code' and 'claims_table' in c.source
+             for o in c.outputs for d in [o.get('data', {})] if 'text/html' in d][-1:]
+    rows = [[td.get_text().strip() for td in tr.select('td')] for html in shown for tr in BeautifulSoup(html, 'html.parser').select('tbody tr')]
+    known = {s.says: s for s in statements}
+    return [Verdict(known[says].id, says, lesson, known[says].source, here, data, device, holds == 'yes')
+            for says,lesson,here,data,device,holds in rows if says in known]
 
 # %% ../nbs/site.ipynb #f1efd9ff
 def _type(anno): # an annotation, as a person writes it
@@ -363,7 +378,7 @@ def last_run(
 def write_sources(
     to:Path,        # the folder to fill
     run:Path=None,  # the folder of executed notebooks; None: take them as they are stored
-) -> list:          # the claims of the run that is shown
+) -> list:          # the claims that are shown
     "Writes what Sphinx reads: notebooks, reference, claims, changes, front page"
     import base64
     import nbformat
@@ -379,7 +394,7 @@ def write_sources(
     for path in find_notebooks():
         name = path.relative_to(notebooks_path()).with_suffix('').as_posix()
         notebooks[name], ran = last_run(path, run)
-        if ran: verdicts += read_claims(run/f'{name}.claims.jsonl')
+        verdicts += read_claims(run/f'{name}.claims.jsonl') if ran else stored_claims(notebooks[name], list(statements.values()))
     labels, modules = set(), {}
     for name,nb in notebooks.items():
         for cell in figures_without_words(nb): print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what it shows.')
