@@ -136,11 +136,12 @@ def close(
 def valid_preds(
     learn,         # a trained `Learner`
 ) -> tuple:        # predictions and targets of its validation set, on the CPU; `Missing` if it isn't a learner
-    "What a learner answers on its own validation set"
+    "What a learner answers on its own validation set; what its recorder holds, for `plot_loss`, is left as it is"
     from fastai.callback import progress as _  # gives learners `no_bar`
-    from fastai.learner import Learner
+    from fastai.learner import Learner, Recorder
     if not isinstance(learn, Learner): raise Missing(f'The answer is a trained learner; this is {_kind(learn)}.')
-    with learn.no_bar(), learn.no_logging(): preds,targs = learn.get_preds()
+    recorders = [o for o in learn.cbs if isinstance(o, Recorder)]
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(recorders): preds,targs = learn.get_preds()
     return torch.as_tensor(preds).float().cpu(), torch.as_tensor(targs).cpu()
 
 def learners(
@@ -157,8 +158,12 @@ def learners(
 def trained_epochs(
     learn,  # a `Learner`
 ) -> int:   # 0 if `fit` has not run
-    "How many epochs the last fit of a learner has run"
-    return len(getattr(getattr(learn, 'recorder', None), 'values', ()))
+    "How many epochs the last fit of a learner was to run; its recorder cannot tell, for `get_preds` and `validate` empty it"
+    return getattr(learn, 'n_epoch', 0) if getattr(learn, 'opt', None) is not None else 0
+
+def _rows(dl):
+    "The (user, film) pairs that a loader of ratings hands out, as a set"
+    return {tuple(r) for b in dl for r in b[0].cpu().tolist()}
 
 # %% ../nbs/exercises.ipynb #c91ac8f1
 @exercise('pets-1', 'a line',
@@ -870,7 +875,7 @@ def _(answer):
         preds,targs = valid_preds(learn)
         preds,targs = preds.flatten(), targs.float().flatten()
         if ((preds-targs)**2).mean() >= targs.var(): return f'The model with {n} factors is no better than always answering the mean rating.'
-    if len({len(l.dls.valid_ds) for l in answer.values()}) != 1: return 'The three were not validated on the same ratings.'
+    if len({frozenset(_rows(l.dls.valid)) for l in answer.values()}) != 1: return 'The three were not validated on the same ratings; make the DataLoaders once.'
 
 # %% ../nbs/exercises.ipynb #5007df06
 @exercise('reg-1', 'a line',
@@ -1025,10 +1030,6 @@ def _(answer):
     if (kept == (again != 0)).all(): return 'The second call dropped the same numbers as the first; the choice should be new each time.'
 
 # %% ../nbs/exercises.ipynb #3a73a62d
-def _rows(dl):
-    "The (user, film) pairs that a loader of ratings hands out, as a set"
-    return {tuple(r) for b in dl for r in b[0].cpu().tolist()}
-
 @exercise('reg-8', 'an experiment of five minutes',
     'Make the rating model better. Train it with the lesson\'s recipe and no more weight decay than fastai\'s own 0.01 (`fit_one_cycle(5, 5e-3)`), and a second one, on the same `DataLoaders`, with whatever you have learnt here: its validation error should be at least 4 % lower. Hand in both learners, the plain one first.',
     hint='The curve of `wd_sweep` shows what is good. Fewer factors or dropout may help as well.',
