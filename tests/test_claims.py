@@ -1,5 +1,8 @@
 "The machinery of the claims; the statements themselves are tested beside their sections, in test_claims_*.py."
+import ast
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -47,8 +50,28 @@ def test_unknown_and_double_names_are_refused(half):
     with pytest.raises(ValueError, match='two statements'): claims.statement('example-half', 'Again')(lambda: None)
 
 
+def denied(tree):
+    "The statements of which a test asserts `not holds(id, ...)`, `not check(id, ...)`, or either `== right`"
+    for node in ast.walk(tree):
+        call = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else node.left if isinstance(node, ast.Compare) else None
+        if isinstance(call, ast.Call) and getattr(call.func, 'id', '') in ('holds', 'check') and isinstance(call.args[0], ast.Constant): yield call.args[0].value
+
+
 def test_every_statement_has_a_test_that_makes_it_fail():
-    "Each statement's name stands in a test of its section, which hands it something broken."
-    from pathlib import Path
-    tests = ''.join(p.read_text(encoding='utf-8') for p in Path(__file__).parent.glob('test_claims_*.py'))
-    assert [id for id in claims.statements if f"'{id}'" not in tests] == []
+    "Something broken is handed to each, and the test asserts that it does not hold."
+    files = sorted(Path(__file__).parent.glob('test_claims_*.py'))
+    broken = {id for p in files for id in denied(ast.parse(p.read_text(encoding='utf-8')))}
+    assert len(claims.statements) >= 25
+    assert sorted(set(claims.statements) - broken) == []
+    assert sorted(broken - set(claims.statements)) == []
+
+
+def test_that_test_can_fail():
+    said = "def test():\n    assert check('a', 1) and holds('b', 1)\n    assert not check('c', 1)\n    assert holds('d', 1) == right"
+    assert set(denied(ast.parse(said))) == {'c', 'd'}
+
+
+def test_every_statement_is_claimed_in_a_notebook():
+    "And each notebook claims only what there is."
+    text = ''.join(p.read_text(encoding='utf-8') for p in (Path(__file__).parent.parent/'nbs').glob('0*.ipynb'))
+    assert set(re.findall(r"\bclaim\('([a-z0-9-]+)'", text)) == set(claims.statements)

@@ -403,7 +403,7 @@ class Coloured(torch.nn.Module):
 
 def fitted(dls, model, epochs=1, **kwargs):
     "A learner that has seen its epochs, with a rate of 0"
-    from fastai.callback import progress as _  # gives learners `no_bar`
+    from fastai.callback import progress  # noqa: F401 (it gives learners no_bar)
     from fastai.learner import Learner
     from fastai.optimizer import SGD
     learn = Learner(dls, model, opt_func=SGD, **kwargs)
@@ -571,4 +571,5 @@ def test_every_experiment_is_tried_by_wrong_answers():
 def test_the_solution_of_an_experiment_is_right(id, capsys):
     "Trained for real, as a reader would"
     answer, _ = run_solution(id)
+    capsys.readouterr()    # the bars and tables of the training
     assert ex.check(id, answer), capsys.readouterr().out
