@@ -25,6 +25,7 @@ from fastai.torch_core import no_random, to_float
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import default_split, model_meta, vision_learner
+import lesson6.train # noqa: F401, stops a training whose loss is no number
 
 # %% ../nbs/01_pet_breeds.ipynb #8ce239cd
 def breed(

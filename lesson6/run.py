@@ -114,11 +114,16 @@ def run_notebook(
 
 # %% ../nbs/run.ipynb #3ee9710a
 def write_whole(path:Path, text:str):
-    "Writes `text` beside `path` and renames it, so that `path` is never half-written"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    "Writes `text` beside `path` and renames it, so that `path` is never half-written; OSError, naming `path`, if it can't be written"
     part = path.with_name(path.name+'.part')
-    part.write_text(text, encoding='utf-8')
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding='utf-8')
+        part.replace(path)
+    except OSError as e:
+        try: part.unlink(missing_ok=True)
+        except OSError: pass # there is no such folder
+        raise OSError(f'{path} could not be written: {e.strerror or e}; make room there, or choose another folder.') from None
 
 def plain_pages(
     run:Path, # the folder of executed notebooks
@@ -358,6 +363,7 @@ def main():
     args, kwargs, _ = parse_cli(commands[words[0]].__wrapped__)
     try: return commands[words[0]].__wrapped__(*args, **kwargs)
     except CliError as e: sys.exit(str(e) or 1)
+    except OSError as e: sys.exit(f'{e.filename}: {e.strerror}; make room there, or choose another folder.' if e.filename else str(e))
     except KeyboardInterrupt as e:
         print(f'\n{str(e) or "Stopped."}', file=sys.stderr)
         return 130

@@ -4,6 +4,9 @@
 `work()`   the piece of work, done in a forked child; or the words of a command, where the work uses threads, which a fork breaks;
 `look()`   what lies under the right name: None for nothing, else something that is the same for all whole results;
 `clear()`  removes what a finished piece of work left under the right name;
+`after()`  looks, or waits, right after a kill; `again(pid)` after the start that follows it, done by the process `pid`;
+`left()`   parts that a killed piece of work may leave beside, and a finished one may not;
+`more()`   what else was seen, as a dict;
 `loading`  the share of the time that goes into imports, in which no kill is wanted (0 without it).
 
 After each kill nothing half-made may lie under the right name; the work is then started once more, over whatever the
@@ -45,7 +48,8 @@ def start(work):
         os._exit(1)
 
 
-def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lambda: False, loading=0):
+def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, again=lambda pid: None, left=lambda: False,
+                   more=dict, loading=0):
     rng = random.Random(seed)
     began = time.monotonic()
     assert os.waitpid(start(work), 0)[1] == 0, 'undisturbed, it fails'
@@ -64,15 +68,17 @@ def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, left=lam
         assert found in (None, right), 'something half-made lies under the right name'
         seen['already_whole'] += found == right
         seen['left_parts'] += bool(left())
-        assert os.waitpid(start(work), 0)[1] == 0, 'started again, it fails'
+        pid = start(work)
+        assert os.waitpid(pid, 0)[1] == 0, 'started again, it fails'
+        again(pid)
         assert look() == right, 'started again, it ends with something else'
         assert not left(), 'started again, it leaves parts behind'
         clear()
-    return seen
+    return seen | more()
 
 
 if __name__ == '__main__':
     names = dict(digest=digest)
     exec(sys.argv[3], names)
-    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'left', 'loading') if k in names})
+    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'again', 'left', 'more', 'loading') if k in names})
     print(json.dumps(seen))

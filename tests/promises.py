@@ -10,6 +10,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
+
 rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
 parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']
 
@@ -24,6 +26,10 @@ def kept(part, promise, how, times, seen, rows=()):
     assert part in parts and isinstance(times, int)
     if not (store := os.environ.get('LESSON6_PROMISES')): return
     store = Path(store)
+    with FileLock(store.with_name(f'.{store.name}.lock')): _keep(store, part, promise, how, times, seen, rows)
+
+
+def _keep(store, part, promise, how, times, seen, rows):
     every = json.loads(store.read_text(encoding='utf-8')) if store.exists() else {}
     every[f'{part}: {promise}'] = dict(part=part, promise=promise, how=how, times=times, seen=seen, rows=rows, on=date.today().isoformat(),
                                       where=f'{platform.system()}, Python {platform.python_version()}, fastai {version("fastai")}, torch {version("torch")}')

@@ -1,7 +1,8 @@
 """Bad input: a table of what people give by mistake, each with the sentence it gets; and every parser against made-up files.
 
-LESSON6_ROUNDS=50 tries a few thousand made-up files on each parser instead of 200.
+LESSON6_ROUNDS=50, or LESSON6_EXAMPLES=3000, tries a few thousand made-up files on each parser instead of 200.
 """
+import os
 import re
 import sys
 from functools import cache
@@ -16,7 +17,7 @@ from PIL import Image
 from promises import kept, rounds
 from test_data import twins  # noqa: F401
 
-examples = 200 if rounds < 50 else 3000
+examples = int(os.environ.get('LESSON6_EXAMPLES') or (200 if rounds < 50 else 3000))
 fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
 
@@ -306,6 +307,9 @@ mistakes('train',
     ('an unknown section', train('cats'), "no section 'cats' to train; there are pets, multilabel, head_pose, collab"),
     ('no epoch', train('collab', epochs=0), '--epochs 0'),
     ('a batch of one', train('collab', bs=1), '--bs 1'),
+    ('a learning rate below 0', train('collab', lr=-.1), '--lr -0.1'),
+    ('a learning rate of NaN', train('collab', lr=float('nan')), '--lr nan'),
+    ('the runs go into a file', lambda p: ((p/'runs').write_text(''), train('collab')(p)), 'choose another folder'),
 )
 
 
@@ -388,6 +392,49 @@ def test_there_are_enough_mistakes_and_all_are_told():
     if len(said) == len(table):
         kept('Bad input', 'A mistake gets one sentence', f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in table))}, as listed below", len(table),
              'each time one sentence that names the file, the line or the value, before any training', rows=[('In', 'Mistake', 'What it says'), *said.values()])
+
+
+# Training that diverges
+
+sections = ['pets', 'multilabel', 'head_pose', 'collab']
+stopped = {}
+
+def diverges(train):
+    "The sentence that a training ends with."
+    with pytest.raises(FloatingPointError) as e: train()
+    text = str(e.value).splitlines()[-1].strip() # fastai puts a line before what a callback raises
+    assert one_sentence(text) and 'the training has diverged and was stopped; make a new learner' in text
+    return text
+
+
+@pytest.mark.parametrize('section', sections)
+def test_a_training_that_diverges_stops_and_says_so(section, environment, twins):  # noqa: F811
+    "With a learning rate of 1e30 the first step spoils every weight."
+    from lesson6 import data
+    from lesson6.train import section_learner
+    environment.setattr(data, 'draw_twin', lambda name, progress=None: twins[name])
+    learn = section_learner(section, bs=16)
+    with learn.no_bar(), learn.no_logging(): stopped[section] = diverges(lambda: learn.fit_one_cycle(3, 1e30))
+    assert 'loss became nan in epoch 0' in stopped[section] or 'loss became inf in epoch 0' in stopped[section]
+    assert len(learn.recorder.values) == 0 and len(learn.recorder.losses) < 5 # after a few batches, not after an epoch
+    if len(stopped) == len(sections):
+        kept('Bad input', 'Training that diverges stops and says so', 'the learner of each section trained with a learning rate of 1e30', len(sections),
+             f'each stopped within five batches, with one sentence: "{stopped[section]}"')
+
+
+def test_a_training_on_numbers_that_are_none_stops(environment, twins):  # noqa: F811
+    "And what is meant to diverge may: the search for a learning rate goes on."
+    from fastai.learner import Learner
+    from fastai.losses import MSELossFlat
+    from lesson6.collab import DotProductBias, ratings_dls, read_ratings
+    dls = ratings_dls(read_ratings(twins['movielens']), bs=256)
+    learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5), loss_func=MSELossFlat())
+    with learn.no_bar(), learn.no_logging():
+        assert 0 < learn.lr_find(end_lr=1e20, show_plot=False).valley < 1e20
+        learn.fit(1, 5e-3)
+        assert len(learn.recorder.values) == 1
+        with torch.no_grad(): learn.model.movie_bias.weight[:] = float('nan')
+        assert 'loss became nan in epoch 0, batch 0' in diverges(lambda: learn.fit(1, 5e-3))
 
 
 # Every parser against made-up files: a right answer, checked by a second reading, or a clear error

@@ -1,0 +1,117 @@
+"""Runs every section from top to bottom with five seeds, and with the first one twice; says which claims held, and whether the two runs agree.
+
+`python tests/seeds.py FOLDER [04_collab ...]` keeps the executed notebooks in FOLDER and goes on with what is missing there or has changed
+since; about five minutes of one thread a seed. With LESSON6_PROMISES=docs/promises.json it writes what it saw onto the page of promises.
+"""
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from promises import kept
+
+from lesson6.claims import statements
+from lesson6.data import profile
+from lesson6.run import _this_python, find_notebooks, print_claims, read_claims
+
+runs = ['42', '42 again', '1', '2', '3', '4']
+modules = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
+TIME = re.compile(r'\b\d+:\d\d\b|\b\d+(\.\d+)? ?(s|ms|seconds?|minutes?)\b|0x[0-9a-f]+|\d+\.\d+ ?it/s')
+
+
+def fingerprint(path):
+    "Changes with the cells of a notebook, with its module, and with how the data and the network are made."
+    package = path.parent.parent/'lesson6'
+    files = [package/f'{modules[path.stem]}.py', package/'claims.py', package/'data.py', *sorted((package/'mini').glob('*.py')), *sorted(package.rglob('*.safetensors'))]
+    code = '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
+    return hashlib.sha256(code.encode() + b''.join(f.read_bytes() for f in files)).hexdigest()
+
+
+def execute(path, seed, log):
+    "The executed notebook; a cell that fails doesn't stop it, so that every claim is looked at."
+    nb = nbformat.read(path, 4)
+    for c in nb.cells:
+        if c.cell_type == 'code': c.outputs, c.execution_count = [], None
+    client = NotebookClient(nb, km=_this_python(), allow_errors=True, resources={'metadata': {'path': str(path.parent)}}, extra_arguments=['--log-level=ERROR'])
+    client.owns_km = True
+    log.unlink(missing_ok=True)
+    client.execute(env={k: v for k, v in {**os.environ, 'LESSON6_SEED': seed, 'LESSON6_CLAIMS': str(log)}.items() if k != 'MPLBACKEND'})
+    return nb
+
+
+def outputs(nb):
+    "What each cell printed and drew, without clock times and progress."
+    for c in nb.cells:
+        for o in c.get('outputs', []):
+            data = o.get('data', {})
+            text = o.get('text') or data.get('text/html') or data.get('text/plain') or ''
+            if '<progress' not in text: yield c, TIME.sub('', text), data.get('image/png', '')
+
+
+def failures(nb):
+    return [f"{o.ename}: {o.evalue}".split('\n')[0] for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']
+
+
+def differences(first, second):
+    "The cells whose outputs differ between two runs, but for those that measure time, and how many numbers were compared."
+    a, b = list(outputs(first)), list(outputs(second))
+    differ = [] if len(a) == len(b) else ['one has more outputs than the other']
+    numbers = pictures = timed = 0
+    for (c, text, png), (_, text2, png2) in zip(a, b):
+        if re.search(r'perf_counter|time\.time|process_time|training_time|timeit|seconds', c.source): timed += 1; continue
+        numbers += len(re.findall(r'\d+\.\d+', text)) if len(text) < 20000 else 0
+        pictures += bool(png)
+        if (text, png) != (text2, png2): differ.append(c.source.strip().split('\n')[-1])
+    return differ, numbers, pictures, timed
+
+
+def main(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in find_notebooks(names or list(modules)):
+        for run in runs:
+            to, log, mark = (folder/f'{path.stem} {run}{end}' for end in ('.ipynb', '.jsonl', '.mark'))
+            if mark.exists() and mark.read_text() == fingerprint(path): continue
+            print(f'{path.stem}, seed {run}', flush=True)
+            nbformat.write(execute(path, run.split()[0], log), to)
+            mark.write_text(fingerprint(path))
+            print_claims([v for v in read_claims(log) if not v.holds])
+            for f in failures(nbformat.read(to, 4)): print(' ', f[:300], flush=True)
+    if not names: tell(folder)
+
+
+def tell(folder):
+    rows, misses, held, checked, twice, unlike, total = [], [], 0, 0, [0, 0, 0], [], 0
+    for stem in modules:
+        nbs = {run: nbformat.read(folder/f'{stem} {run}.ipynb', 4) for run in runs}
+        row = [stem]
+        for run in runs:
+            if run == '42 again': continue
+            claims = [v for v in read_claims(folder/f'{stem} {run}.jsonl') if v.id in statements]
+            failed = [f for f in failures(nbs[run]) if not any(f.startswith(f'AssertionError: {v.id}:') for v in claims)]
+            held += sum(v.holds for v in claims)
+            checked += len(claims)
+            misses += [[stem, run, f'{v.says}: {v.measured}'] for v in claims if not v.holds] + [[stem, run, f'a cell failed: {f[:300]}'] for f in failed]
+            row.append(f'{sum(v.holds for v in claims)} of {len(claims)}' + (f', {len(failed)} cells failed' if failed else ''))
+        rows.append(row)
+        differ, *seen = differences(nbs['42'], nbs['42 again'])
+        twice = [a + b for a, b in zip(twice, seen)]
+        unlike += [f'{stem}: `{d[:80]}`' for d in differ]
+        total += len(list(outputs(nbs['42'])))
+    seeds = [r for r in runs if r != '42 again']
+    kept('The same twice', 'The claims hold with other seeds', f'every section from top to bottom on the drawn data ({profile.data}), on a CPU, with LESSON6_SEED of {", ".join(seeds)}', len(seeds)*len(modules),
+         f'{held} of {checked} claims held' + (', and no cell failed' if not misses else '; what did not is listed below'),
+         rows=[['Claims that held in', *(f'seed {s}' for s in seeds)], *rows])
+    kept('The same twice', 'Where another seed failed', 'the same runs', len(seeds)*len(modules), f'{len(misses)} claims or cells', rows=[['Section', 'Seed', 'What did not hold'], *misses] if misses else [])
+    kept('The same twice', 'A whole notebook, run twice, agrees to the last printed digit', 'every section in two fresh kernels with the same seed, on a CPU; everything printed and every figure compared, but for clock times and progress', len(modules),
+         f'{total} outputs with {twice[0]:,} decimal numbers and {twice[1]} figures compared, the figures byte for byte; {twice[2]} outputs of cells that measure time left out; ' +
+         (f'{len(unlike)} differ: {"; ".join(unlike)}' if unlike else 'all the same'))
+    print('\n'.join(map(str, rows + misses)), f'{held} of {checked} claims held; {len(unlike)} outputs differ between two runs', *unlike, sep='\n')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2: sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:])
