@@ -4,7 +4,6 @@
 since; about five minutes of one thread a seed. With LESSON6_PROMISES=docs/promises.json it writes what it saw onto the page of promises.
 """
 import hashlib
-import json
 import os
 import re
 import sys
