@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../../nbs/mini/movielens.ipynb #b02a0fcf
-VERSION = 2
+VERSION = 3
 n_users, n_films, n_ratings = 280, 240, 40_000
 expected = {'ratings': n_ratings, 'films': n_films}
 
@@ -46,11 +46,11 @@ def plant(
 ) -> Truth:
     "Tastes, characters and biases for a set of any size"
     g = _rng(seed, 0)
-    user_bias, user_factors = g.normal(0, 0.25, n_users), g.normal(0, 0.55, (n_users, len(directions)))
+    user_bias, user_factors = g.normal(0, 0.3, n_users), g.normal(0, 0.6, (n_users, len(directions)))
     g = _rng(seed, 1)
-    film_bias, angle, radius = g.normal(0, 0.45, n_films), g.uniform(0, 2*np.pi, n_films), g.uniform(0.7, 1.1, n_films)
+    film_bias, angle, radius = g.normal(0, 0.5, n_films), g.uniform(0, 2*np.pi, n_films), g.uniform(0.7, 1.1, n_films)
     film_factors = radius[:,None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    return Truth(3.6, user_bias, film_bias, user_factors, film_factors, 1.05)
+    return Truth(3.6, user_bias, film_bias, user_factors, film_factors, 1.2)
 
 def truth(
     seed:int=42, # the seed that the set was drawn with
