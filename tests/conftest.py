@@ -29,3 +29,11 @@ def same_environment_afterwards():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    "A whole run on the oldest versions is told on the page of promises."
+    if config.option.keyword or hasattr(config, 'workerinput'): return
+    from promises import how_it_ended
+    ended = {how: terminalreporter.stats.get(how, []) for how in ('passed', 'failed', 'error', 'skipped')}
+    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']))

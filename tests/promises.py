@@ -3,6 +3,7 @@
 Only when LESSON6_PROMISES names a file: `LESSON6_PROMISES=docs/promises.json pytest` rewrites docs/promises.md too.
 LESSON6_ROUNDS says how often a fault is tried (default 5); the page's figures are of LESSON6_ROUNDS=50.
 """
+import configparser
 import json
 import os
 import platform
@@ -11,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
 parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']
 
 head = '''# Promises
 
-People run this in classrooms: forty machines, one network share, laptops closed in the middle of a download. This page says what then holds, how each promise was tried, how often, and what happened. The tests write it; nothing in it is typed by hand. To write it anew, with fifty rounds of each fault: `LESSON6_ROUNDS=50 LESSON6_PROMISES=docs/promises.json pytest`.
+People run this in classrooms: forty machines, one network share, laptops closed in the middle of a download. This page says what then holds, how each promise was tried, how often, and what happened. The tests write it; nothing in it is typed by hand. How often is 0 where something could not be tried, and what happened then says why. To write the page anew, with fifty rounds of each fault and five seeds: `LESSON6_ROUNDS=50 LESSON6_PROMISES=docs/promises.json pytest`, and then `LESSON6_PROMISES=docs/promises.json python tests/seeds.py FOLDER`; the workflow `weekly` does it.
 '''
 
 
@@ -35,6 +38,22 @@ def _keep(store, part, promise, how, times, seen, rows):
                                       where=f'{platform.system()}, Python {platform.python_version()}, fastai {version("fastai")}, torch {version("torch")}')
     store.write_text(json.dumps(every, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     write_page(every.values(), store.with_suffix('.md'))
+
+
+def oldest():
+    "What is installed, if it is the oldest that settings.ini allows of everything that lesson6 needs; else None."
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
+    needs = [Requirement(r) for r in settings['DEFAULT']['requirements'].strip().splitlines()]
+    lowest = lambda r: Version(next(s.version for s in r.specifier if s.operator == '>='))
+    if all(Version(Version(version(r.name)).base_version) == lowest(r) for r in needs): return ', '.join(f'{r.name} {version(r.name)}' for r in needs)
+
+
+def how_it_ended(passed, failed, skipped):
+    "Keeps how a whole run of the tests ended, where it ran on the oldest versions."
+    if not os.environ.get('LESSON6_PROMISES') or not (names := oldest()): return
+    kept('Tomorrow', 'The oldest versions that settings.ini allows', f'the tests, on {names}', passed + len(failed),
+         f'{passed} passed, {skipped} skipped, ' + (f'{len(failed)} failed: {", ".join(failed)}' if failed else 'none failed'))
 
 
 def write_page(rows, path):

@@ -77,7 +77,7 @@ def main(folder, names):
             print(f'{path.stem}, seed {run}', flush=True)
             nbformat.write(execute(path, run.split()[0], log), to)
             mark.write_text(fingerprint(path))
-            print_claims([v for v in read_claims(log) if not v.holds])
+            if lost := [v for v in read_claims(log) if not v.holds]: print_claims(lost)
             for f in failures(nbformat.read(to, 4)): print(' ', f[:300], flush=True)
     if not names: tell(folder)
 

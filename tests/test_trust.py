@@ -1,5 +1,6 @@
 """Trust: no pickle but `load_learner`, no network, no secret; installed read-only, without a home, under a strange path. And: the same twice."""
 import ast
+import configparser
 import json
 import os
 import re
@@ -185,3 +186,18 @@ def test_known_vulnerabilities(tmp_path):
     pinned = len((root/'constraints.txt').read_text(encoding='utf-8').split())
     kept('Trust', 'No known vulnerability in the pinned versions', '`pip-audit` on constraints.txt', pinned, r.stderr.strip().splitlines()[-1] if r.returncode else 'none found')
     assert r.returncode == 0, r.stdout + r.stderr
+
+
+# Tomorrow
+
+def test_the_newest_and_the_oldest_versions_are_tried_every_week():
+    "And the lower bounds in settings.ini are all there, or there is no oldest."
+    weekly = (root/'.github'/'workflows'/'weekly.yaml').read_text(encoding='utf-8')
+    newest, oldest = weekly.partition('\n  newest:')[2].partition('\n  oldest:')[::2]
+    assert 'cron:' in weekly and '--upgrade-strategy eager' in newest and 'constraint' not in newest and 'make test' in newest
+    assert '--resolution lowest-direct' in oldest and 'make test' in oldest
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(root/'settings.ini', encoding='utf-8')
+    needs = [r for key in settings['DEFAULT'] if key.endswith('requirements') for r in settings['DEFAULT'][key].strip().splitlines()]
+    assert not [r for r in needs if not re.fullmatch(r'[A-Za-z0-9_.-]+>=[0-9.]+', r.strip())]
+    kept('Tomorrow', 'The newest of everything, unpinned', 'the workflow `weekly`, every Monday', 0, 'not tried here: the other rows are of the versions that constraints.txt pins, or of those they name')
