@@ -1,4 +1,5 @@
 "The small pretrained networks: what ships, how fastai sees them, and what they are worth."
+import json
 import subprocess
 import sys
 import warnings
@@ -30,7 +31,7 @@ def test_small_and_noted(arch):
     path = weights_path(arch.__name__)
     assert path.stat().st_size <= 5_000_000
     state, notes = read_weights(path)
-    assert {'command', 'minutes', 'seed', 'score'} <= set(notes)
+    assert {'command', 'minutes', 'seed', 'score', 'scaled'} <= set(notes)
     assert notes['command'].startswith(f'python -m lesson6.mini.network {arch.__name__} --steps')
     assert all(v.isfinite().all() for v in state.values())
 
@@ -65,6 +66,30 @@ def test_fixed_output(arch):
 @pytest.mark.parametrize('size', [(60,80), (64,64), (128,128), (224,224), (33,47)])
 def test_any_size(arch, size):
     with torch.no_grad(): assert arch(pretrained=True).eval()(torch.rand(2, 3, *size)).isfinite().all()
+
+
+@both
+def test_shipped_convolutions_have_the_same_spread(arch):
+    "So that one learning rate means the same to each of them"
+    model = arch(pretrained=True)
+    spreads = [(m.weight.std()*m.weight[0].numel()**.5).item() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert np.allclose(spreads, network.SPREAD, rtol=.01)
+    assert min(m.running_var.min().item()/m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)) > 30   # eps stays small beside it
+
+
+@both
+def test_scaling_changes_no_output_and_can_be_undone(arch):
+    model = arch(pretrained=True).eval()
+    before, x = {k: v.clone() for k,v in model.state_dict().items()}, fixed_input()
+    with torch.no_grad():
+        out = model(x)
+        trained = {n: 1/f for n,f in json.loads(read_weights(weights_path(arch.__name__))[1]['scaled']).items()}
+        assert network.scale_weights(model, trained) == trained
+        assert model.layer4[0].conv2.weight.std() > 20*before['layer4.0.conv2.weight'].std()
+        torch.testing.assert_close(model(x), out, atol=1e-3, rtol=1e-3)
+        network.scale_weights(model)
+        torch.testing.assert_close(model(x), out, atol=1e-3, rtol=1e-3)
+    for k,v in model.state_dict().items(): torch.testing.assert_close(v, before[k], atol=1e-4, rtol=2e-3)
 
 
 def test_drawings_are_the_ones_trained_on():

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'CROP', 'TAU', 'ys', 'xs', 'textures', 'outlines', 'N_FIGURES', 'parts', 'N_RECIPES', 'questions', 'numbers',
-           'N_NUMBERS', 'N_OUT', 'CHUNK', 'HELD_OUT', 'texture', 'figures', 'figure_mask', 'colour', 'recipe', 'Sheet',
-           'draw_picture', 'draw_pictures', 'ResBlock', 'Stage', 'DrawNet', 'save_weights', 'read_weights',
+           'N_NUMBERS', 'N_OUT', 'CHUNK', 'SPREAD', 'HELD_OUT', 'texture', 'figures', 'figure_mask', 'colour', 'recipe',
+           'Sheet', 'draw_picture', 'draw_pictures', 'ResBlock', 'Stage', 'DrawNet', 'save_weights', 'read_weights',
            'load_weights', 'weights_path', 'drawnet10', 'drawnet18', 'loss_parts', 'make_batch', 'score', 'deepen',
-           'pretrain', 'main']
+           'pretrain', 'scale_weights', 'main']
 
 # %% ../../nbs/mini/network.ipynb #39d03b45
 import argparse, json, math, os, time
@@ -728,6 +728,30 @@ def _save(file, **what):
     torch.save(what, part)
     part.replace(file)
 
+# %% ../../nbs/mini/network.ipynb #a7d1c002
+SPREAD = .1   # of a shipped convolution's weights, times the root of the number of inputs of each output
+
+def _scaled_by(model):
+    "The convolutions that BatchNorm follows, each with its name and that BatchNorm"
+    modules = list(model.named_modules())
+    convs = [(n, m) for n,m in modules if isinstance(m, nn.Conv2d)]
+    norms = [m for _,m in modules if isinstance(m, nn.BatchNorm2d)]
+    return [(n, c, b) for (n,c),b in zip(convs, norms, strict=True)]
+
+@torch.no_grad()
+def scale_weights(
+    model:DrawNet,
+    factors:dict=None, # for each convolution, what to multiply its weights by; None: what brings them to `SPREAD`
+) -> dict:             # the factors
+    "Multiplies the weights of each convolution, and lets BatchNorm's averages follow, so that the network computes the same"
+    convs = _scaled_by(model)
+    if factors is None: factors = {n: SPREAD/(c.weight.std()*c.weight[0].numel()**.5).item() for n,c,_ in convs}
+    for n,c,b in convs:
+        c.weight *= factors[n]
+        b.running_mean *= factors[n]
+        b.running_var.add_(b.eps).mul_(factors[n]**2).sub_(b.eps)
+    return factors
+
 # %% ../../nbs/mini/network.ipynb #423628df
 HELD_OUT = 2500   # the first pictures of a seed are for the score
 
@@ -750,6 +774,13 @@ def _command(a):
     given = {k: v for k,v in vars(a).items() if k not in ('name','folder','out','threads') and v != _arguments([a.name, '--steps', '1']).__dict__[k]}
     return ' '.join(['python -m lesson6.mini.network', a.name, *(f'--{k} {v}' for k,v in ({'steps': a.steps, 'seed': a.seed} | given).items())])
 
+def _as_trained(weights):
+    "A `drawnet10` whose weights are as large as its training left them"
+    file = weights_path('drawnet10') if weights == 'DEFAULT' else weights
+    model, scaled = drawnet10(weights=file), read_weights(file)[1].get('scaled')
+    if scaled: scale_weights(model, {k: 1/f for k,f in json.loads(scaled).items()})
+    return model
+
 # %% ../../nbs/mini/network.ipynb #752f62c2
 def main(argv=None):
     "The command: draws, trains, scores, writes the weights"
@@ -758,13 +789,15 @@ def main(argv=None):
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     model = globals()[a.name]()
-    if a.start: deepen(drawnet10(weights=a.start), model)
+    if a.start: deepen(_as_trained(a.start), model)
     data = draw_pictures(a.pictures, a.seed, Path(a.folder)/'pictures', progress=tqdm)
     held, rest = ({k: v[s] for k,v in data.items()} for s in (slice(HELD_OUT), slice(HELD_OUT, None)))
     def report(line): print(line, flush=True)
     result = pretrain(model, rest, a.steps, a.seed, a.lr, a.bs, checkpoint=Path(a.folder)/f'{a.name}.pt', report=report)
+    factors = scale_weights(model)
     marks = {k: round(v, 3) for k,v in score(model, held).items()}
-    save_weights(model, a.out or f'{a.name}.safetensors', command=_command(a), minutes=round(result['seconds']/60, 1), seed=a.seed, score=json.dumps(marks))
+    save_weights(model, a.out or f'{a.name}.safetensors', command=_command(a), minutes=round(result['seconds']/60, 1), seed=a.seed, score=json.dumps(marks),
+                 scaled=json.dumps({k: round(f, 6) for k,f in factors.items()}))
     print(marks)
 
 if __name__ == '__main__' and globals().get('__package__') == 'lesson6.mini': main()
