@@ -143,7 +143,7 @@ def _check_movielens(path:Path):
     info = path/'u.info'
     if info.exists():
         words = [l.split() for l in _read(info, 'movielens').splitlines()]
-        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()}
+        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal() and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
             if counts[what] < said.get(key, 0):
                 raise FileNotFoundError(f"The data set 'movielens' is not whole: {path} holds {counts[what]:,} of {said[key]:,} {what}; unpack it again, or set LESSON6_DATA=mini.")

@@ -459,7 +459,7 @@ def folder():
     return Path(d.name)
 
 
-number = st.one_of(st.floats(width=32).map(str), st.integers(-10**6, 10**6).map(str), st.sampled_from(['1e400', '-1e400', 'nan', '1_000', '٣', '0x10', '1e-320', '1,5', '', 'x', '-0', '+1', '1.', '.5']))
+number = st.one_of(st.floats(width=32).map(str), st.integers(-10**6, 10**6).map(str), st.sampled_from(['1e400', '-1e400', 'nan', '1_000', '٣', '0x10', '1e-320', '9'*5000, '1,5', '', 'x', '-0', '+1', '1.', '.5']))
 blank = st.sampled_from([' ', '  ', '\t', ' \t '])
 newline = st.sampled_from(['\n', '\r\n', '\n\n', ' \n'])
 
@@ -625,6 +625,25 @@ def test_any_ratings(files):
     assert list(df[['user', 'movie', 'rating', 'timestamp', 'title']].itertuples(index=False, name=None)) == want, (files, df)
     assert all(re.fullmatch(r' *-?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t') for o in r) and df.rating.between(1, 5).all() and len(df)
     outcome('ratings', True)
+
+
+@fuzz
+@given(table=labels_file(), info=st.one_of(st.binary(max_size=60), st.lists(st.tuples(st.one_of(number, st.just('9'*5000), st.integers(0, 30).map(str)), st.sampled_from(['users', 'items', 'ratings', 'x'])), max_size=4).map(lambda rows: '\n'.join(map(' '.join, rows)).encode())))
+def test_any_folder_of_data(table, info):
+    "What is counted before a section reads it: the tables that name the pictures, and `u.info`."
+    from lesson6.data import check_dataset
+    p = folder()/'counted'
+    if not p.is_dir():
+        for i in range(8): picture(p/'train'/f'{i:06d}.jpg', (2, 2))
+        for name, text in ('u.data', good_data), ('u.item', good_item): (p/name).write_text(text)
+    (p/'train.csv').write_bytes(table)
+    (p/'u.info').write_bytes(info)
+    for name in 'pascal', 'movielens':
+        try: counts = check_dataset(name, p)
+        except Exception as e: clear(e, p); outcome('data folders', False); continue
+        if name == 'movielens': assert counts == {'ratings': 20, 'films': 5}
+        else: assert 0 < counts['pictures'] <= 9 and counts['labels'] <= 16, (table, counts)
+        outcome('data folders', True)
 
 
 def test_what_the_parsers_made_of_it():
