@@ -79,38 +79,43 @@ def main(folder, names):
             mark.write_text(fingerprint(path))
             if lost := [v for v in read_claims(log) if not v.holds]: print_claims(lost)
             for f in failures(nbformat.read(to, 4)): print(' ', f[:300], flush=True)
-    if not names: tell(folder)
 
 
 def tell(folder):
-    rows, misses, held, checked, twice, unlike, total = [], [], 0, 0, [0, 0, 0], [], 0
+    "Puts what the runs in `folder` have shown onto the page; what has not been run is said."
+    seeds = [r for r in runs if r != '42 again']
+    done = {(stem, run): nbformat.read(folder/f'{stem} {run}.ipynb', 4) for stem in modules for run in runs if (folder/f'{stem} {run}.mark').exists()}
+    rows, misses, held, checked = [], [], 0, 0
     for stem in modules:
-        nbs = {run: nbformat.read(folder/f'{stem} {run}.ipynb', 4) for run in runs}
         row = [stem]
-        for run in runs:
-            if run == '42 again': continue
+        for run in seeds:
+            if (stem, run) not in done: row.append('not run'); continue
             claims = [v for v in read_claims(folder/f'{stem} {run}.jsonl') if v.id in statements]
-            failed = [f for f in failures(nbs[run]) if not any(f.startswith(f'AssertionError: {v.id}:') for v in claims)]
+            failed = [f for f in failures(done[stem, run]) if not any(f.startswith(f'AssertionError: {v.id}:') for v in claims)]
             held += sum(v.holds for v in claims)
             checked += len(claims)
             misses += [[stem, run, f'{v.says}: {v.measured}'] for v in claims if not v.holds] + [[stem, run, f'a cell failed: {f[:300]}'] for f in failed]
-            row.append(f'{sum(v.holds for v in claims)} of {len(claims)}' + (f', {len(failed)} cells failed' if failed else ''))
+            row.append(f'{sum(v.holds for v in claims)} of {len(claims)}' + (f', and {len(failed)} cells failed' if failed else ''))
         rows.append(row)
-        differ, *seen = differences(nbs['42'], nbs['42 again'])
+    ran = sum((stem, run) in done for stem in modules for run in seeds)
+    kept('The same twice', 'The claims hold with other seeds', f'every section from top to bottom on the drawn data ({profile.data}), on a CPU, with LESSON6_SEED of {", ".join(seeds)}', ran,
+         f'{held} of {checked} claims held' + (f'; {len(misses)} claims or cells did not, as listed below' if misses else ', and no cell failed')
+         + ('' if ran == len(rows)*len(seeds) else f'; {len(rows)*len(seeds) - ran} runs have not been made'), rows=[['Claims that held in', *(f'seed {s}' for s in seeds)], *rows])
+    kept('The same twice', 'What did not hold with another seed', 'the same runs', ran, f'{len(misses)} claims or cells', rows=[['Section', 'Seed', 'What did not hold'], *misses] if misses else [])
+    pairs = [stem for stem in modules if {(stem, '42'), (stem, '42 again')} <= done.keys()]
+    total, twice, unlike = 0, [0, 0, 0], []
+    for stem in pairs:
+        differ, *seen = differences(done[stem, '42'], done[stem, '42 again'])
         twice = [a + b for a, b in zip(twice, seen)]
         unlike += [f'{stem}: `{d[:80]}`' for d in differ]
-        total += len(list(outputs(nbs['42'])))
-    seeds = [r for r in runs if r != '42 again']
-    kept('The same twice', 'The claims hold with other seeds', f'every section from top to bottom on the drawn data ({profile.data}), on a CPU, with LESSON6_SEED of {", ".join(seeds)}', len(seeds)*len(modules),
-         f'{held} of {checked} claims held' + (', and no cell failed' if not misses else '; what did not is listed below'),
-         rows=[['Claims that held in', *(f'seed {s}' for s in seeds)], *rows])
-    kept('The same twice', 'Where another seed failed', 'the same runs', len(seeds)*len(modules), f'{len(misses)} claims or cells', rows=[['Section', 'Seed', 'What did not hold'], *misses] if misses else [])
-    kept('The same twice', 'A whole notebook, run twice, agrees to the last printed digit', 'every section in two fresh kernels with the same seed, on a CPU; everything printed and every figure compared, but for clock times and progress', len(modules),
+        total += len(list(outputs(done[stem, '42'])))
+    kept('The same twice', 'A whole notebook, run twice, agrees to the last printed digit', f'{", ".join(pairs)}, each in two fresh kernels with the same seed, on a CPU; everything printed and every figure compared, but for clock times and progress', len(pairs),
          f'{total} outputs with {twice[0]:,} decimal numbers and {twice[1]} figures compared, the figures byte for byte; {twice[2]} outputs of cells that measure time left out; ' +
          (f'{len(unlike)} differ: {"; ".join(unlike)}' if unlike else 'all the same'))
-    print('\n'.join(map(str, rows + misses)), f'{held} of {checked} claims held; {len(unlike)} outputs differ between two runs', *unlike, sep='\n')
+    print(*rows, *misses, f'{held} of {checked} claims held; {len(unlike)} outputs differ between two runs of {pairs}', *unlike, sep='\n')
 
 
 if __name__ == '__main__':
     if len(sys.argv) < 2: sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2:])
+    tell(Path(sys.argv[1]))
