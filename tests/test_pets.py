@@ -13,7 +13,7 @@ from PIL import Image
 import lesson6
 from lesson6.mini import pets as twin
 from lesson6.pets import (breed, check_picture, cross_entropy, fit_discriminative, is_cat, mixed_precision, pet_files, pets_dls, pets_learner,
-                          scale_weights, suggest_lr, training_time)
+                          suggest_lr, training_time)
 
 
 def draw_some(path, names=('Abyssinian', 'beagle'), each=10, side=40):
@@ -160,17 +160,6 @@ def test_mixed_precision_computes_in_16_bits_and_leaves_no_trace(learn):
     seen = set(); learn.model[0].register_forward_hook(lambda m, i, o: seen.add(o.dtype))
     mixed_precision(learn).fit(1, 1e-3)
     assert seen <= {torch.bfloat16, torch.float16} and not torch.is_autocast_enabled('cpu')
-
-
-def test_scaled_weights_compute_the_same():
-    make = lambda **_: small_net()
-    torch.manual_seed(0); plain = make().eval()
-    def same(**_):
-        model = make(); model.load_state_dict(plain.state_dict()); return model
-    scaled = scale_weights(same)(pretrained=True).eval(); x = torch.randn(4, 3, 32, 32)
-    assert not torch.equal(scaled[0].weight, plain[0].weight)
-    assert torch.equal(scaled[3].weight, plain[3].weight)   # no BatchNorm behind it
-    with torch.no_grad(): assert torch.allclose(scaled(x), plain(x), atol=1e-2)
 
 
 def test_an_exported_learner_predicts_in_a_fresh_process(learn, dls, tmp_path):
