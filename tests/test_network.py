@@ -3,7 +3,7 @@ import json
 import subprocess
 import sys
 import warnings
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -235,9 +235,9 @@ def test_command_as_a_module():
 
 # What they are worth. These train for minutes; `python -m pytest tests/test_network.py -m slow -s` runs them alone.
 
-def breed_dls(path, presize, size, bs, seed):
+def breed_dls(path, presize, size, bs, seed, valid_pct=.2):
     return DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: sorted(get_image_files(p)), get_y=lambda f: f.stem.rpartition('_')[0],
-                     splitter=RandomSplitter(seed=seed), item_tfms=Resize(presize),
+                     splitter=RandomSplitter(valid_pct, seed=seed), item_tfms=Resize(presize),
                      batch_tfms=[*aug_transforms(size=size, min_scale=.75), Normalize.from_stats(*imagenet_stats)],
                      ).dataloaders(path/'images', bs=bs, num_workers=0)
 
@@ -267,22 +267,31 @@ def error(dls, arch, pretrained, train, seed):
 
 def best_from_scratch(make, arch, epochs, seeds, rates=(3e-3, 6e-3, 1e-2)):
     "The lowest mean error over the seeds that any of the rates reaches"
-    return min(np.mean([error(make(seed=s), arch, False, partial(all_layers, epochs=epochs, rate=r), s) for s in seeds]) for r in rates)
+    means = {r: np.mean([error(make(seed=s), arch, False, partial(all_layers, epochs=epochs, rate=r), s) for s in seeds]) for r in rates}
+    print('\nfrom scratch: ' + ', '.join(f'{m:.1%} at {r:g}' for r,m in means.items()))
+    return min(means.values())
+
+
+@cache
+def on_the_twin(train, epochs):
+    "Mean errors on the drawn pets, split as the notebook splits them: pretrained, and from scratch at the best rate"
+    from lesson6.data import lesson_path
+    make, seeds = partial(breed_dls, lesson_path('pets'), 80, 64, 16, valid_pct=2/3), (42, 1, 2)
+    pretrained = [error(make(seed=s), drawnet10, True, train, s) for s in seeds]
+    scratch = best_from_scratch(make, drawnet10, epochs, seeds)
+    print(f'\ndrawn pets, {epochs} epochs: pretrained {np.mean(pretrained):.1%} error ({train.__name__}: {", ".join(f"{e:.1%}" for e in pretrained)}), '
+          f'from scratch {scratch:.1%}')
+    return np.mean(pretrained), scratch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('train,epochs', [(fine_tuned, 3), pytest.param(discriminative, 15, marks=pytest.mark.xfail(
-    reason='not reached: 15 epochs from scratch end at 5 %, the pretrained network with the lesson\'s small rates at 10 %', strict=True))])
-def test_earns_its_name_on_the_twin(train, epochs, monkeypatch):
-    "On the drawn pets, at most half the error of the same network trained from scratch for as many epochs at its best rate"
+@pytest.mark.parametrize('train,epochs,share', [(fine_tuned, 3, 1/2), (discriminative, 15, 4/5), pytest.param(discriminative, 15, 1/2, marks=pytest.mark.xfail(
+    reason='not reached: after 15 epochs the pretrained network makes about two thirds of the errors of one from scratch', strict=True))])
+def test_earns_its_name_on_the_twin(train, epochs, share, monkeypatch):
+    "On the drawn pets, at most a share of the error of the same network trained from scratch for as many epochs at its best rate; half is what we want"
     monkeypatch.delenv('LESSON6_DATA', raising=False)
-    from lesson6.data import lesson_path
-    make = partial(breed_dls, lesson_path('pets'), 80, 64, 32)
-    seeds = (1, 2, 3)
-    pretrained = np.mean([error(make(seed=s), drawnet10, True, train, s) for s in seeds])
-    scratch = best_from_scratch(make, drawnet10, epochs, seeds)
-    print(f'\ndrawn pets, {epochs} epochs: pretrained {pretrained:.1%} error ({train.__name__}), from scratch {scratch:.1%}')
-    assert pretrained <= scratch/2
+    pretrained, scratch = on_the_twin(train, epochs)
+    assert pretrained <= scratch*share
 
 
 @pytest.mark.slow
