@@ -3,9 +3,10 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lesson6.pictures import CropSquare, PresizedPictures
+from lesson6.pictures import CropSquare, InParts, PresizedBlock, PresizedDL, PresizedPictures
 
 
 @pytest.fixture
@@ -56,3 +57,34 @@ def test_training_crops_move_and_validation_crops_do_not(files, tmp_path):
     train = {bytes(crop(presized(files[2]), split_idx=0).numpy()) for _ in range(20)}
     valid = {bytes(crop(presized(files[2]), split_idx=1).numpy()) for _ in range(20)}
     assert len(train) > 10 and len(valid) == 1
+
+
+def test_in_parts_every_item_is_transformed_once_and_in_order():
+    from fastai.data.core import Transform
+    seen = []
+    class Note(Transform):
+        def encodes(self, x: torch.Tensor): seen.append(len(x)); return x*2
+    x, y = torch.arange(40.)[:, None], torch.arange(40)
+    done = InParts([Note()])((x, y))
+    assert (done[0] == x*2).all() and (done[1] == y*2).all()
+    assert seen == [16, 16, 16, 16, 8, 8]
+    seen.clear()
+    assert (InParts([Note()], n=64)((x, y))[0] == x*2).all() and seen == [40, 40]
+    assert InParts([])((x, 'no tensor')) == (x, 'no tensor')
+
+
+def test_a_learner_keeps_the_loader_and_predicts_where_the_cache_is_gone(files, tmp_path):
+    from fastai.vision.all import CategoryBlock, DataBlock, Flip, IndexSplitter, Learner, load_learner, nn
+    presized = PresizedPictures(files, 48, tmp_path/'cache')
+    block = DataBlock(blocks=(PresizedBlock(presized), CategoryBlock), get_y=parity, splitter=IndexSplitter([0, 1]), batch_tfms=Flip())
+    dls = block.dataloaders(files, bs=2, num_workers=0)
+    assert isinstance(dls.train, PresizedDL) and isinstance(dls.valid.after_batch, InParts) and isinstance(dls.test_dl(files).after_batch, InParts)
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), loss_func=nn.CrossEntropyLoss())
+    with learn.no_bar(): before = learn.predict(files[2])
+    learn.export(tmp_path/'learner.pkl')
+    presized.bytes.unlink()
+    again = load_learner(tmp_path/'learner.pkl')
+    with again.no_bar(): assert torch.allclose(again.predict(files[2])[2], before[2])
+
+
+def parity(file): return int(file.stem) % 2
