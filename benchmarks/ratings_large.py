@@ -1,0 +1,154 @@
+"""The drawn ratings at 1, 10 and 32 million, from the file to the end of an epoch: ours, and fastai's own loaders beside it, to where they break.
+
+Each contender runs in a process of its own, in turn. fastai's is watched, and broken off at ten gigabytes or ten minutes; of its epoch a
+fixed number of batches is measured, and the rest is reckoned from them.
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+sizes = {1_000_000: (6_040, 3_706), 10_000_000: (69_878, 10_677), 32_000_000: (200_948, 87_585)}  # as the sets of MovieLens are
+factors, epochs, batches = 50, 3, 200
+most_bytes, most_seconds = 10*2**30, 600
+
+
+def rss():
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+
+
+class Clock:
+    "Seconds on the clock and of the processor since the last look"
+    def __init__(self): self()
+    def __call__(self):
+        now = time.perf_counter(), time.process_time()
+        gone = [b-a for a, b in zip(getattr(self, 'last', now), now, strict=True)]
+        self.last = now
+        return gone
+
+
+def draw(file, n):
+    from lesson6.ratings_at_scale import draw_ratings
+    draw_ratings(file, n, *sizes[n])
+
+
+def ours(file, n):
+    import numpy as np
+    from fastai.callback.core import Callback
+    from fastai.torch_core import set_seed
+
+    from lesson6.mini.movielens import best_guess, plant
+    from lesson6.ratings_at_scale import parquet_dls, ratings_learner
+    clock = Clock()
+    dls = parquet_dls(file, device='cpu')
+    reading = clock()
+    set_seed(42)
+    learn = ratings_learner(dls, factors)
+    times = []
+    class Time(Callback):
+        order = 90
+        def before_epoch(self): clock()
+        def after_epoch(self): times.append(clock())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 0.02, wd=[1., 0.], cbs=Time())
+    peak = rss()
+    some = dls.valid_ds.x[::max(1, len(dls.valid_ds)//200_000)].numpy()
+    some = some[some.min(1) > 0]
+    users, films = np.array([0, *dls.classes['user'][1:]]), np.array([0, *(int(t[5:]) for t in dls.classes['title'][1:])])
+    floor = best_guess(plant(*sizes[n]), users[some[:, 0]], films[some[:, 1]])[1].mean()
+    return {'batch': dls.train.bs, 'reading s': reading[0], 'an epoch s': statistics.median(t for t, _ in times),
+            'reading and an epoch, processor s': reading[1] + statistics.median(t for _, t in times), 'peak GB': peak/1e9,
+            'validation MSE': learn.recorder.values[-1][1], 'lowest possible': floor}
+
+
+def stock(file, n, bs):
+    import pandas as pd
+    from fastai.callback.core import Callback, CancelFitException
+    from fastai.collab import CollabDataLoaders, Learner, MSELossFlat
+
+    from lesson6.collab import DotProductBias
+    clock = Clock()
+    dls = CollabDataLoaders.from_df(pd.read_parquet(file), item_name='title', bs=bs)
+    reading = clock()
+    print(json.dumps({'batch': bs, 'reading s': reading[0], 'peak GB': rss()/1e9}), flush=True)
+    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), factors)
+    measured = min(batches, len(dls.train)-1)
+    begun = []
+    class Some(Callback):
+        def after_batch(self):
+            if self.iter == 0: begun.append(clock())   # the first one is left out
+            if self.iter == measured: raise CancelFitException
+    learn = Learner(dls, model, loss_func=MSELossFlat(), cbs=Some())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 5e-3, wd=0.1)
+    epoch = [t/measured*len(dls.train) for t in clock()]
+    return {'batch': bs, 'reading s': reading[0], 'an epoch s': epoch[0], 'reading and an epoch, processor s': reading[1] + epoch[1], 'peak GB': rss()/1e9}
+
+
+def alone(*words):
+    "Runs this file in a process of its own; what it printed as JSON, or why it was broken off"
+    import psutil
+    env = {**os.environ, 'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'passive'}
+    process = subprocess.Popen([sys.executable, __file__, *map(str, words)], env=env, stdout=subprocess.PIPE, text=True)
+    end, why = time.monotonic() + most_seconds, ''
+    watched = words[0] == 'stock'
+    while process.poll() is None:
+        try: held = psutil.Process(process.pid).memory_info().rss
+        except psutil.NoSuchProcess: break
+        if watched and held > most_bytes: why = f'broken off at {most_bytes/2**30:.0f} GiB of memory'
+        if watched and time.monotonic() > end: why = f'broken off after {most_seconds} s'
+        if why: process.kill()
+        time.sleep(0.5)
+    said = process.communicate()[0].strip().splitlines()
+    if process.returncode and not why: why = f'ended with {process.returncode}'
+    return (json.loads(said[-1]) if said else {}), why
+
+
+def main(sizes=tuple(sizes), rounds=3):
+    import pandas as pd
+    from compare import report
+
+    from lesson6.data import cache_path
+    folder = cache_path()/'ratings_large'
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, notes = [], []
+    for n in sizes:
+        file = folder/f'{n}.parquet'
+        if not file.exists(): alone('draw', file, n)
+        found = {}
+        for i in range(rounds):
+            large = min(131_072, int(0.8*n)//200)
+            ways = {'ours': ('ours', file, n), 'fastai, batches of 64': ('stock', file, n, 64), f'fastai, batches of {large:,}': ('stock', file, n, large)}
+            for name, words in ways.items():
+                if i and name in found and found[name] is None: continue
+                row, why = alone(*words)
+                print(f'{n:>10,} round {i+1}/{rounds}  {name:<28} {row} {why}', flush=True)
+                if why:
+                    notes.append(f'{n//10**6} M, {name}: {why}' + (f', after reading for {row["reading s"]:.0f} s' if 'reading s' in row else ', while reading') + '.')
+                    found[name] = None
+                else: found.setdefault(name, []).append(row)
+        base = next((found[name] for name in ways if found[name] and name != 'ours'), None)
+        for name in reversed(ways):
+            if not (several := found[name]): continue
+            median = {k: statistics.median(r[k] for r in several) for k in several[0] if k != 'batch'}
+            whole = [r['reading s'] + r['an epoch s'] for r in several]
+            ratio = statistics.median((b['reading s'] + b['an epoch s'])/w for b, w in zip(base, whole)) if base else float('nan')
+            rows.append({'': f'{n//10**6} M, {name}', 'thousand ratings a second': n/statistics.median(whole)/1000, 'times as fast': ratio, **median})
+    table = pd.DataFrame(rows).set_index('')
+    each = f'{rounds} rounds' if rounds > 1 else 'one round'
+    report('ratings_large', 'Ratings, large', table.map(lambda v: '' if v != v else v).astype({'times as fast': float}),  # empty where not measured
+           f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
+           f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
+           f'batches were measured, without validation, and the rest reckoned from them. ' + ' '.join(notes))
+
+
+if __name__ == '__main__':
+    if len(sys.argv) == 1: main()
+    else:
+        warnings.filterwarnings('ignore')
+        what, file, *numbers = sys.argv[1:]
+        result = {'draw': draw, 'ours': ours, 'stock': stock}[what](Path(file), *map(int, numbers))
+        if result: print(json.dumps({k: float(v) for k, v in result.items()}))
