@@ -107,42 +107,52 @@ def alone(*words):
     return (json.loads(said[-1]) if said else {}), why
 
 
-def main(sizes=tuple(sizes), rounds=3):
+def ways(file, n):
+    large = min(131_072, int(0.8*n)//200)
+    return {'ours': ('ours', file, n), 'fastai, batches of 64': ('stock', file, n, 64), f'fastai, batches of {large:,}': ('stock', file, n, large)}
+
+
+def tell(found, rounds):
+    "found: {(ratings, contender): [(what was measured, why it was broken off), ...]}"
     import pandas as pd
     from compare import report
+    rows, notes = [], []
+    for n in sizes:
+        whole = {name: [r['reading s'] + r['an epoch s'] for r, why in tries if not why] for (m, name), tries in found.items() if m == n}
+        base = next((whole[name] for name in ways('', n) if name != 'ours' and whole.get(name)), None)
+        for name in reversed(ways('', n)):
+            tries = found.get((n, name))
+            if not tries: notes.append(f'{n//10**6} M, {name}: not measured.'); continue
+            for why in {why for _, why in tries if why}: notes.append(f'{n//10**6} M, {name}: {why}.')
+            if not whole[name]: continue
+            measured = [r for r, why in tries if not why]
+            median = {k: statistics.median(r[k] for r in measured) for k in measured[0] if k != 'batch'}
+            ratio = statistics.median(b/w for b, w in zip(base, whole[name], strict=False)) if base else float('nan')
+            rows.append({'': f'{n//10**6} M, {name}', 'thousand ratings a second': n/statistics.median(whole[name])/1000, 'times as fast': ratio, **median})
+    table = pd.DataFrame(rows).set_index('')
+    table = table.map(lambda v: '' if v != v else v).astype({'times as fast': float})  # empty where not measured
+    each = f'{rounds} rounds' if rounds > 1 else 'one round'
+    report('ratings_large', 'Ratings, large', table,
+           f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
+           f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
+           f'batches at most were measured, without validation, and the rest reckoned from them. ' + ' '.join(notes))
 
+
+def main(chosen=tuple(sizes), rounds=3):
     from lesson6.data import cache_path
     folder = cache_path()/'ratings_large'
     folder.mkdir(parents=True, exist_ok=True)
-    rows, notes = [], []
-    for n in sizes:
+    found = {}
+    for n in chosen:
         file = folder/f'{n}.parquet'
         if not file.exists(): alone('draw', file, n)
-        found = {}
         for i in range(rounds):
-            large = min(131_072, int(0.8*n)//200)
-            ways = {'ours': ('ours', file, n), 'fastai, batches of 64': ('stock', file, n, 64), f'fastai, batches of {large:,}': ('stock', file, n, large)}
-            for name, words in ways.items():
-                if i and name in found and found[name] is None: continue
-                row, why = alone(*words)
-                print(f'{n:>10,} round {i+1}/{rounds}  {name:<28} {row} {why}', flush=True)
-                if why:
-                    notes.append(f'{n//10**6} M, {name}: {why}' + (f', after reading for {row["reading s"]:.0f} s' if 'reading s' in row else ', while reading') + '.')
-                    found[name] = None
-                else: found.setdefault(name, []).append(row)
-        base = next((found[name] for name in ways if found[name] and name != 'ours'), None)
-        for name in reversed(ways):
-            if not (several := found[name]): continue
-            median = {k: statistics.median(r[k] for r in several) for k in several[0] if k != 'batch'}
-            whole = [r['reading s'] + r['an epoch s'] for r in several]
-            ratio = statistics.median((b['reading s'] + b['an epoch s'])/w for b, w in zip(base, whole)) if base else float('nan')
-            rows.append({'': f'{n//10**6} M, {name}', 'thousand ratings a second': n/statistics.median(whole)/1000, 'times as fast': ratio, **median})
-    table = pd.DataFrame(rows).set_index('')
-    each = f'{rounds} rounds' if rounds > 1 else 'one round'
-    report('ratings_large', 'Ratings, large', table.map(lambda v: '' if v != v else v).astype({'times as fast': float}),  # empty where not measured
-           f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
-           f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
-           f'batches were measured, without validation, and the rest reckoned from them. ' + ' '.join(notes))
+            for name, words in ways(file, n).items():
+                tries = found.setdefault((n, name), [])
+                if any(why for _, why in tries): continue   # broken off once is enough
+                tries.append(alone(*words))
+                print(f'{n:>10,} round {i+1}/{rounds}  {name:<28} {tries[-1]}', flush=True)
+    tell(found, rounds)
 
 
 if __name__ == '__main__':
