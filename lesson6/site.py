@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TWINS', 'MACHINERY', 'repository', 'open_links', 'first_cell', 'changes', 'flags', 'figures', 'figures_without_words',
            'defined', 'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose',
-           'table', 'claim_headings', 'claims_page', 'stored_claims', 'signature', 'parameters', 'entry', 'prose_of',
-           'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources',
-           'setup', 'exported_names', 'build_site']
+           'table', 'claim_headings', 'claims_page', 'stored_claims', 'chart_words', 'speed_page', 'signature',
+           'parameters', 'entry', 'prose_of', 'reference_page', 'docs_path', 'can_build', 'readme', 'front_page',
+           'toctree', 'last_run', 'write_sources', 'setup', 'exported_names', 'build_site']
 
 # %% ../nbs/site.ipynb #498f0eec
 import inspect, json, re
@@ -215,6 +215,32 @@ def stored_claims(
     known = {s.says: s for s in statements}
     return [Verdict(known[says].id, says, lesson, known[says].source, here, data, device, holds == 'yes')
             for says,lesson,here,data,device,holds in rows if says in known]
+
+# %% ../nbs/site.ipynb #5bee0d02
+def chart_words(
+    title:str,  # of the comparison
+    rows:list,  # of its table, as dicts; the name stands under ''
+) -> str:       # one sentence
+    "What a chart of times shows, for those who don't see it"
+    bars = [f"{r['']}: {r['times as fast']:.2g}" for r in rows if isinstance(r.get('times as fast'), (int, float)) and r['times as fast'] == r['times as fast']]
+    return f'bar chart, {title}, times as fast as what it is compared with; {"; ".join(bars)}'
+
+def speed_page(
+    results:list,  # what the JSON files of the benchmarks hold, by name: [('ratings', {'title': ..., 'note': ..., 'machine': ..., 'rows': [...]}), ...]
+    charts=(),     # the names of those that have a chart in `speed/`
+) -> str:          # Markdown
+    "The page of all benchmarks"
+    page = ['# Speed', 'Each table was made by one file of `benchmarks/` in one go, ours and the others in turn on the same data and the same cores. Machines are noisy, '
+            'and other work may have run beside it, so what counts is the ratio: *times as fast*.']
+    show = lambda v: '' if v is None or v != v else f'{v:.4g}' if isinstance(v, float) else str(v)
+    for name,r in results:
+        head = list(dict.fromkeys(k for row in r['rows'] for k in row))
+        rows = [[prose(show(row.get(k))) for k in head] for row in r['rows']]
+        page += [f'## {prose(r["title"])}', prose(r['note']), table([prose(k) or 'what' for k in head], rows)]
+        if name in charts: page.append(f'![{prose(chart_words(r["title"], r["rows"]))}](/speed/{name}.svg)')
+        page.append(prose(r['machine']))
+    return '\n\n'.join(page)+'\n'
+
 
 # %% ../nbs/site.ipynb #f1efd9ff
 def _type(anno): # an annotation, as a person writes it
@@ -425,11 +451,17 @@ def write_sources(
     headings = claim_headings(notebooks['claims']) if 'claims' in notebooks else {}
     write('result.md', claims_page(verdicts, list(statements.values()), headings))
     write('changes.md', changes_page({n: notebooks[n] for n in sections}))
+    measured = docs_path().parent/'benchmarks'/'results'
+    speed = [(f.stem, json.loads(f.read_text(encoding='utf-8'))) for f in sorted(measured.glob('*.json'))]
+    charts = {f.stem: f.read_bytes() for f in measured.glob('*.svg')}
+    if speed: write('speed.md', speed_page(speed, charts))
+    for name,_ in speed:
+        if name in charts: write(f'speed/{name}.svg', charts[name])
     others = [n for n in notebooks if n not in sections and n not in MACHINERY and n != '00_data' and '/' not in n]
     more = sorted(f.stem for f in docs_path().glob('*.md'))
     for name in more: write(f'{name}.md', front_page((docs_path()/f'{name}.md').read_text(encoding='utf-8')))
     write('index.md', front_page(readme()) + toctree('The lesson', sections) + toctree('Beside the lesson', others) + toctree('The data', ['00_data', 'twins']) +
-          toctree('Look it up', ['result', 'changes', 'reference/index', *more]) +
+          toctree('Look it up', ['result', 'changes', *(['speed'] if speed else []), 'reference/index', *more]) +
           toctree('The project', [*(n for n in MACHINERY if n in notebooks), 'contributing', 'changelog']))
     for name in 'CONTRIBUTING.md', 'CHANGELOG.md':
         file = docs_path().parent/name

@@ -1,0 +1,69 @@
+"The benchmarks' own code, in small: that they measure what they say. No time is tested."
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def there(monkeypatch): monkeypatch.syspath_prepend(str(root/'benchmarks'))
+
+
+def test_moments_are_counted_once():
+    from gpu import covered
+    assert covered([]) == 0
+    assert covered([(0, 10), (2, 5), (8, 12), (20, 21)]) == 13
+
+
+@pytest.mark.slow
+def test_what_a_gpu_would_run_runs_on_a_processor(tmp_path):
+    import torch
+    from gpu import get_image_files, measure, ways
+    from pictures import PresizedPictures, draw
+    from torchvision.models import squeezenet1_1
+    (tmp_path/'pictures').mkdir()
+    draw(tmp_path/'pictures', 30)
+    files = get_image_files(tmp_path/'pictures').sorted()
+    presized = PresizedPictures(files, folder=tmp_path/'cache')
+    for name in ways:
+        found = measure(name, files, presized, torch.device('cpu'), squeezenet1_1, bs=8, skip=1, n=2)
+        assert found['share of the time that the GPU works'] is None and found['pictures a second'] > 0
+        assert found['share of that'] == found['pictures a second']/found['fed from memory, pictures a second']
+
+
+def test_without_a_gpu_the_table_says_so(tmp_path, monkeypatch):
+    import json
+
+    import gpu
+    monkeypatch.setattr(gpu, 'results', tmp_path)
+    monkeypatch.setattr(gpu.torch.cuda, 'is_available', lambda: False)
+    gpu.main()
+    rows = json.loads((tmp_path/'gpu.json').read_text())['rows']
+    assert len(rows) == 4 and {v for row in rows for k, v in row.items() if k} == {'not measured'}
+
+
+def test_large_ratings_and_a_contender_that_is_broken_off(tmp_path, monkeypatch):
+    pytest.importorskip('pyarrow')
+    import ratings_large as large
+    monkeypatch.setattr(large, 'sizes', {20_000: (200, 150)})
+    file = tmp_path/'ratings.parquet'
+    large.draw(file, 20_000)
+    found = large.ours(file, 20_000)
+    assert found['lowest possible'] < found['validation MSE'] < 1.5 and found['peak GB'] > 0
+    assert large.stock(file, 20_000, 64)['an epoch s'] > 0
+    monkeypatch.setattr(large, 'most_bytes', 1)
+    assert 'broken off at 0 GiB' in large.alone('stock', file, 20_000, 64)[1]
+
+
+def test_an_import_that_fails_is_told():
+    import imports
+    assert imports.seconds('pass') > 0
+    with pytest.raises(RuntimeError, match='import nothing_of_that_name ended with 1'): imports.seconds('import nothing_of_that_name')
+
+
+def test_the_package_itself_imports_none_of_the_large_ones():
+    import subprocess
+    code = "import lesson6, sys; print([m for m in ('torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'pyarrow', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
