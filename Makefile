@@ -3,13 +3,14 @@
 # make lab    open the notebooks in JupyterLab
 # make docs   build the site from the notebooks as they are stored
 # make check  are the package and the notebooks in step, and is the code clean
+# make bench  time each benchmark against what people would use instead; tables and charts in benchmarks/results
 # make hooks  clean what you commit, and show differences of notebooks so that they can be read
 PYTHON ?= python3
 WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test nbdev_test pytest lab docs check hooks clean
+.PHONY: run test nbdev_test pytest lab docs check bench hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
@@ -40,6 +41,10 @@ check: $(ready)
 	{ head -40 "$$copy/diff"; echo "$$folder/ is not in step: run nbdev-export and nbdev-clean, then commit."; exit 1; }; done
 	$(bin)/ruff check
 	@echo "The package and the notebooks are in step."
+
+# One after the other, for they would disturb each other. A file with a `main` is a benchmark.
+bench: $(ready)
+	@for f in $$(grep -l '^def main' benchmarks/*.py); do echo "$$f" && $(bin)/python "$$f" || exit 1; done
 
 hooks: $(ready)
 	$(bin)/nbdev-install-hooks

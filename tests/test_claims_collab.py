@@ -8,11 +8,11 @@ import torch
 from fastai.collab import CollabDataLoaders
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import Module
-from test_collab import final, floor_of, loaders, planted, sizes, train, trained
+from fastai.torch_core import Module, set_seed
+from test_collab import final, floor_of, loaders, planted, seed, sizes, train, trained
 
 from lesson6.claims import statements
-from lesson6.collab import DotProductBias, create_params, similar_items
+from lesson6.collab import DotProductBias, create_params, ratings_dls, ratings_learner, similar_items
 
 
 def holds(id, *measured): return bool(statements[id].check(*measured)[0])
@@ -86,6 +86,17 @@ def test_floor():
     assert not holds('collab-floor', y.var().item(), floor)         # the same guess for all
     assert not holds('collab-floor', 0., floor)                     # validated on what it was trained on
     assert not holds('collab-floor', drawn_with_replacement()[1], floor)
+
+
+def test_faster():
+    large = ratings_dls(planted(), bs=1024, seed=seed, device='cpu')
+    def fast(lr, wd):
+        set_seed(seed, reproducible=True)
+        learn = ratings_learner(large)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, lr, wd=wd)
+        return learn.recorder.values[-1][1]
+    assert holds('collab-faster', fast(1e-2, [.6, 0.]), final(trained())[1])
+    assert not holds('collab-faster', fast(5e-3, .1), final(trained())[1])      # larger batches, and nothing to match
 
 
 class Params(Module):

@@ -1,8 +1,9 @@
 """Collaborative filtering: what a notebook cannot show.
 
-The lesson's four models on the three splits of the real ratings (about four minutes):
+The lesson's recipe on the three splits of the real ratings (a minute), and its four models (four minutes):
 
-    LESSON6_SEEDS=42,1,2 pytest tests/test_collab.py -k real -s
+    LESSON6_SEEDS=42,1,2 pytest tests/test_collab.py -k real_recipe -s
+    pytest tests/test_collab.py -m slow -s
 """
 import os
 import re
@@ -17,14 +18,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.collab import CollabDataLoaders, collab_learner
-from fastai.learner import Learner
+from fastai.learner import Learner, load_learner
 from fastai.losses import MSELossFlat
 from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
-from lesson6.collab import (CollabNN, DotProduct, DotProductBias, create_params, extreme_items, factor_map, ratings_dls, read_ratings,
-                            recommend, similar_items)
+from lesson6.collab import (CollabNN, DotProduct, DotProductBias, create_params, extreme_items, factor_map, ratings_dls, ratings_learner,
+                            read_ratings, recommend, similar_items)
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
@@ -324,6 +325,28 @@ def test_exported_learners_work_in_a_fresh_process(learn, tmp_path):
     assert done.stdout.splitlines() == expected
 
 
+def test_the_fast_learner_is_exported_too(small, tmp_path):
+    dls = ratings_dls(small, bs=64, device='cpu')
+    learn = ratings_learner(dls, 5, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, wd=[.6, 0.])
+    learn.export('fast.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'fast.pkl')
+    assert recommend(again, 3).equals(recommend(learn, 3))
+
+
+def test_the_fast_learner_decays_the_factors_and_not_the_biases(small):
+    "Without a gradient, decay alone moves the parameters"
+    learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
+    learn.loss_func = lambda preds, targs: 0*preds.sum()
+    before = {n: p.detach().clone() for n, p in learn.model.named_parameters()}
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, wd=[.5, 0.])
+    for name, p in learn.model.named_parameters():
+        left = 1 if 'bias' in name else (1 - 1e-2*.5)**len(learn.dls.train)
+        torch.testing.assert_close(p.detach(), left*before[name], rtol=1e-5, atol=1e-8, msg=name)
+
+
 # Files
 
 good = '1\t1\t3\t880000000\n2\t1\t5\t880000001\n2\t3\t4\t880000002\n'
@@ -449,14 +472,29 @@ def test_real_recipe(real):
         assert any(t.startswith('Children of the Corn') for t in worst)
 
 
-@pytest.mark.skipif('LESSON6_SEEDS' not in os.environ, reason='three trainings of 15 s for each split; LESSON6_SEEDS=42,1,2 asks for them')
-@pytest.mark.parametrize('split', seeds)
-def test_real_order(real, split):
-    "The four models fall in the lesson's order"
-    dls = ratings_dls(read_ratings(real/'ml-100k'), seed=split)
+@cache
+def real_four(path, split):
+    "Validation MSE of dot product, range, biases, weight decay on one split"
+    dls = ratings_dls(read_ratings(path), seed=split)
     class NoRange(DotProduct):
         def forward(self, x): return (self.user_factors(x[:,0]) * self.movie_factors(x[:,1])).sum(dim=1)
-    dot, in_range, biases = (final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias))
-    decayed = final(real_learner(real/'ml-100k', split))[1]
-    print(f'split {split}: {dot:.3f}, {in_range:.3f}, {biases:.3f}, {decayed:.3f}')
-    assert biases > dot > in_range > decayed
+    three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias)]
+    return *three, final(real_learner(path, split))[1]
+
+
+@pytest.mark.slow
+def test_real_order(real):
+    "Weight decay is the best of the four and the biases without it the worst, on each split and so on average, as in the lesson"
+    for split in 42, 1, 2:
+        dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
+        print(f'split {split}: {dot:.4f}, {in_range:.4f}, {biases:.4f}, {decayed:.4f}')
+        assert decayed < min(dot, in_range) and max(dot, in_range) < biases
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason='means of 0.8793 and 0.8803; with other first weights 0.8749 and 0.8807, 0.8777 and 0.8744, 0.8726 and 0.8785, 0.8733 and 0.8780')
+def test_real_range_helps(real):
+    "In the lesson, which measured once, the range alone brings 0.884 to 0.878. Here it does not help, on the mean of three splits"
+    dot, in_range, _, _ = np.mean([real_four(real/'ml-100k', split) for split in (42, 1, 2)], axis=0)
+    print(f'means: {dot:.4f}, {in_range:.4f}')
+    assert dot > in_range
