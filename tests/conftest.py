@@ -36,4 +36,4 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.option.keyword or hasattr(config, 'workerinput'): return
     from promises import how_it_ended
     ended = {how: terminalreporter.stats.get(how, []) for how in ('passed', 'failed', 'error', 'skipped')}
-    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']))
+    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']), again=config.option.lf)

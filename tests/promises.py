@@ -15,6 +15,8 @@ from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from lesson6.site import prose, table
+
 rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
 parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']
 
@@ -49,20 +51,19 @@ def oldest():
     if all(Version(Version(version(r.name)).base_version) == lowest(r) for r in needs): return ', '.join(f'{r.name} {version(r.name)}' for r in needs)
 
 
-def how_it_ended(passed, failed, skipped):
-    "Keeps how a whole run of the tests ended, where it ran on the oldest versions."
+def how_it_ended(passed, failed, skipped, again=False):
+    "Keeps how a run of the tests ended, where it ran on the oldest versions; `again`: of those that had failed before."
     if not os.environ.get('LESSON6_PROMISES') or not (names := oldest()): return
-    kept('Tomorrow', 'The oldest versions that settings.ini allows', f'the tests, on {names}', passed + len(failed),
+    kept('Tomorrow', 'The oldest versions that settings.ini allows' + ', what had failed tried again'*again, f'the tests, on {names}', passed + len(failed),
          f'{passed} passed, {skipped} skipped, ' + (f'{len(failed)} failed: {", ".join(failed)}' if failed else 'none failed'))
 
 
 def write_page(rows, path):
-    cell = lambda text: str(text).replace('|', '\\|').replace('\n', ' ')
     text = head
     for part in parts:
-        if mine := [r for r in rows if r['part'] == part]:
-            text += f'\n## {part}\n\n| Promise | How it was tried | How often | What happened | When and where |\n| --- | --- | --- | --- | --- |\n'
-            text += ''.join(f"| {cell(r['promise'])} | {cell(r['how'])} | {r['times']:,} | {cell(r['seen'])} | {r['on']}, {cell(r['where'])} |\n" for r in mine)
-            for first, *more in (r['rows'] for r in mine if r['rows']):
-                text += f"\n| {' | '.join(first)} |\n|{' --- |'*len(first)}\n" + ''.join(f"| {' | '.join(map(cell, row))} |\n" for row in more)
+        if not (mine := [r for r in rows if r['part'] == part]): continue
+        text += f'\n## {part}\n\n' + table(['Promise', 'How it was tried', 'How often', 'What happened', 'When and where'],
+            [[*map(prose, (r['promise'], r['how'])), f"{r['times']:,}", prose(r['seen']), prose(f"{r['on']}, {r['where']}")] for r in mine]) + '\n'
+        for r in mine:
+            if r['rows']: text += f"\n{prose(r['promise'])}:\n\n{table(r['rows'][0], [[*map(prose, row)] for row in r['rows'][1:]])}\n"
     path.write_text(text, encoding='utf-8')
