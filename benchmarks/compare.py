@@ -32,7 +32,9 @@ def side_by_side(
         ratio = statistics.median(b/t for b, t in zip(seconds[baseline], ts, strict=True))
         rows.append({'': name, 'median s': statistics.median(ts), 'fastest s': min(ts), 'slowest s': max(ts),
                      'times as fast': ratio, **{k: statistics.mean(e[k] for e in extras[name]) for k in extras[name][0]}})
-    return pd.DataFrame(rows).set_index('')
+    table = pd.DataFrame(rows).set_index('')
+    table.attrs['seconds'] = seconds    # of each round, by name
+    return table
 
 
 def report(
