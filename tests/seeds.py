@@ -43,12 +43,15 @@ def execute(path, seed, log):
 
 
 def outputs(nb):
-    "What each cell printed and drew, without clock times and progress."
+    "What each cell printed and drew, without clock times and progress; in one piece, because what is printed may come in several."
     for c in nb.cells:
+        text, drawn = '', []
         for o in c.get('outputs', []):
             data = o.get('data', {})
-            text = o.get('text') or data.get('text/html') or data.get('text/plain') or ''
-            if '<progress' not in text: yield c, TIME.sub('', text), data.get('image/png', '')
+            new = o.get('text') or data.get('text/html') or data.get('text/plain') or ''
+            if '<progress' not in new: text += TIME.sub('', new)
+            if 'image/png' in data: drawn.append(data['image/png'])
+        if text or drawn: yield c, text, drawn
 
 
 def failures(nb):
@@ -58,13 +61,13 @@ def failures(nb):
 def differences(first, second):
     "The cells whose outputs differ between two runs, but for those that measure time, and how many numbers were compared."
     a, b = list(outputs(first)), list(outputs(second))
-    differ = [] if len(a) == len(b) else ['one has more outputs than the other']
+    differ = [] if len(a) == len(b) else ['more cells have outputs in one of them']
     numbers = pictures = timed = 0
-    for (c, text, png), (_, text2, png2) in zip(a, b):
+    for (c, text, drawn), (_, text2, drawn2) in zip(a, b):
         if re.search(r'perf_counter|time\.time|process_time|training_time|timeit|seconds', c.source): timed += 1; continue
         numbers += len(re.findall(r'\d+\.\d+', text)) if len(text) < 20000 else 0
-        pictures += bool(png)
-        if (text, png) != (text2, png2): differ.append(c.source.strip().split('\n')[-1])
+        pictures += len(drawn)
+        if (text, drawn) != (text2, drawn2): differ.append(c.source.strip().split('\n')[-1])
     return differ, numbers, pictures, timed
 
 
@@ -110,9 +113,9 @@ def tell(folder):
         unlike += [f'{stem}: `{d[:80]}`' for d in differ]
         total += len(list(outputs(done[stem, '42'])))
     kept('The same twice', 'A whole notebook, run twice, agrees to the last printed digit', f'{", ".join(pairs)}, each in two fresh kernels with the same seed, on a CPU; everything printed and every figure compared, but for clock times and progress', len(pairs),
-         f'{total} outputs with {twice[0]:,} decimal numbers and {twice[1]} figures compared, the figures byte for byte; {twice[2]} outputs of cells that measure time left out; ' +
+         f'the outputs of {total} cells, with {twice[0]:,} decimal numbers and {twice[1]} figures compared, the figures byte for byte; {twice[2]} cells that measure time left out; ' +
          (f'{len(unlike)} differ: {"; ".join(unlike)}' if unlike else 'all the same'))
-    print(*rows, *misses, f'{held} of {checked} claims held; {len(unlike)} outputs differ between two runs of {pairs}', *unlike, sep='\n')
+    print(*rows, *misses, f'{held} of {checked} claims held; {len(unlike)} cells differ between two runs of {pairs}', *unlike, sep='\n')
 
 
 if __name__ == '__main__':
