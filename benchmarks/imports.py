@@ -1,7 +1,9 @@
-"""How long `import lesson6` and the import of each section take, beside the fastai import that the lesson begins the section with.
+"""What `import lesson6` takes, and what the import of each section adds to the fastai import that the lesson begins the section with.
 
-Each import runs in a process of its own, in turn. What counts is the time of the processor: it hardly depends on what else the machine does.
+Each pair is imported in a process of its own: first fastai's, then ours, so that both meet the same machine. What counts is the time of the
+processor: it hardly depends on what else the machine does.
 """
+import json
 import os
 import statistics
 import subprocess
@@ -15,32 +17,31 @@ sections = {'pets': vision, 'multilabel': vision, 'head_pose': vision, 'collab':
             'train': collab, 'pictures': vision, 'ratings_at_scale': collab}
 
 
-def seconds(code):
-    "Of the processor, for a process that runs this and nothing else"
-    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode: raise RuntimeError(f'{code} ended with {process.returncode}')
-    return used.ru_utime + used.ru_stime
+def seconds(first, then):
+    "Of the processor, for each of two lines in one fresh process"
+    code = f'import time, json; a = time.process_time()\n{first}\nb = time.process_time()\n{then}\nprint(json.dumps([b-a, time.process_time()-b]))'
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(f'{first}; {then} ended with {done.returncode}: {done.stderr[-200:]}')
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(rounds=7):
-    codes = ['pass', 'import lesson6', vision, collab, *(f'import lesson6.{name}' for name in sections)]
-    took = {code: [] for code in codes}
-    for code in codes: seconds(code)   # compiled, and in the memory of the system
+def main(rounds=5):
+    pairs = {'import lesson6': 'pass', **{f'import lesson6.{name}': base for name, base in sections.items()}}
+    took = {code: [] for code in pairs}
     for i in range(rounds):
-        for code in codes:
-            took[code].append(seconds(code))
-            print(f'round {i+1}/{rounds}  {code:<36} {took[code][-1]:6.3f} s', flush=True)
+        for code, base in pairs.items():
+            took[code].append(seconds(base, code))
+            print(f'round {i+1}/{rounds}  {code:<36} {took[code][-1]}', flush=True)
     rows = []
-    for code, beside in {'import lesson6': 'pass', **{f'import lesson6.{name}': base for name, base in sections.items()}}.items():
-        base = took[beside] if beside != 'pass' else took[code]
-        ratio = statistics.median(b/t for b, t in zip(base, took[code], strict=True))
-        rows.append({'': code, 'processor s': statistics.median(took[code]), 'beside': 'an empty process' if beside == 'pass' else f'`{beside}`',
-                     'processor s of that': statistics.median(took[beside]),
-                     'longer by s': statistics.median(t - b for t, b in zip(took[code], took[beside], strict=True)), 'times as fast': ratio})
-    report('imports', 'Imports', pd.DataFrame(rows).set_index(''),
-           f'Seconds of the processor for a process that imports one thing, {rounds} rounds in turn, medians.')
+    for code, base in pairs.items():
+        both = [b/(b+more) for b, more in took[code]]
+        rows.append({'': f'`{code}`', 'adds, processor s': statistics.median(more for _, more in took[code]),
+                     'to': 'an empty process' if base == 'pass' else f'`{base}`',
+                     'which takes, processor s': statistics.median(b for b, _ in took[code]) if base != 'pass' else '',
+                     'longer by %': statistics.median(100*more/b for b, more in took[code]) if base != 'pass' else '',
+                     'times as fast': statistics.median(both) if base != 'pass' else 1.})
+    each = f'{rounds} rounds in turn, medians' if rounds > 1 else 'one round'
+    report('imports', 'Imports', pd.DataFrame(rows).set_index(''), f"Seconds of the processor in a fresh process, first for fastai's import, then for ours; {each}.")
 
 
 if __name__ == '__main__': main()

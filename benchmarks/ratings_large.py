@@ -130,12 +130,14 @@ def tell(found, rounds):
             ratio = statistics.median(b/w for b, w in zip(base, whole[name], strict=False)) if base else float('nan')
             rows.append({'': f'{n//10**6} M, {name}', 'thousand ratings a second': n/statistics.median(whole[name])/1000, 'times as fast': ratio, **median})
     table = pd.DataFrame(rows).set_index('')
-    table = table.map(lambda v: '' if v != v else v).astype({'times as fast': float})  # empty where not measured
+    others = [c for c in table if c != 'times as fast']
+    table[others] = table[others].astype(object).where(table[others].notna(), '')   # empty where not measured
     each = f'{rounds} rounds' if rounds > 1 else 'one round'
     report('ratings_large', 'Ratings, large', table,
            f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
            f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
-           f'batches at most were measured, without validation, and the rest reckoned from them. ' + ' '.join(notes))
+           f'batches at most were measured, without validation, and the rest reckoned from them. The machine has {os.cpu_count()} cores and was at a load of {os.getloadavg()[2]:.0f}: '
+           f'where the load is higher than the cores, only the seconds of the processor tell how the time grows. ' + ' '.join(notes))
 
 
 def main(chosen=tuple(sizes), rounds=3):
