@@ -136,7 +136,7 @@ def tell(found, rounds):
     report('ratings_large', 'Ratings, large', table,
            f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
            f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
-           f'batches at most were measured, without validation, and the rest reckoned from them. The machine has {os.cpu_count()} cores and was at a load of {os.getloadavg()[2]:.0f}: '
+           f'batches at most were measured, without validation, and the rest reckoned from them. Times as fast: as fastai with batches of 64 at the same size, or with the larger ones where those were not measured. The machine has {os.cpu_count()} cores and was at a load of {os.getloadavg()[2]:.0f}: '
            f'where the load is higher than the cores, only the seconds of the processor tell how the time grows. ' + ' '.join(notes))
 
 
