@@ -5,6 +5,8 @@
 # make check  are the package and the notebooks in step, and is the code clean
 # make bench  time each benchmark against what people would use instead; tables and charts in benchmarks/results
 # make hooks  clean what you commit, and show differences of notebooks so that they can be read
+# What is printed is the same when another make calls this one, as `make test` does.
+MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 WORKERS ?= 2
 bin    := .venv/bin

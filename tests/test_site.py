@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,13 +34,12 @@ def checkout(folder):
 
 @pytest.fixture(scope='session')
 def made(tmp_path_factory):
-    "What `make run NB=run` printed, where the site is, and how long it took."
+    "What `make run NB=run` printed, and where the site is."
     folder = checkout(tmp_path_factory.mktemp('checkout'))
-    began = time.time()
     done = subprocess.run(['make', 'run', 'NB=run'], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
-    return done.stdout, folder/'_site', time.time() - began
+    return done.stdout, folder/'_site'
 
 
 @pytest.fixture(scope='session')
@@ -170,10 +168,6 @@ def test_no_machine_path(pages):
     for name,page in pages.items():
         found = re.search(r'(/home/\w+|/root|/Users/\w+|/tmp/\w+)[^\s]*', page.get_text())
         assert not found, f'{name}: {found[0]}'
-
-
-def test_built_within_a_minute(made): # the run of one notebook and the build together
-    assert made[2] < 60
 
 
 # In a browser
