@@ -81,7 +81,7 @@ print(asked)
 # What is on the pages
 
 def test_run_ends_on_the_front_page(made):
-    out, folder, _ = made
+    out, folder = made
     assert out.strip().splitlines()[-1].endswith('Open _site/index.html in a browser.')
     assert (folder/'index.html').exists()
     assert 'WARNING' not in out and 'ERROR' not in out and 'fig-alt' not in out, out
