@@ -282,4 +282,5 @@ def test_make_docs(made):
     "From the notebooks as they are stored, without what the run has left."
     done = subprocess.run(['make', 'docs'], cwd=made[1].parent, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == 'Open _site/index.html in a browser.', done.stdout + done.stderr
-    assert json.loads((made[1]/'claims.json').read_text()) == []
+    stored = json.loads((made[1]/'claims.json').read_text())
+    assert len(stored) >= 25 and all(v['holds'] for v in stored)
