@@ -84,7 +84,8 @@ def run_notebook(
         last[:] = [cell]
         if task: return
         task = asyncio.current_task()
-        try: asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
+        try:
+            for s in signal.SIGINT, signal.SIGTERM: asyncio.get_running_loop().add_signal_handler(s, stop)
         except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: the loop's own way
     def done(cell, cell_index, execute_reply): bar.update()
     def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'

@@ -195,14 +195,15 @@ def alive(pid):
     return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z' if Path(f'/proc/{pid}').exists() else True
 
 
-def test_ctrl_c(nbs, tmp_path):
-    "Ends at once, says where, shows no traceback, and leaves no kernel behind."
+@pytest.mark.parametrize('how', ['SIGINT', 'SIGTERM'])
+def test_stopped(nbs, tmp_path, how):
+    "By Ctrl-C, or by a scheduler: ends at once, says where, shows no traceback, and leaves no kernel behind."
     notebook(nbs/'00_slow.ipynb', 'from pathlib import Path; import os, time; Path("pid.part").write_text(str(os.getpid())); Path("pid.part").rename("pid")', 'time.sleep(600)')
     program = subprocess.Popen([sys.executable, '-c', PROGRAM, 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.time() + 60
     while not (nbs/'pid').exists() and time.time() < until: time.sleep(.05)
     time.sleep(.3)
-    program.send_signal(signal.SIGINT)
+    program.send_signal(getattr(signal, how))
     out, err = program.communicate(timeout=20)
     assert program.returncode == 130, err
     assert err.strip() == 'Stopped in 00_slow.ipynb, code cell 2 of 2.' and 'stopped' in out
