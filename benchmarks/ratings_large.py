@@ -42,8 +42,9 @@ def ours(file, n):
     from fastai.callback.core import Callback
     from fastai.torch_core import set_seed
 
+    from lesson6.collab import ratings_learner
     from lesson6.mini.movielens import best_guess, plant
-    from lesson6.ratings_at_scale import parquet_dls, ratings_learner
+    from lesson6.ratings_at_scale import parquet_dls
     clock = Clock()
     dls = parquet_dls(file, device='cpu')
     reading = clock()

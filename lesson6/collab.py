@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_titles', 'read_ratings', 'Ratings', 'RatingsDL', 'RatingsDataLoaders', 'ratings_dls', 'DotProduct',
            'DotProductBias', 'create_params', 'extreme_items', 'factor_map', 'similar_items', 'recommend',
-           'ratings_learner', 'CollabNN']
+           'factors_and_biases', 'ratings_learner', 'CollabNN']
 
 # %% ../nbs/04_collab.ipynb #51143a82
 import difflib, math, re
@@ -327,9 +327,14 @@ def recommend(
     order = [i for i in stars.argsort(descending=True).tolist()[:n] if stars[i] > -math.inf]
     return pd.DataFrame({'title': [titles[i] for i in order], 'prediction': [stars[i].item() for i in order]})
 
-# %% ../nbs/04_collab.ipynb #87cd26c6
-def _factors_and_biases(model): return [[model.user_factors.weight, model.movie_factors.weight], [model.user_bias.weight, model.movie_bias.weight]]
+# %% ../nbs/04_collab.ipynb #dff3277f
+def factors_and_biases(
+    model,  # a `DotProductBias`
+) -> list:  # of two lists of parameters: the factors of users and films, and their biases
+    "A splitter, so that weight decay can be given to the factors alone"
+    return [[model.user_factors.weight, model.movie_factors.weight], [model.user_bias.weight, model.movie_bias.weight]]
 
+# %% ../nbs/04_collab.ipynb #87cd26c6
 def _fused_adam(params, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.01):
     return OptimWrapper(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
 
@@ -341,7 +346,7 @@ def ratings_learner(
 ) -> Learner:               # its parameters in two groups, factors and biases: `wd=[0.6, 0.]` is decay for the factors alone
     "A `Learner` of `DotProductBias` with little overhead"
     model = DotProductBias(*[len(names) for names in dls.classes.values()], n_factors, y_range)
-    return Learner(dls, model, loss_func=nn.MSELoss(), opt_func=_fused_adam, splitter=_factors_and_biases, **kwargs)
+    return Learner(dls, model, loss_func=nn.MSELoss(), opt_func=_fused_adam, splitter=factors_and_biases, **kwargs)
 
 # %% ../nbs/04_collab.ipynb #bf402e76
 class CollabNN(Module):
