@@ -483,12 +483,21 @@ def real_four(path, split):
 
 
 @pytest.mark.slow
-def test_real_order(real):
+@pytest.mark.parametrize('split', [42, *(pytest.param(split, marks=pytest.mark.xfail(strict=True, reason=seen)) for split, seen in (
+    (1, 'dot product 0.8803, range 0.8824'), (2, 'dot product 0.8870, range 0.8893')))])
+def test_real_order(real, split):
+    "The four models fall in the lesson's order"
+    dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
+    print(f'split {split}: {dot:.4f}, {in_range:.4f}, {biases:.4f}, {decayed:.4f}')
+    assert biases > dot > in_range > decayed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split', [42, 1, 2])
+def test_real_best_and_worst(real, split):
     "Weight decay is the best of the four and the biases without it the worst, on each split and so on average, as in the lesson"
-    for split in 42, 1, 2:
-        dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
-        print(f'split {split}: {dot:.4f}, {in_range:.4f}, {biases:.4f}, {decayed:.4f}')
-        assert decayed < min(dot, in_range) and max(dot, in_range) < biases
+    dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
+    assert decayed < min(dot, in_range) and max(dot, in_range) < biases
 
 
 @pytest.mark.slow

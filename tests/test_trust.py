@@ -12,8 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from promises import kept, rounds
-from test_data import own_cache
+from promises import kept
 from test_faults import python, read_only
 
 root = Path(__file__).parent.parent
@@ -73,8 +72,7 @@ def test_no_secret_is_kept():
 
 
 def test_nothing_is_asked_of_a_network(environment, tmp_path):
-    "Importing everything and drawing every twin, with a network that raises on first use; by default the twins that are there are not drawn again."
-    if rounds < 50: environment.setenv('LESSON6_CACHE', own_cache or '')
+    "Importing everything and drawing every twin, with a network that raises on first use."
     r = python('''
         import importlib, socket, sys
         def refuse(*args, **kw): raise AssertionError(f'somebody asks a network: {args}')
@@ -86,7 +84,7 @@ def test_nothing_is_asked_of_a_network(environment, tmp_path):
         print('quiet')
         ''', *modules)
     assert r.stdout.split()[-1] == 'quiet', r.stderr
-    kept('Trust', 'No telemetry, nothing asked of a network', f'all modules imported, {"all" if rounds >= 50 else "the missing"} twins drawn, both small networks made, with a network that raises on first use', len(modules), 'no connection was tried')
+    kept('Trust', 'No telemetry, nothing asked of a network', 'all modules imported, all twins drawn, both small networks made, with a network that raises on first use', len(modules), 'no connection was tried')
 
 
 def test_the_network_guard_notices():
