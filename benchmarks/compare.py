@@ -42,6 +42,7 @@ def report(
     title: str,           # of the table and the chart
     table: pd.DataFrame,  # as `side_by_side` returns it
     note: str = '',       # what was compared, on which data
+    chart: bool = True,   # draw the ratios; of no use where they are all the same
 ):
     results.mkdir(exist_ok=True)
     machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
@@ -51,10 +52,11 @@ def report(
     head = '| ' + ' | '.join(['', *rounded.columns]) + ' |\n|' + '---|'*(len(rounded.columns)+1)
     rows = '\n'.join('| ' + ' | '.join([n, *map(str, r)]) + ' |' for n, r in zip(rounded.index, rounded.values, strict=True))
     (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n', encoding='utf-8')
+    print((results/f'{name}.md').read_text(encoding='utf-8'))
+    if not chart: return
     fig, ax = plt.subplots(figsize=(7, 0.5*len(table)+1), layout='constrained')
     ax.barh(table.index[::-1], table['times as fast'][::-1])
     ax.set(title=title, xlabel='times as fast (longer is better)')
-    for y, v in enumerate(table['times as fast'][::-1]): ax.annotate(f' {v:.2g}', (v, y), va='center')
+    for y, v in enumerate(table['times as fast'][::-1]): ax.annotate(f' {v:.3g}', (v, y), va='center')
     ax.margins(x=0.12)
     fig.savefig(results/f'{name}.svg')
-    print((results/f'{name}.md').read_text(encoding='utf-8'))

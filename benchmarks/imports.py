@@ -41,7 +41,7 @@ def main(rounds=5):
                      'longer by %': statistics.median(100*more/b for b, more in took[code]) if base != 'pass' else '',
                      'times as fast': statistics.median(both) if base != 'pass' else 1.})
     each = f'{rounds} rounds in turn, medians' if rounds > 1 else 'one round'
-    report('imports', 'Imports', pd.DataFrame(rows).set_index(''), f"Seconds of the processor in a fresh process, first for fastai's import, then for ours; {each}.")
+    report('imports', 'Imports', pd.DataFrame(rows).set_index(''), f"Seconds of the processor in a fresh process, first for fastai's import, then for ours; {each}.", chart=False)
 
 
 if __name__ == '__main__': main()
