@@ -10,6 +10,7 @@ __all__ = ['read_titles', 'read_ratings', 'Ratings', 'RatingsDL', 'RatingsDataLo
 # %% ../nbs/04_collab.ipynb #51143a82
 import difflib, math, re
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -342,11 +343,12 @@ def ratings_learner(
     dls:RatingsDataLoaders, # from `ratings_dls`; batches of 1,024 and more are what it is for
     n_factors:int=50,       # numbers that describe a user or a film
     y_range=(0,5.5),        # what a prediction lies between, in stars
+    eps:float=1e-5,         # Adam's, fastai's value; less for batches so large that a row's share of the gradient is smaller than that
     **kwargs,               # for `Learner`
 ) -> Learner:               # its parameters in two groups, factors and biases: `wd=[0.6, 0.]` is decay for the factors alone
     "A `Learner` of `DotProductBias` with little overhead"
     model = DotProductBias(*[len(names) for names in dls.classes.values()], n_factors, y_range)
-    return Learner(dls, model, loss_func=nn.MSELoss(), opt_func=_fused_adam, splitter=factors_and_biases, **kwargs)
+    return Learner(dls, model, loss_func=nn.MSELoss(), opt_func=partial(_fused_adam, eps=eps), splitter=factors_and_biases, **kwargs)
 
 # %% ../nbs/04_collab.ipynb #bf402e76
 class CollabNN(Module):
