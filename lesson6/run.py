@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['commands', 'notebooks_path', 'find_notebooks', 'CellFailed', 'Stopped', 'run_notebook', 'write_whole', 'plain_pages',
-           'read_claims', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data', 'data',
-           'requirements_missing', 'slow_here', 'doctor', 'main']
+           'without_folders', 'read_claims', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data',
+           'data', 'requirements_missing', 'slow_here', 'doctor', 'main']
 
 # %% ../nbs/run.ipynb #094475f7
 import json, os, sys, time
@@ -145,6 +145,12 @@ def plain_pages(
     return out/'index.html'
 
 # %% ../nbs/run.ipynb #e77912e4
+def without_folders(text:str) -> str: # JSON
+    "The same without the folders of this machine, so that a stored notebook says nothing of where it ran"
+    for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
+        text = text.replace(json.dumps(f'{folder}{os.sep}')[1:-1], f'{name}/')
+    return text
+
 def read_claims(path:Path) -> list: # `Verdict`s, the last one of each name
     "The claims that a notebook has written to `path`, one JSON object a line"
     from lesson6.claims import Verdict
@@ -196,7 +202,7 @@ def run(
         write_whole(work/f'{name}.ipynb', nbformat.writes(nb)+'\n')
         rows += read_claims(log)
         if failed: break
-        if save: write_whole(path, nbformat.writes(nb)+'\n')
+        if save: write_whole(path, without_folders(nbformat.writes(nb)+'\n'))
     if rows: print(); print_claims(rows)
     if failed: print(f'\n{failed}\n')
     ran = f'{i} notebook{"s"*(i!=1)}, {time.time()-began:.0f} s.'

@@ -104,6 +104,12 @@ def test_save(nbs, environment):
     assert nbformat.read(nbs/'00_one.ipynb', 4).cells[1].outputs[0].data['text/plain'] == '21'
 
 
+def test_saved_outputs_name_no_folder_of_this_machine(nbs, environment):
+    notebook(nbs/'00_one.ipynb', 'from pathlib import Path\nprint(Path.cwd()/"a", Path.home()/"b")')
+    assert lesson6(environment, 'run', '--save') == 0
+    assert nbformat.read(nbs/'00_one.ipynb', 4).cells[1].outputs[0].text == './nbs/a ~/b\n'
+
+
 def test_failing_cell(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '1')
     notebook(nbs/'01_bad.ipynb', 'a = 20', 'a/0', 'a')
