@@ -25,6 +25,7 @@ from fastai.torch_core import no_random, to_float
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import vision_learner
+from .pictures import KeepBatches
 import lesson6.train # noqa: F401, stops a training whose loss is no number
 
 # %% ../nbs/01_pet_breeds.ipynb #8ce239cd
@@ -78,6 +79,7 @@ def pets_dls(
     valid_pct:float=0.2,   # share of the pictures held back for validation
     seed:int=42,           # of the split
     num_workers:int=0,     # processes that read pictures; more than 0 pays for large pictures and a GPU only
+    keep_valid:bool=False, # keep the validation batches in memory once they are made; for small sets
 ) -> DataLoaders:          # ValueError if there is one breed only, or fewer pictures to train on than a batch
     "Batches of pets, presized, augmented and labelled with their breeds"
     files = pet_files(path)
@@ -88,7 +90,9 @@ def pets_dls(
     dblock = DataBlock(blocks=(ImageBlock, CategoryBlock(vocab=vocab)), get_items=lambda _: files, get_y=breed,
                        splitter=RandomSplitter(valid_pct=valid_pct, seed=seed),
                        item_tfms=Resize(presize), batch_tfms=aug_transforms(size=size, min_scale=0.75))
-    return dblock.dataloaders(path, bs=bs, num_workers=num_workers)
+    dls = dblock.dataloaders(path, bs=bs, num_workers=num_workers)
+    if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)
+    return dls
 
 # %% ../nbs/01_pet_breeds.ipynb #ed183c1d
 def cross_entropy(
@@ -142,7 +146,7 @@ def training_time(
     with no_random():
         for dl,train in (dls.train, True),(dls.valid, False):
             if not len(dl): continue
-            model.train(train); dl = dl.new(); stamps = [clock()]
+            model.train(train); dl = dl.new() if train else dl; stamps = [clock()]
             for *xb,yb in islice(dl, batches+1):
                 with torch.set_grad_enabled(train):
                     loss = learn.loss_func(model(*(x.as_subclass(Tensor) for x in xb)), yb.as_subclass(Tensor))

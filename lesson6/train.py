@@ -38,11 +38,10 @@ def _head_pose(bs, seed):
     return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs), profile.arch('resnet18'), y_range=(-1, 1))
 
 def _collab(bs, seed):
-    from fastai.losses import MSELossFlat
-    from lesson6.collab import DotProductBias, ratings_dls, read_ratings
+    from lesson6.collab import DotProductBias, LeanLearner, ratings_dls, read_ratings
     dls = ratings_dls(read_ratings(lesson_path('movielens')), bs=bs, seed=seed)
     model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50)
-    return Learner(dls, model, loss_func=MSELossFlat(), wd=0.1)
+    return LeanLearner(dls, model, loss_func=torch.nn.MSELoss(), wd=0.1)
 
 # %% ../nbs/train.ipynb #16235bcd
 sections = {'pets':       (_pets,       slice(3e-5, 3e-3)), 'multilabel': (_multilabel, slice(3e-5, 3e-3)),
@@ -129,7 +128,7 @@ class StopAtNaN(Callback):
     def after_loss(self):
         if not self.training or not len(self.yb) or hasattr(self.learn, 'lr_finder') or math.isfinite(loss := float(self.loss.detach().mean())): return
         raise FloatingPointError(f'The loss became {loss} in epoch {self.epoch}, batch {self.iter}: the training has diverged and was stopped; make a new learner and take '
-                                 f'a lower learning rate than {max(self.opt.hypers.attrgot("lr")):.2g}, or look for numbers in the data that are none.')
+                                 f'a lower learning rate than {max(h["lr"] for h in self.opt.hypers):.2g}, or look for numbers in the data that are none.')
 
 if __name__ != '__main__' and StopAtNaN not in defaults.callbacks: defaults.callbacks.append(StopAtNaN) # as __main__ it is here a second time, and could not be unpickled elsewhere
 

@@ -17,14 +17,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelFitException
 from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.learner import Learner, load_learner
 from fastai.losses import MSELossFlat
+from fastai.optimizer import OptimWrapper
 from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
-from lesson6.collab import (CollabNN, DotProduct, DotProductBias, create_params, extreme_items, factor_map, ratings_dls, ratings_learner,
+from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, create_params, extreme_items, factor_map, ratings_dls, ratings_learner,
                             read_ratings, recommend, similar_items)
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
 
@@ -53,7 +55,7 @@ def train(dls, model, wd=None, epochs=5):
     torch.set_num_threads(1)
     try:
         set_seed(seed, reproducible=True)
-        learn = Learner(dls, model() if callable(model) and not isinstance(model, torch.nn.Module) else model, loss_func=MSELossFlat())
+        learn = LeanLearner(dls, model() if callable(model) and not isinstance(model, torch.nn.Module) else model, loss_func=MSELossFlat())
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 5e-3, wd=wd)
     finally: torch.set_num_threads(threads)
     learn.at_the_end = learn.recorder.values[-1]      # kept, for predicting overwrites them
@@ -323,6 +325,55 @@ def test_exported_learners_work_in_a_fresh_process(learn, tmp_path):
     done = subprocess.run([sys.executable, '-c', program, tmp_path/'dot.pkl', tmp_path/'nn.pkl'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == expected
+
+
+class Asked(Callback):
+    "Notes what it is asked, and can end the training or bring another callback."
+    def __init__(self, brings=None, ends_at=None): self.brings, self.ends_at, self.events = brings, ends_at, []
+    def before_fit(self): self.events.append('before_fit')
+    def after_batch(self):
+        self.events.append('after_batch')
+        if self.brings and self.iter == 2: self.learn.add_cb(self.brings); self.brings = None
+        if self.iter == self.ends_at: raise CancelFitException
+    def after_cancel_fit(self): self.events.append('after_cancel_fit')
+    def after_fit(self): self.events.append('after_fit')
+
+
+@pytest.mark.parametrize('ends_at', [None, 4])
+def test_a_lean_learner_does_what_a_learner_does(small, ends_at):
+    "The same numbers, the same questions to each callback, also to one that joins in the middle, and to one that was switched off"
+    def run(cls):
+        set_seed(42, reproducible=True)
+        dls = ratings_dls(small, bs=64, device='cpu')
+        late, first, off = Asked(), Asked(ends_at=ends_at), Asked()
+        first.brings, off.run = late, False
+        learn = cls(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat(), cbs=[first, off])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(2, 5e-3)
+            after_one = len(off.events), off.run
+            first.ends_at = None
+            learn.fit(1, 5e-3)
+            learn.remove_cb(late)
+            learn.fit(1, 5e-3)
+        return learn.recorder.values, learn.recorder.losses, first.events, late.events, off.events, after_one, [p.detach().clone() for p in learn.model.parameters()]
+    ours, theirs = run(LeanLearner), run(Learner)
+    assert repr(ours) == repr(theirs) and ours[4] and ours[5] == (0, True)
+    assert all(torch.equal(a, b) for a, b in zip(ours[-1], theirs[-1], strict=True))
+
+
+def test_the_fast_learner_says_so_when_it_diverges(small):
+    learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
+    with torch.no_grad(): learn.model.user_factors.weight[1:] = np.inf
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError, match='lower learning rate than 0.01'): learn.fit(1, 1e-2)
+
+
+def test_the_fast_optimizer_tells_its_hyperparameters(small):
+    "What it says without asking PyTorch's groups one by one is what fastai's wrapper says"
+    learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2, wd=[.6, 0.])
+    whole = OptimWrapper.hypers.fget(learn.opt)
+    assert [{k: w[k] for k in h} for h, w in zip(learn.opt.hypers, whole, strict=True)] == learn.opt.hypers
+    assert [h['wd'] for h in learn.opt.hypers] == [.6, 0.]
 
 
 def test_the_fast_learner_is_exported_too(small, tmp_path):

@@ -4,9 +4,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from fastai.data.core import TfmdLists
 from PIL import Image
 
-from lesson6.pictures import CropSquare, InParts, PresizedBlock, PresizedDL, PresizedPictures
+from lesson6.pictures import CropSquare, InParts, KeepBatches, PresizedBlock, PresizedDL, PresizedPictures
 
 
 @pytest.fixture
@@ -88,3 +89,16 @@ def test_a_learner_keeps_the_loader_and_predicts_where_the_cache_is_gone(files, 
 
 
 def parity(file): return int(file.stem) % 2
+
+
+def test_kept_batches_are_made_once_and_are_the_same():
+    made = []
+    def item(i): made.append(i); return torch.tensor([i])
+    dl = KeepBatches(TfmdLists(range(5), item), bs=2, num_workers=0)
+    made.clear()
+    next(iter(dl))
+    assert dl.kept is None, 'an epoch that was broken off is not kept'
+    made.clear()
+    first, second = [b.tolist() for b in dl], [b.tolist() for b in dl]
+    assert first == second == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
+    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
