@@ -54,12 +54,22 @@ def _this_python(): # a kernel manager
     return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())
 
 # %% ../nbs/run.ipynb #3f0ce65d
+_running = set() # for each notebook that runs, a function that stops it, from any thread
+
+def _until_complete(coroutine): # `asyncio.run`, also in a notebook, where a loop is running already
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+    try: asyncio.get_running_loop()
+    except RuntimeError: return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
+
 def run_notebook(
     path:Path,          # the notebook
     env:dict=None,      # environment variables for the kernel
     timeout:int=None,   # seconds that one cell may take; None: no limit
-    progress:bool=True, # show how far it is
+    progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
+    line:int=0,         # where its bar stands, if several run at once
 ):                      # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises; `Stopped` on Ctrl-C
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
     import asyncio, signal
@@ -70,33 +80,33 @@ def run_notebook(
     nb = nbformat.read(path, as_version=4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
     number = {c.id: i for i,c in enumerate(cells, 1)}
-    bars, began, title = progress and sys.stdout.isatty(), time.time(), title or path.stem
-    bar = tqdm(total=len(cells), desc=f'{title:<24}', unit='cell', disable=not bars, file=sys.stdout,
+    began, title = time.time(), f'{title or path.stem:<24}'
+    bar = tqdm(total=len(cells), desc=title, unit='cell', disable=not (progress and sys.stdout.isatty()), file=sys.stdout, position=line, leave=False,
                bar_format='{desc} {bar:24} {n_fmt}/{total_fmt} cells, {elapsed}')
-    if progress and not bars: print(f'{title:<24} ', end='', flush=True)
-    last, stopped = [], []
+    last, stopped, loop, task = [], False, None, None
     def stop():
-        stopped.append(True)
-        client.shutdown_kernel = 'immediate'
-        task.cancel()
-    def start(cell, cell_index):
-        nonlocal task
-        last[:] = [cell]
-        if task: return
-        task = asyncio.current_task()
+        nonlocal stopped
+        if stopped: return
+        stopped, client.shutdown_kernel = True, 'immediate'
+        if task: loop.call_soon_threadsafe(task.cancel)
+    def begin(notebook):
+        nonlocal loop, task
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if stopped: task.cancel()
         try:
-            for s in signal.SIGINT, signal.SIGTERM: asyncio.get_running_loop().add_signal_handler(s, stop)
-        except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: the loop's own way
+            for s in signal.SIGINT, signal.SIGTERM: loop.add_signal_handler(s, stop)
+        except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: whoever started it calls `stop`
+    def start(cell, cell_index): last[:] = [cell]
     def done(cell, cell_index, execute_reply): bar.update()
     def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
-    task, manager = None, _this_python()
-    client = NotebookClient(nb, km=manager, timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
-                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start, on_cell_executed=done)
+    client = NotebookClient(nb, km=_this_python(), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
+                            extra_arguments=['--log-level=ERROR'], on_notebook_start=begin, on_cell_execute=start, on_cell_executed=done)
     client.owns_km = True
     kernel_env = {k:v for k,v in {**os.environ, **(env or {})}.items() if k != 'MPLBACKEND'}
     ends = 'failed'
+    _running.add(stop)
     try:
-        client.execute(env=kernel_env)
+        _until_complete(client.async_execute(env=kernel_env))
         ends = f'{len(cells)} cells'
     except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as e:
         if stopped or isinstance(e, (KeyboardInterrupt, asyncio.CancelledError)):
@@ -109,8 +119,9 @@ def run_notebook(
         failed.nb = nb
         raise failed from None
     finally:
+        _running.discard(stop)
         bar.close()
-        if progress and not bars: print(f'{ends}, {time.time()-began:.0f} s', flush=True)
+        if progress: tqdm.write(f'{title} {ends}, {time.time()-began:.0f} s', file=sys.stdout)
     return nb
 
 # %% ../nbs/run.ipynb #3ee9710a
@@ -176,6 +187,47 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
         data = str(folder.resolve())
     os.environ['LESSON6_DATA'] = data
 
+def _at_once(n): # how many of n notebooks run at the same time: a core and two GB of free memory for each, and one alone on a GPU
+    import psutil, shutil
+    return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31, 1 if shutil.which('nvidia-smi') else 4))
+
+def _run_together(jobs, n): # jobs: (path, env, timeout, title); yields (path, executed notebook, None or why it failed) as they end
+    import queue, signal
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    lines, pool = queue.SimpleQueue(), ThreadPoolExecutor(n)
+    for i in range(n): lines.put(i)
+    def stop_all():
+        pool.shutdown(wait=False, cancel_futures=True)
+        for stop in list(_running): stop()
+    def one(path, env, timeout, title):
+        line = lines.get()
+        try: return run_notebook(path, env, timeout, title=title, line=line)
+        except CellFailed: stop_all(); raise
+        finally: lines.put(line)
+    def interrupt(*_): raise KeyboardInterrupt
+    before, ending = signal.signal(signal.SIGTERM, interrupt), False
+    futures = {pool.submit(one, *job): job[0] for job in jobs}
+    pending = set(futures)
+    try:
+        while pending:
+            done, pending = wait(pending, 1, FIRST_COMPLETED)
+            for f in sorted(done, key=list(futures).index):
+                if isinstance(f.exception(), Stopped): continue # because another one failed
+                try: yield futures[f], f.result(), None
+                except CellFailed as e:
+                    ending = True
+                    yield futures[f], e.nb, e
+            if ending: stop_all() # also the one that began while the first failed
+            pending = {f for f in pending if not f.cancelled()} # which `wait` would wait for
+    except KeyboardInterrupt:
+        while pending:
+            stop_all()
+            pending = {f for f in wait(pending, 1).not_done if not f.cancelled()}
+        raise Stopped(' '.join(str(f.exception()) for f in futures if not f.cancelled() and isinstance(f.exception(), Stopped))) from None
+    finally:
+        stop_all()
+        signal.signal(signal.SIGTERM, before)
+
 @call_parse
 def run(
     *notebooks:str,      # Notebooks to run, such as 04_collab or collab; none: all of them
@@ -183,29 +235,34 @@ def run(
     out:str='_site',     # Folder for the pages; the executed notebooks go into _run beside it
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
     save:bool=False,     # Write the outputs back into the notebooks
+    at_once:int=0,       # Notebooks that run at the same time; 0: as many as the machine has room for
 ):
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     import nbformat
     from lesson6.site import build_site, can_build
+    if at_once < 0: raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, or 0.')
     try: paths = find_notebooks(notebooks)
     except FileNotFoundError as e: raise CliError(str(e)) from None
     _choose_data(data)
-    out, began, failed, rows = Path(out), time.time(), None, []
+    out, began, failed, rows = Path(out), time.time(), None, {}
     work = out.resolve().parent/'_run'
-    for i,path in enumerate(paths, 1):
-        name = path.relative_to(notebooks_path()).with_suffix('').as_posix()
-        log = work/f'{name}.claims.jsonl'
+    names = {path: path.relative_to(notebooks_path()).with_suffix('').as_posix() for path in paths}
+    logs = {path: work/f'{name}.claims.jsonl' for path,name in names.items()}
+    n = at_once or _at_once(len(paths))
+    threads = {} if n == 1 or 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
+    for log in logs.values():
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        try: nb = run_notebook(path, {'LESSON6_CLAIMS': str(log)}, timeout or None, title=f'{i}/{len(paths)} {name}')
-        except CellFailed as e: failed, nb = e, e.nb
-        write_whole(work/f'{name}.ipynb', nbformat.writes(nb)+'\n')
-        rows += read_claims(log)
-        if failed: break
-        if save: write_whole(path, without_folders(nbformat.writes(nb)+'\n'))
+    jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
+    for path,nb,why in _run_together(jobs, n):
+        failed = failed or why
+        write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
+        rows[path] = read_claims(logs[path])
+        if save and not why: write_whole(path, without_folders(nbformat.writes(nb)+'\n'))
+    ran, rows = len(rows), [v for path in paths for v in rows.get(path, [])]
     if rows: print(); print_claims(rows)
     if failed: print(f'\n{failed}\n')
-    ran = f'{i} notebook{"s"*(i!=1)}, {time.time()-began:.0f} s.'
+    ran = f'{ran} notebook{"s"*(ran!=1)}, {time.time()-began:.0f} s.'
     page = build_site(out, work) if can_build() else plain_pages(work, out)
     print(f'\n{ran} Open {os.path.relpath(page)} in a browser.')
     if failed: raise CliError(str(failed).split('\n')[0])

@@ -19,7 +19,7 @@ from lesson6.run import _this_python, find_notebooks, print_claims, read_claims
 
 runs = ['42', '42 again', '1', '2', '3', '4']
 modules = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
-TIME = re.compile(r'\b\d+:\d\d\b|\b\d+(\.\d+)? ?(s|ms|seconds?|minutes?)\b|0x[0-9a-f]+|\bT_[0-9a-f]{5}(?=_|\b)|\d+\.\d+ ?it/s')
+TIME = re.compile(r'\b\d+(\.\d+)? times as (long|fast)|\b\d+:\d\d\b|\b\d+(\.\d+)? ?(s|ms|seconds?|minutes?)\b|0x[0-9a-f]+|\bT_[0-9a-f]{5}(?=_|\b)|\d+\.\d+ ?it/s')
 
 
 def fingerprint(path):

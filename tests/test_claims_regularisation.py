@@ -27,12 +27,11 @@ def made_up(noise=1.):
 
 
 def learner(dls, n_factors=50):
-    from fastai.learner import Learner
     from fastai.losses import MSELossFlat
     from fastai.torch_core import set_seed
-    from lesson6.collab import DotProductBias
+    from lesson6.collab import DotProductBias, LeanLearner
     set_seed(42, reproducible=True)
-    return Learner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), n_factors), loss_func=MSELossFlat())
+    return LeanLearner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), n_factors), loss_func=MSELossFlat())
 
 
 @pytest.fixture(scope='module')

@@ -84,7 +84,7 @@ def test_run_makes_pages(nbs, environment, capsys):
     notebook(nbs/'mini'/'two.ipynb', 'print("tw" + "o")', title='Two')
     assert lesson6(environment, 'run') == 0
     out = capsys.readouterr().out
-    assert re.search(r'^1/2 00_one +1 cells, \d+ s\n2/2 mini/two +1 cells, \d+ s$', out, re.M), out
+    assert re.search(r'^1/2 00_one +1 cells, \d+ s$', out, re.M) and re.search(r'^2/2 mini/two +1 cells, \d+ s$', out, re.M), out
     assert out.rstrip().endswith('Open _site/index.html in a browser.')
     assert '21' in Path('_site/00_one.html').read_text() and 'two' in Path('_site/mini/two.html').read_text()
     front = Path('_site/index.html').read_text()
@@ -114,12 +114,48 @@ def test_failing_cell(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '1')
     notebook(nbs/'01_bad.ipynb', 'a = 20', 'a/0', 'a')
     notebook(nbs/'02_after.ipynb', '1')
-    assert lesson6(environment, 'run') == 1
+    assert lesson6(environment, 'run', '--at-once', '1') == 1
     out, err = capsys.readouterr()
     assert '01_bad.ipynb, code cell 2 of 3 failed with ZeroDivisionError: division by zero\n\na/0' in out
     assert err.strip().endswith('01_bad.ipynb, code cell 2 of 3 failed with ZeroDivisionError: division by zero')
     assert '02_after' not in out and 'Traceback' not in err
     assert 'ZeroDivisionError' in Path('_site/01_bad.html').read_text()
+
+
+SLOW = 'from pathlib import Path; import os, time; Path(f"{name}.part").write_text(str(os.getpid())); Path(f"{name}.part").rename(name); time.sleep(600)'
+
+
+def wait_for(*files):
+    until = time.time() + 60
+    while not all(f.exists() for f in files) and time.time() < until: time.sleep(.05)
+    return [int(f.read_text()) for f in files]
+
+
+def test_at_once(nbs, environment, capsys):
+    "Each waits for what the other writes, so one after the other they would never end"
+    for name, other in ('one', 'two'), ('two', 'one'):
+        notebook(nbs/f'00_{name}.ipynb', f'from pathlib import Path; import time; Path("{name}").touch()', f'while not Path("{other}").exists(): time.sleep(.05)', 'import os; os.environ["OMP_NUM_THREADS"]')
+    environment.delenv('OMP_NUM_THREADS', raising=False)
+    assert lesson6(environment, 'run', '--at-once', '2', '--timeout', '60', '--save') == 0
+    assert capsys.readouterr().out.count('3 cells') == 2
+    each = str(max(1, os.cpu_count()//2))
+    assert all(nbformat.read(nbs/f'00_{n}.ipynb', 4).cells[3].outputs[0].data['text/plain'] == repr(each) for n in ('one', 'two')), 'they share the cores'
+
+
+def test_a_failing_notebook_stops_those_beside_it(nbs, environment, capsys):
+    notebook(nbs/'00_slow.ipynb', 'name = "slow"', SLOW)
+    notebook(nbs/'01_bad.ipynb', 'from pathlib import Path; import time\nwhile not Path("slow").exists(): time.sleep(.05)', '1/0')
+    notebook(nbs/'02_after.ipynb', '1')
+    assert lesson6(environment, 'run', '--at-once', '2') == 1
+    out, err = capsys.readouterr()
+    assert err.strip().endswith('01_bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError: division by zero') and 'Traceback' not in err
+    assert re.search('00_slow +stopped', out) and '02_after' not in out and '1 notebook,' in out
+    assert not alive(*wait_for(nbs/'slow'))
+
+
+def test_no_number_of_notebooks(nbs, environment, capsys):
+    assert lesson6(environment, 'run', '--at-once', '-1') == 1
+    assert 'give how many notebooks may run at the same time' in capsys.readouterr().err
 
 
 def test_dead_kernel(nbs, environment, capsys):
@@ -192,7 +228,7 @@ def test_bars_on_a_terminal(nbs, tmp_path):
     except OSError: pass  # on Linux, the end of a terminal
     assert program.wait() == 0
     text = seen.decode()
-    assert '1/1 00_one' in text and '3/3 cells' in text and '█' in text
+    assert '1/1 00_one' in text and '/3 cells' in text and '█' in text and re.search(r'3 cells, \d+ s\r?\n', text)
 
 
 def alive(pid):
@@ -202,19 +238,20 @@ def alive(pid):
 
 
 @pytest.mark.parametrize('how', ['SIGINT', 'SIGTERM'])
-def test_stopped(nbs, tmp_path, how):
+@pytest.mark.parametrize('at_once', [1, 2])
+def test_stopped(nbs, tmp_path, how, at_once):
     "By Ctrl-C, or by a scheduler: ends at once, says where, shows no traceback, and leaves no kernel behind."
-    notebook(nbs/'00_slow.ipynb', 'from pathlib import Path; import os, time; Path("pid.part").write_text(str(os.getpid())); Path("pid.part").rename("pid")', 'time.sleep(600)')
-    program = subprocess.Popen([sys.executable, '-c', PROGRAM, 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.time() + 60
-    while not (nbs/'pid').exists() and time.time() < until: time.sleep(.05)
+    for name in ('one', 'two'): notebook(nbs/f'00_{name}.ipynb', f'name = "{name}"', SLOW)
+    program = subprocess.Popen([sys.executable, '-c', PROGRAM, 'run', '--at-once', str(at_once)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kernels = wait_for(*[nbs/n for n in ('one', 'two')[:at_once]])
     time.sleep(.3)
     program.send_signal(getattr(signal, how))
     out, err = program.communicate(timeout=20)
     assert program.returncode == 130, err
-    assert err.strip() == 'Stopped in 00_slow.ipynb, code cell 2 of 2.' and 'stopped' in out
+    assert err.strip() == ' '.join(f'Stopped in 00_{n}.ipynb, code cell 2 of 2.' for n in ('one', 'two')[:at_once])
+    assert out.count('stopped') == at_once
     time.sleep(.2)
-    assert not alive(int((nbs/'pid').read_text()))
+    assert not any(alive(pid) for pid in kernels)
 
 
 # What the pages take from a run

@@ -521,11 +521,10 @@ def rated():
 
 def rating_learner(dls, n_factors, epochs=4, lr=2e-2, **kwargs):
     from fastai.callback import progress, schedule  # noqa: F401 (they give learners no_bar and fit_one_cycle)
-    from fastai.learner import Learner
     from fastai.losses import MSELossFlat
-    from lesson6.collab import DotProductBias
+    from lesson6.collab import DotProductBias, LeanLearner
     torch.manual_seed(0)
-    learn = Learner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), n_factors), loss_func=MSELossFlat())
+    learn = LeanLearner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), n_factors), loss_func=MSELossFlat())
     if epochs:
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, **kwargs)
     return learn

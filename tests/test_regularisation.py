@@ -68,14 +68,13 @@ def test_a_dot_is_where_its_point_is(angle, size):
 
 @pytest.mark.slow
 def test_on_real_ratings_the_lessons_decay_is_near_the_best(real):
-    from fastai.learner import Learner
     from fastai.losses import MSELossFlat
     from fastai.torch_core import set_seed
-    from lesson6.collab import DotProductBias, ratings_dls, read_ratings
+    from lesson6.collab import DotProductBias, LeanLearner, ratings_dls, read_ratings
     dls = ratings_dls(read_ratings(real/'ml-100k'), bs=64, seed=42)
     def make():
         set_seed(42, reproducible=True)
-        return Learner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), 50), loss_func=MSELossFlat())
+        return LeanLearner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')), 50), loss_func=MSELossFlat())
     sweep = reg.wd_sweep(make, [.01, .03, .1, .3, 1], progress=False).set_index('wd')
     print(sweep.round(4))
     assert .01 < sweep.valid_loss.idxmin() < 1, 'the curve has its minimum in the middle'
