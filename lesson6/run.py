@@ -156,11 +156,17 @@ def plain_pages(
     return out/'index.html'
 
 # %% ../nbs/run.ipynb #e77912e4
-def without_folders(text:str) -> str: # JSON
-    "The same without the folders of this machine, so that a stored notebook says nothing of where it ran"
-    for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
-        text = text.replace(json.dumps(f'{folder}{os.sep}')[1:-1], f'{name}/')
-    return text
+def without_folders(nb): # an executed notebook
+    "The same, with outputs that don't name the folders of this machine: what is stored says nothing of where it ran"
+    from copy import deepcopy
+    from nbformat import from_dict
+    nb = deepcopy(nb)
+    for c in nb.cells:
+        if c.cell_type != 'code': continue
+        text = json.dumps(c.outputs)
+        for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'): text = text.replace(json.dumps(f'{folder}{os.sep}')[1:-1], f'{name}/')
+        c.outputs = from_dict(json.loads(text))
+    return nb
 
 def read_claims(path:Path) -> list: # `Verdict`s, the last one of each name
     "The claims that a notebook has written to `path`, one JSON object a line"
@@ -258,7 +264,7 @@ def run(
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
-        if save and not why: write_whole(path, without_folders(nbformat.writes(nb)+'\n'))
+        if save and not why: write_whole(path, nbformat.writes(without_folders(nb))+'\n')
     ran, rows = len(rows), [v for path in paths for v in rows.get(path, [])]
     if rows: print(); print_claims(rows)
     if failed: print(f'\n{failed}\n')

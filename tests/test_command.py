@@ -105,9 +105,11 @@ def test_save(nbs, environment):
 
 
 def test_saved_outputs_name_no_folder_of_this_machine(nbs, environment):
-    notebook(nbs/'00_one.ipynb', 'from pathlib import Path\nprint(Path.cwd()/"a", Path.home()/"b")')
+    source = f'# {nbs}/c\nfrom pathlib import Path\nprint(Path.cwd()/"a", Path.home()/"b")'
+    notebook(nbs/'00_one.ipynb', source)
     assert lesson6(environment, 'run', '--save') == 0
-    assert nbformat.read(nbs/'00_one.ipynb', 4).cells[1].outputs[0].text == './nbs/a ~/b\n'
+    cell = nbformat.read(nbs/'00_one.ipynb', 4).cells[1]
+    assert cell.outputs[0].text == './nbs/a ~/b\n' and cell.source == source
 
 
 def test_failing_cell(nbs, environment, capsys):

@@ -552,7 +552,7 @@ def test_reg_8_compares_a_plain_learner_and_a_better_one(rated, capsys):
     leaky.classes = dls.classes
     leaked = rating_learner(leaky, 50)
     capsys.readouterr()
-    for answer, why in [((better, plain), 'weight decay of 1; it should be the plain one'), ((plain, plain), 'the better one should come second'), (better, 'in brackets; this is a Learner'),
+    for answer, why in [((better, plain), 'weight decay of 1; it should be the plain one'), ((plain, plain), 'the better one should come second'), (better, 'in brackets; this is a LeanLearner'),
                         ((plain, rating_learner(dls, 50, wd=.03)), 'there is more to be had'), ((plain, rating_learner(rated(7), 50, wd=1)), 'not validated on the same ratings'),
                         ((rating_learner(dls, 50, epochs=0), better), 'first learner has not been trained'), ((plain, rating_learner(dls, 50, epochs=0)), 'second learner has not been trained'),
                         ((leaked, leaked), 'trained on 100%')]:
