@@ -56,7 +56,7 @@ def _this_python(): # a kernel manager
 # %% ../nbs/run.ipynb #3f0ce65d
 _running = set() # for each notebook that runs, a function that stops it, from any thread
 
-def _until_complete(coroutine): # `asyncio.run`, also in a notebook, where a loop is running already
+def _until_complete(coroutine): # `asyncio.run`, also in a notebook, where a loop is running already; nbclient's own way leaves a task pending in a thread that is stopped
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
     try: asyncio.get_running_loop()
