@@ -42,14 +42,13 @@ def ours(file, n):
     from fastai.callback.core import Callback
     from fastai.torch_core import set_seed
 
-    from lesson6.collab import ratings_learner
     from lesson6.mini.movielens import best_guess, plant
-    from lesson6.ratings_at_scale import parquet_dls
+    from lesson6.ratings_at_scale import large_ratings_learner, parquet_dls
     clock = Clock()
     dls = parquet_dls(file, device='cpu')
     reading = clock()
     set_seed(42)
-    learn = ratings_learner(dls, factors, eps=1e-8)
+    learn = large_ratings_learner(dls, factors)
     times = []
     class Time(Callback):
         order = 90
