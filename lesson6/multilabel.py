@@ -23,6 +23,7 @@ from fastai.metrics import accuracy_multi
 from fastai.vision.augment import RandomResizedCrop
 from fastai.vision.data import ImageBlock
 import lesson6.train  # noqa: F401  stops a training whose loss is no number
+from .pictures import KeepBatches
 
 # %% ../nbs/02_multi_label.ipynb #a3311185
 voc_labels = ['aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog', 'horse',
@@ -118,6 +119,7 @@ def multilabel_dls(
     bs:int=64,             # pictures in a batch
     min_scale:float=0.35,  # least share of a picture that a training crop keeps
     vocab:list=None,       # the labels, in order; None: all that occur in `df`, sorted
+    keep_valid:bool=False, # keep the validation batches in memory once they are made; for small sets
 ) -> DataLoaders:          # ValueError or FileNotFoundError, before any picture is opened, if the table won't do
     "The lesson's pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
     folder, (train,_) = Path(path), splitter(df)
@@ -129,7 +131,9 @@ def multilabel_dls(
         if unknown: raise ValueError(f'{r["fname"]} has the label {unknown[0]!r}, which is not in the vocabulary.')
     block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock(vocab=vocab)), splitter=splitter, get_x=partial(get_x, folder=str(path)), get_y=get_y,
                       item_tfms=RandomResizedCrop(size, min_scale=min_scale))
-    return block.dataloaders(df, bs=bs)
+    dls = block.dataloaders(df, bs=bs)
+    if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)
+    return dls
 
 # %% ../nbs/02_multi_label.ipynb #a01334e9
 def one_hot_encode(
