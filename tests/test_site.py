@@ -36,9 +36,12 @@ def checkout(folder):
 def made(tmp_path_factory):
     "What `make run NB=run` printed, and where the site is."
     folder = checkout(tmp_path_factory.mktemp('checkout'))
-    done = subprocess.run(['make', 'run', 'NB=run'], cwd=folder, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}  # a kernel that sees it lets through what the kernels it starts write
+    done = subprocess.run(['make', 'run', 'NB=run'], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr, done.stderr
+    # About once in a hundred runs a kernel that has been told to end says this while it does, after its last cell.
+    said = done.stderr.replace('Assertion failed: pfd.revents & POLLIN (src/signaler.cpp:238)\n', '')
+    assert not said, said
     return done.stdout, folder/'_site'
 
 

@@ -1,0 +1,81 @@
+"Ratings by the million: the learner whose gradients stay where they are, beside the one that makes them anew; and files of more than one group."
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.training import GradientAccumulation
+from fastai.learner import load_learner
+from fastai.torch_core import set_seed
+
+from lesson6.collab import ratings_learner, recommend
+from lesson6.ratings_at_scale import RowsInPlace, draw_ratings, large_ratings_learner, parquet_dls
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    file = tmp_path_factory.mktemp('scale')/'ratings.parquet'
+    draw_ratings(file, 20_000, 300, 200)
+    return file
+
+
+def fit(make, dls, **kwargs):
+    set_seed(42, reproducible=True)
+    learn = make(dls, 10, eps=1e-8, **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 0.02, wd=[1., 0.])
+    return learn
+
+
+@pytest.mark.parametrize('accumulated', [False, True])
+def test_the_same_numbers(file, accumulated):
+    "As from the learner that makes its gradients anew, to the last digit; nearly so where those of several batches are added up"
+    dls = parquet_dls(file, device='cpu')
+    cbs = lambda: [GradientAccumulation(4*dls.train.bs)] if accumulated else []
+    ours, theirs = (fit(make, dls, cbs=cbs()) for make in (large_ratings_learner, ratings_learner))
+    for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4) if accumulated else torch.equal(a, b), name
+    assert list(ours.model.state_dict()) == list(theirs.model.state_dict())
+
+
+def test_the_tables_are_kept(file):
+    "A step empties the gradients and leaves them where they are"
+    learn = large_ratings_learner(parquet_dls(file, device='cpu'), 10)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)
+    where = [p.grad.data_ptr() for p in learn.model.parameters()]
+    assert all(not p.grad.any() for p in learn.model.parameters())
+    learn.opt.zero_grad()
+    x, y = learn.dls.one_batch()
+    learn.loss_func(learn.model(x), y).backward()
+    assert all(p.grad.any() for p in learn.model.parameters()) and where == [p.grad.data_ptr() for p in learn.model.parameters()]
+
+
+def test_a_gradient_that_is_asked_for_is_refused(file):
+    "It is written to the table and not passed on: who asks for it by name gets an error and no silent zeros"
+    table = RowsInPlace(torch.nn.Parameter(torch.randn(5, 2)))
+    with pytest.raises(RuntimeError): torch.autograd.grad(table(torch.tensor([1, 2])).sum(), table.weight)
+
+
+def test_it_is_exported_and_recommends(file, tmp_path):
+    learn = fit(large_ratings_learner, parquet_dls(file, device='cpu'), path=tmp_path)
+    learn.export('large.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'large.pkl')
+    assert recommend(again, 7).equals(recommend(learn, 7))
+
+
+@pytest.mark.parametrize('group', [700, 20_000])
+def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
+    "Groups of rows change nothing, and the order of the rows only the time"
+    from pyarrow import parquet
+    table = parquet.read_table(file)
+    parquet.write_table(table, tmp_path/'groups.parquet', row_group_size=group)
+    ours, whole = parquet_dls(tmp_path/'groups.parquet', device='cpu'), parquet_dls(file, device='cpu')
+    assert torch.equal(ours.train_ds.x, whole.train_ds.x) and torch.equal(ours.valid_ds.y, whole.valid_ds.y)
+    pd.read_parquet(file).sample(frac=1, random_state=1).to_parquet(tmp_path/'mixed.parquet')
+    mixed = parquet_dls(tmp_path/'mixed.parquet', device='cpu')
+    names = lambda dls: sorted((dls.classes['user'][int(u)], dls.classes['title'][int(f)], r)
+                               for ds in (dls.train_ds, dls.valid_ds) for (u, f), r in zip(ds.x.tolist(), ds.y.flatten().tolist(), strict=True) if min(u, f))
+    assert (np.diff(mixed.train_ds.x[:, 0]) >= 0).all() and (np.diff(mixed.valid_ds.x[:, 0]) >= 0).all()
+    assert set(names(mixed)) <= set(zip(*pd.read_parquet(file)[['user', 'title', 'rating']].values.T.tolist(), strict=True)) and len(names(mixed)) > 19_000
