@@ -135,12 +135,13 @@ class _AddRows(torch.autograd.Function):
         return None, None
 
 class RowsInPlace(Module):
-    "An embedding whose gradient is added to the table's own `grad`, row by row; on a GPU, where PyTorch has a quick way of its own, a plain one"
+    "An embedding whose gradient is added to the table's own `grad`, row by row; a plain one on a GPU and where processes share the training"
     def __init__(self,
         weight, # the table, a parameter, (n, k); stays shared with whom it comes from
     ): self.weight = weight
     def forward(self, rows): # numbers of rows, (bs,); returns (bs, k)
-        return _AddRows.apply(self.weight, rows) if self.weight.device.type == 'cpu' else F.embedding(rows, self.weight)
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized() # then the gradient has to be passed on, to be averaged
+        return F.embedding(rows, self.weight) if shared or self.weight.device.type != 'cpu' else _AddRows.apply(self.weight, rows)
 
 # %% ../nbs/ratings_at_scale.ipynb #d442e1b0
 class _KeepGradients(_FusedAdam):
@@ -152,7 +153,7 @@ def large_ratings_learner(
     y_range=(0,5.5),        # what a prediction lies between, in stars
     eps:float=1e-8,         # Adam's; so small because a row has a small share in a large batch
     **kwargs,               # for `Learner`
-) -> Learner:               # the same numbers as from `ratings_learner` with this `eps`, on one process
+) -> Learner:               # the same numbers as from `ratings_learner` with this `eps`
     "A `ratings_learner` that keeps the tables of its gradients from step to step"
     learn = ratings_learner(dls, n_factors, y_range, eps, **kwargs)
     for name,table in list(learn.model.named_children()): setattr(learn.model, name, RowsInPlace(table.weight))

@@ -1,4 +1,7 @@
 "Ratings by the million: the learner whose gradients stay where they are, beside the one that makes them anew; and files of more than one group."
+import socket
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -79,3 +82,22 @@ def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
                                for ds in (dls.train_ds, dls.valid_ds) for (u, f), r in zip(ds.x.tolist(), ds.y.flatten().tolist(), strict=True) if min(u, f))
     assert (np.diff(mixed.train_ds.x[:, 0]) >= 0).all() and (np.diff(mixed.valid_ds.x[:, 0]) >= 0).all()
     assert set(names(mixed)) <= set(zip(*pd.read_parquet(file)[['user', 'title', 'rating']].values.T.tolist(), strict=True)) and len(names(mixed)) > 19_000
+
+
+def test_processes_that_share_a_training_average_its_gradients():
+    "Two processes with other batches end with the mean of their gradients, as `DistributedDataParallel` promises"
+    code = """
+import sys, torch, torch.distributed as dist
+from lesson6.ratings_at_scale import RowsInPlace
+rank = int(sys.argv[1])
+dist.init_process_group('gloo', init_method=sys.argv[2], rank=rank, world_size=2)
+table = RowsInPlace(torch.nn.Parameter(torch.zeros(4, 2)))
+shared = torch.nn.parallel.DistributedDataParallel(table)
+shared(torch.tensor([rank])).sum().backward()
+print(table.weight.grad[:, 0].tolist())
+"""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        address = f'tcp://127.0.0.1:{s.getsockname()[1]}'
+    both = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, str(rank), address], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    assert [p.communicate(timeout=120)[0].splitlines()[-1] for p in both] == ['[0.5, 0.5, 0.0, 0.0]']*2
