@@ -6,8 +6,9 @@
 __all__ = ['draw_ratings', 'SortedRatingsDL', 'parquet_dls', 'RowsInPlace', 'large_ratings_learner']
 
 # %% ../nbs/ratings_at_scale.ipynb #5ca1e005
-from pathlib import Path
 from functools import partial
+from itertools import islice
+from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,18 +34,15 @@ def draw_ratings(
     pairs = np.sort(users*(n_films+1) + films)
     titles = pa.array([f'Film {i}' for i in range(1, n_films+1)])
     schema = pa.schema({'user': pa.int32(), 'title': pa.dictionary(pa.int32(), pa.string()), 'rating': pa.float32()})
-    part = file.with_name(f'{file.name}.part')
-    millions = np.array_split(pairs, -(-n_ratings//1_000_000))
-    group = []
-    with ParquetWriter(part, schema) as out:
-        for i,rows in enumerate((progress or iter)(millions)):
+    def millions():
+        for i,rows in enumerate((progress or iter)(np.array_split(pairs, -(-n_ratings//1_000_000)))):
             users, films = rows//(n_films+1), rows%(n_films+1)
             ratings = stars(truth, users, films, 1_000_003*seed + i) # every million has moods of its own
             columns = users.astype(np.int32), pa.DictionaryArray.from_arrays(films.astype(np.int32)-1, titles), ratings.astype(np.float32)
-            group.append(pa.table(list(columns), schema))
-            if len(group) == 4 or i == len(millions)-1:
-                out.write_table(pa.concat_tables(group), row_group_size=len(pairs))
-                group.clear()
+            yield pa.table(list(columns), schema)
+    tables, part = millions(), file.with_name(f'{file.name}.part')
+    with ParquetWriter(part, schema) as out:
+        while four := list(islice(tables, 4)): out.write_table(pa.concat_tables(four), row_group_size=len(pairs))
     part.replace(file)
     return truth
 
@@ -109,7 +107,7 @@ def parquet_dls(
     bs = bs or min(131_072, max(64, n//200))
     if n < bs or n == len(y): raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
     columns = [_known(*column, train) for column in columns]
-    (users, user_names), (films, film_names) = columns
+    users, films = (codes for codes,_ in columns)
     if (np.diff(users) < 0).any():
         by_user = np.argsort(users, kind='stable')
         users, films, y, train = (o[by_user] for o in (users, films, y, train))
@@ -135,13 +133,12 @@ class _AddRows(torch.autograd.Function):
         return None, None
 
 class RowsInPlace(Module):
-    "An embedding whose gradient is added to the table's own `grad`, row by row; a plain one on a GPU and where processes share the training"
+    "An embedding whose gradient is added to the table's own `grad`, row by row; a plain one on a GPU"
     def __init__(self,
         weight, # the table, a parameter, (n, k); stays shared with whom it comes from
     ): self.weight = weight
     def forward(self, rows): # numbers of rows, (bs,); returns (bs, k)
-        shared = torch.distributed.is_available() and torch.distributed.is_initialized() # then the gradient has to be passed on, to be averaged
-        return F.embedding(rows, self.weight) if shared or self.weight.device.type != 'cpu' else _AddRows.apply(self.weight, rows)
+        return _AddRows.apply(self.weight, rows) if self.weight.device.type == 'cpu' else F.embedding(rows, self.weight)
 
 # %% ../nbs/ratings_at_scale.ipynb #d442e1b0
 class _KeepGradients(_FusedAdam):
