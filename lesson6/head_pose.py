@@ -20,6 +20,7 @@ from fastai.data.transforms import FuncSplitter, Normalize, get_image_files
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, PointBlock
+from .pictures import KeepItems
 import lesson6.train # noqa: F401, stops a training whose loss is no number
 
 # %% ../nbs/03_head_pose.ipynb #f5d9d700
@@ -138,6 +139,7 @@ def biwi_dls(
     valid_person='13',   # whose frames are kept out for validation
     size=(240,320),      # height and width that the model gets
     bs:int=64,           # batch size
+    keep:bool=False,     # keep the frames in memory once they are read and shrunk; for small sets
     **kwargs,            # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
 ) -> DataLoaders:        # FileNotFoundError or ValueError, before any training, if frames can't be used
     "DataLoaders of frames and head centres, augmented together, split by person"
@@ -150,7 +152,7 @@ def biwi_dls(
     _warn_outside(files)
     h,w = size
     block = DataBlock(blocks=(ImageBlock, PointBlock), get_y=get_ctr, splitter=FuncSplitter(lambda f: f.parent.name==valid_person),
-        item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), Normalize.from_stats(*imagenet_stats)])
+        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(files, path=path, bs=bs, **kwargs)
 
 # %% ../nbs/03_head_pose.ipynb #bff2935d

@@ -35,7 +35,7 @@ def _multilabel(bs, seed):
 def _head_pose(bs, seed):
     from fastai.vision.learner import vision_learner
     from lesson6.head_pose import biwi_dls
-    return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs), profile.arch('resnet18'), y_range=(-1, 1))
+    return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs, keep=profile.drawn), profile.arch('resnet18'), y_range=(-1, 1))
 
 def _collab(bs, seed):
     from lesson6.collab import DotProductBias, LeanLearner, ratings_dls, read_ratings

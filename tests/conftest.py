@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parent.parent
+own_cache = os.environ.get('LESSON6_CACHE')
 
 
 @pytest.fixture(scope='session')
@@ -12,6 +13,18 @@ def real():
     path = Path(os.environ.get('LESSON6_REAL', root.parent/'shared'/'real'))
     if not path.is_dir(): pytest.skip(f'there is no real data at LESSON6_REAL={path}')
     return path
+
+
+@pytest.fixture(scope='session')
+def twins():
+    "The four twins from the user's cache, where the notebooks left them."
+    from lesson6.data import draw_twin
+    class Twins(dict):
+        def __missing__(self, name):
+            with pytest.MonkeyPatch.context() as env:
+                env.setenv('LESSON6_CACHE', own_cache or '')
+                return self.setdefault(name, draw_twin(name))
+    return Twins()
 
 
 @pytest.fixture
@@ -31,9 +44,14 @@ def same_environment_afterwards():
     os.environ.update(before)
 
 
+def pytest_collection_modifyitems(items):
+    "The files that take longest come first, so that no worker is left alone with one of them at the end."
+    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_faults.py'))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     "A whole run on the oldest versions is told on the page of promises."
-    if config.option.keyword or hasattr(config, 'workerinput'): return
+    if config.option.keyword or config.option.markexpr != 'not slow' or hasattr(config, 'workerinput'): return
     from promises import how_it_ended
     ended = {how: terminalreporter.stats.get(how, []) for how in ('passed', 'failed', 'error', 'skipped')}
     how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']), again=config.option.lf)

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from promises import kept, rounds
-from test_data import twins  # noqa: F401
 
 examples = int(os.environ.get('LESSON6_EXAMPLES') or (200 if rounds < 50 else 3000))
 fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database=None,
@@ -408,7 +407,7 @@ def diverges(train):
 
 
 @pytest.mark.parametrize('section', sections)
-def test_a_training_that_diverges_stops_and_says_so(section, environment, twins):  # noqa: F811
+def test_a_training_that_diverges_stops_and_says_so(section, environment, twins):
     "With a learning rate of 1e30 the first step spoils every weight."
     from lesson6 import data
     from lesson6.train import section_learner
@@ -422,7 +421,7 @@ def test_a_training_that_diverges_stops_and_says_so(section, environment, twins)
              f'each stopped within five batches, with one sentence: "{stopped[section]}"')
 
 
-def test_a_training_on_numbers_that_are_none_stops(environment, twins):  # noqa: F811
+def test_a_training_on_numbers_that_are_none_stops(environment, twins):
     "And what is meant to diverge may: the search for a learning rate goes on."
     from fastai.learner import Learner
     from fastai.losses import MSELossFlat

@@ -8,14 +8,13 @@ from torch import nn
 
 from lesson6.claims import statements
 from lesson6.head_pose import biwi_dls, get_ctr, pixel_error, sigmoid_range
-from test_head_pose import drawn
 
 
 def holds(id, *measured): return bool(statements[id].check(*measured)[0])
 
 
 @pytest.fixture(scope='module')
-def twin(): return drawn()
+def twin(twins): return twins['biwi']
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,6 @@ from lesson6 import data
 from lesson6.data import check_dataset, download_real, draw_twin, folders, full_counts, lesson_path, profile, urls
 
 names = list(folders)
-own_cache = os.environ.get('LESSON6_CACHE')
-
-
-@pytest.fixture(scope='session')
-def twins():
-    "The four twins from the user's cache, where the notebooks left them."
-    class Twins(dict):
-        def __missing__(self, name):
-            with pytest.MonkeyPatch.context() as env:
-                env.setenv('LESSON6_CACHE', own_cache or '')
-                return self.setdefault(name, draw_twin(name))
-    return Twins()
 
 
 def sentence(e):
@@ -55,6 +44,15 @@ def test_a_twin_is_whole(name, twins, environment):
     expected = import_module(f'lesson6.mini.{name}').expected
     counts = check_dataset(name, twins[name], expected)
     assert list(counts)[0] in expected and all(expected.get(k, n) == n and type(n) is int for k, n in counts.items())
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('name', names)
+def test_what_is_kept_is_what_would_be_drawn_now(name, twins, tmp_path):
+    "Whoever changes a drawing gives it another VERSION, or readers would go on with the one that they have"
+    import_module(f'lesson6.mini.{name}').draw(tmp_path)
+    def content(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+    assert content(tmp_path) == content(twins[name])
 
 
 @pytest.mark.parametrize('name', names)
@@ -391,6 +389,7 @@ def try_download(full, server, name, answer, tmp_path, wait=1.5, stall=2):
     return text, took
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('name', ['movielens', 'pascal'])
 def test_bad_servers(name, full, server, twins, tmp_path):
     full.setitem(full_counts, name, check_dataset(name, twins[name]))
@@ -491,6 +490,7 @@ evil = { # what it is: (kind of archive, members to add)
     'a zip with a link':        ('zip', lambda out: [(zip_link('ml-100k/to'), str(out).encode()), ('ml-100k/to/evil', b'x')]),
 }
 
+@pytest.mark.ci
 def test_evil_archives(full, server, twins, tmp_path, tmp_path_factory):
     out = tmp_path_factory.mktemp('outside')
     (out/'secret').write_text('secret')

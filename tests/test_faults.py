@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from promises import kept, rounds
-from test_data import Server, kind, pack_folder, send, sentence, twins  # noqa: F401
+from test_data import Server, pack_folder, send, sentence
 
 from lesson6.data import check_dataset, folders
 
@@ -45,6 +45,7 @@ def tell(seen, what, ended='byte for byte as an undisturbed one'):
 
 # Interrupted
 
+@pytest.mark.ci
 @posix
 def test_drawing_is_killed(environment, tmp_path):
     seen = kills('''
@@ -76,8 +77,9 @@ full = '''
     def clear(): shutil.rmtree(path)
 '''
 
+@pytest.mark.ci
 @posix
-def test_unpacking_is_killed(environment, twins, tmp_path):  # noqa: F811
+def test_unpacking_is_killed(environment, twins, tmp_path):
     (tmp_path/'archive').mkdir()
     (tmp_path/'archive'/'pascal_2007.tgz').write_bytes(pack_folder(twins['pascal'], 'tgz'))
     url = 'http://127.0.0.1:9/pascal_2007.tgz' # nobody is there: the archive that is whole must do
@@ -86,8 +88,9 @@ def test_unpacking_is_killed(environment, twins, tmp_path):  # noqa: F811
     kept('Interrupted', 'Unpacking a real set', 'SIGKILL at a random moment of `download_real("pascal")` with the archive already there and no server, then started again', rounds, tell(seen, 'half a set'))
 
 
+@pytest.mark.ci
 @posix
-def test_downloading_is_killed(environment, twins, tmp_path):  # noqa: F811
+def test_downloading_is_killed(environment, twins, tmp_path):
     server, body = Server(), pack_folder(twins['pascal'], 'tgz')
     def slowly(h):
         h.send_response(200); h.send_header('Content-Length', str(len(body))); h.end_headers()
@@ -118,6 +121,7 @@ notebook = '''
     run.notebooks_path = lambda: nbs
 '''
 
+@pytest.mark.ci
 @posix
 def test_a_run_is_killed(environment, tmp_path):
     n = max(2, rounds//2) if rounds < 50 else rounds
@@ -146,6 +150,7 @@ def test_a_run_is_killed(environment, tmp_path):
          tell(seen, 'half a page or half a notebook', 'with the whole page') + '; no kernel went on without its run')
 
 
+@pytest.mark.ci
 @posix
 def test_training_is_killed(environment, tmp_path):
     "Training with a checkpoint after every epoch: whatever the moment, it goes on from the last one and ends with the same weights."
@@ -186,6 +191,7 @@ def test_training_is_killed(environment, tmp_path):
 
 # At once
 
+@pytest.mark.ci
 def test_eight_ask_for_the_same_twin(environment, tmp_path):
     code = '''
         import hashlib, sys, time
@@ -214,6 +220,7 @@ def test_eight_ask_for_the_same_twin(environment, tmp_path):
          f'{drawn} drawings for {8*n} processes; all got the same bytes')
 
 
+@pytest.mark.ci
 def test_versions_live_side_by_side(environment, tmp_path):
     code = '''
         import sys
@@ -230,8 +237,9 @@ def test_versions_live_side_by_side(environment, tmp_path):
     kept('At once', 'Two versions of a recipe share one cache', 'two processes with different versions draw into one cache at the same time, then again', 2, 'each found its own; none was drawn again')
 
 
+@pytest.mark.ci
 @posix
-def test_eight_download_at_once(environment, twins, tmp_path):  # noqa: F811
+def test_eight_download_at_once(environment, twins, tmp_path):
     server = Server()
     server.answer = send(pack_folder(twins['pascal'], 'tgz'))
     code = textwrap.dedent(full.format(url=server.url('pascal_2007.tgz'), twin=str(twins['pascal']))) + textwrap.dedent('''
@@ -263,6 +271,7 @@ def small_disk(path, size='300k', mode='rw'):
 def files(path): return sorted(p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file() and p.suffix != '.lock')
 
 
+@pytest.mark.ci
 def test_the_disk_is_full_while_drawing(environment, tmp_path):
     code = '''
         import sys
@@ -293,7 +302,8 @@ def test_files_may_not_grow(environment, tmp_path):
     assert files(Path(os.environ['LESSON6_CACHE'])) == []
 
 
-def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):  # noqa: F811
+@pytest.mark.ci
+def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):
     server, body = Server(), pack_folder(twins['pascal'], 'tgz')
     server.answer = send(body)
     code = full.format(url=server.url('pascal_2007.tgz'), twin=str(twins['pascal'])) + '''
@@ -329,6 +339,7 @@ def a_notebook(folder):
     return folder
 
 
+@pytest.mark.ci
 def test_the_disk_is_full_while_a_notebook_runs(environment, tmp_path):
     nbs, said = a_notebook(tmp_path/'nbs'), []
     for size in '4k', '100k': # no room for anything; room for the executed notebook, not for its page
@@ -340,6 +351,7 @@ def test_the_disk_is_full_while_a_notebook_runs(environment, tmp_path):
     kept('Interrupted', 'The disk is full while a notebook runs', '`lesson6 run` in a folder of 4 kB and of 100 kB', 2, f'no part of a page is left; the sentence: "{said[-1]}"')
 
 
+@pytest.mark.ci
 def test_the_disk_is_full_while_training(environment, tmp_path):
     with small_disk(tmp_path/'disk') as disk:
         r = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'lesson6.train', 'collab', '--epochs', '1', '--bs', '1024', '--out', disk/'runs'], capture_output=True, text=True, timeout=300)
@@ -370,7 +382,7 @@ def read_only(path):
             for p in [path, *path.rglob('*')]: p.chmod(p.stat().st_mode | 0o200)
 
 
-def test_the_cache_is_read_only(environment, twins, tmp_path):  # noqa: F811
+def test_the_cache_is_read_only(environment, twins, tmp_path):
     from lesson6.data import cache_path, draw_twin, lesson_path
     with read_only(tmp_path/'empty') as cache:
         environment.setenv('LESSON6_CACHE', str(cache))

@@ -1,13 +1,9 @@
 "The head-pose section and its drawn twin: what a notebook cannot show."
-import atexit
 import io
 import os
 import pickle
 import subprocess
 import sys
-import tempfile
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,17 +18,8 @@ REAL_CAL = '517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 
 TURN = '1 0 0 \n0 1 0 \n0 0 1 \n\n'
 
 
-@cache
-def drawn() -> Path:
-    "The whole twin, drawn anew, once for this module and for the claims' tests"
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    biwi.draw(folder.name)
-    return Path(folder.name)
-
-
 @pytest.fixture(scope='session')
-def twin(): return drawn()
+def twin(twins): return twins['biwi']
 
 
 @pytest.fixture(scope='session')
@@ -144,6 +131,7 @@ def augmented(dls, heads, Point):
     return (at-lo)/(hi-lo), xb, yb
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('size', [(60, 80), (120, 160)])
 def test_every_augmented_point_lands_on_the_head(twin, heads, size):
     from fastai.torch_core import set_seed
@@ -157,6 +145,7 @@ def test_every_augmented_point_lands_on_the_head(twin, heads, size):
     assert ((yb.as_subclass(torch.Tensor).view(-1, 2) - before).norm(dim=1) > .05).float().mean() > .5   # most points did move
 
 
+@pytest.mark.ci
 def test_a_point_that_fastai_does_not_know_for_one_falls_off(twin, heads):
     "The test above can fail: the same numbers, but not as a TensorPoint, stay where they are"
     from fastai.torch_core import set_seed
@@ -357,6 +346,7 @@ def exported(twin, tmp_path_factory):
     with learn.no_bar(): return path, frame, learn.predict(frame)[2]
 
 
+@pytest.mark.ci
 def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
     path, frame, raw = exported
     code = ('import warnings; warnings.simplefilter("ignore")\nimport sys; from fastai.learner import load_learner\n'
@@ -366,8 +356,9 @@ def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
     np.testing.assert_allclose([float(o) for o in done.stdout.split()], raw.numpy(), atol=1e-5)
 
 
+@pytest.mark.ci
 def test_importing_the_section_is_no_dearer_than_fastai():
     "Nothing is trained, drawn or read; no module of another section or of a twin comes along"
     code = 'import sys, lesson6.head_pose; print([m for m in sys.modules if m.startswith("lesson6")])'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
-    assert eval(done.stdout) == ['lesson6', 'lesson6.data', 'lesson6.train', 'lesson6.head_pose']
+    assert eval(done.stdout) == ['lesson6', 'lesson6.data', 'lesson6.pictures', 'lesson6.train', 'lesson6.head_pose']

@@ -193,6 +193,7 @@ def test_the_report_refuses_another_vocabulary():
 
 # --- a learner, exported
 
+@pytest.mark.ci
 def test_an_exported_learner_loads_in_a_fresh_process_and_predicts_on_a_path(folder, tmp_path):
     from fastai.learner import Learner
     from fastai.metrics import accuracy_multi
@@ -231,10 +232,7 @@ def test_a_picture_that_is_not_there_is_named():
 # --- the drawn set
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    path = tmp_path_factory.mktemp('pascal')
-    pascal.draw(path)
-    return path
+def drawn(twins): return twins['pascal']
 
 
 def test_the_drawn_set_is_whole_and_in_the_real_ones_layout(drawn):

@@ -4,10 +4,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fastai.data.core import TfmdLists
+from fastai.data.core import TfmdLists, Transform
 from PIL import Image
 
-from lesson6.pictures import CropSquare, InParts, KeepBatches, PresizedBlock, PresizedDL, PresizedPictures
+from lesson6.pictures import CropSquare, InParts, KeepBatches, KeepItems, PresizedBlock, PresizedDL, PresizedPictures
 
 
 @pytest.fixture
@@ -102,3 +102,26 @@ def test_kept_batches_are_made_once_and_are_the_same():
     first, second = [b.tolist() for b in dl], [b.tolist() for b in dl]
     assert first == second == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
     assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+
+
+def test_kept_items_are_made_once_and_batches_of_them_are_free_to_change():
+    made = []
+    def item(i): made.append(i); return torch.tensor([i])
+    dl = KeepItems(TfmdLists(range(5), item), bs=2, num_workers=0)
+    made.clear()
+    for b in dl: b += 10
+    assert [b.tolist() for b in dl] == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
+    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+
+
+def test_nothing_is_kept_while_the_transforms_are_set_up():
+    "Each of them looks at an item as the ones before it leave it, as fastai's `PointScaler` does"
+    class Doubles(Transform):
+        def setups(self, dl): self.seen = dl.do_item(None).item()
+        def encodes(self, x:torch.Tensor): return x*2
+    class AddsOne(Doubles):
+        order = 1
+        def encodes(self, x:torch.Tensor): return x+1
+    doubles, adds_one = Doubles(), AddsOne()
+    dl = KeepItems(TfmdLists([3, 4], lambda i: torch.tensor([i])), bs=2, after_item=[doubles, adds_one], num_workers=0)
+    assert (doubles.seen, adds_one.seen) == (3, 6) and [b.tolist() for b in dl] == [[[7], [9]]]
