@@ -1,5 +1,6 @@
 # make run    run every notebook and build the site      (NB=04_collab one of them, DATA=folder on other data)
-# make test   run the notebooks as tests, then pytest
+# make test   run the notebooks as tests, then the quick tests
+# make test-all    the same with the tests that take longer: kills, full disks, browsers, wheels; CI runs this
 # make lab    open the notebooks in JupyterLab
 # make docs   build the site from the notebooks as they are stored
 # make check  are the package and the notebooks in step, and is the code clean
@@ -12,22 +13,25 @@ WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test nbdev_test pytest lab docs check bench hooks clean
+.PHONY: run test test-all nbdev_test lab docs check bench hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
 
-test: nbdev_test pytest
+# Two files of tests at once, for the same reason as two notebooks.
+pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: nbdev_test
+	$(pytest) -m "not ci and not slow"
+
+test-all: nbdev_test
+	$(pytest)
 
 # Each notebook in a process of its own, as a reader's kernel is; one thread each, because two notebooks at once are
-# faster than two threads in one.
+# faster than two threads in one. The sections first, then the others from the back, so that short ones come last.
 nbdev_test: $(ready)
 	@ls nbs/[0-9]*.ipynb > /dev/null || { echo "There is no notebook in nbs/."; exit 1; }
-	@ls nbs/*.ipynb nbs/mini/*.ipynb | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 $(bin)/nbdev-test --do-print --timing
-
-# Two files of tests at once, for the same reason.
-pytest: $(ready)
-	OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses $(WORKERS) --dist loadfile
+	@(ls nbs/[0-9]*.ipynb; ls -r nbs/[a-z]*.ipynb nbs/mini/*.ipynb) | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 $(bin)/nbdev-test --do-print --timing
 
 lab: $(ready)
 	$(bin)/jupyter lab --notebook-dir nbs

@@ -44,6 +44,7 @@ def test_without_a_gpu_the_table_says_so(tmp_path, monkeypatch):
     assert len(rows) == 4 and {v for row in rows for k, v in row.items() if k} == {'not measured'}
 
 
+@pytest.mark.ci
 def test_large_ratings_and_a_contender_that_is_broken_off(tmp_path, monkeypatch):
     pytest.importorskip('pyarrow')
     import ratings_large as large

@@ -61,12 +61,14 @@ def test_epoch():
     assert not holds('collab-epoch', drawn, held)
 
 
+@pytest.mark.ci
 def test_replacement():
     once, replaced = final(trained())[1], drawn_with_replacement()[1]
     assert holds('collab-replacement', once, replaced)
     assert not holds('collab-replacement', replaced, once) and not holds('collab-replacement', once, once)
 
 
+@pytest.mark.ci
 def test_order():
     assert holds('collab-order', .884, .878, .893, .823)            # the lesson's own
     assert not holds('collab-order', .878, .884, .893, .823)        # the range does not help
@@ -74,12 +76,14 @@ def test_order():
     assert not holds('collab-order', .884, .878, without_decay()[1], without_decay()[1])    # no decay at all
 
 
+@pytest.mark.ci
 def test_overfits():
     assert holds('collab-overfits', without_decay(), final(trained()))
     assert not holds('collab-overfits', final(trained()), without_decay())
     assert not holds('collab-overfits', without_decay(), without_decay())
 
 
+@pytest.mark.ci
 def test_floor():
     floor, y = floor_of(loaders()), loaders().valid_ds.y
     assert holds('collab-floor', final(trained())[1], floor)

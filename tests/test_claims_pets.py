@@ -133,6 +133,7 @@ def test_a_slice_that_gives_every_group_the_same_rate():
     assert not holds('pets-slice', rates(slice(1e-5, 1e-4)), 1e-6, 1e-4)
 
 
+@pytest.mark.ci
 def test_the_rate_that_wrecks_and_the_one_that_does_not():
     wrecked, found = fit(pattern_learner(), 2, 3.), fit(pattern_learner(), 2, 1e-2)
     assert holds('pets-lr', wrecked, found, 7/8)
@@ -141,6 +142,7 @@ def test_the_rate_that_wrecks_and_the_one_that_does_not():
     assert not holds('pets-lr', wrecked, wrecked, 7/8)                          # a found rate that wrecks as well
 
 
+@pytest.mark.ci
 def test_a_body_that_is_never_unfrozen():
     learn = pattern_learner(strength=.5)
     learn.freeze()

@@ -78,6 +78,7 @@ def blind(dls):
 def without_decay(dls): return wd_sweep(lambda: blind(dls), [.01, .1, 3], n_epoch=6, lr=2e-2, progress=False)
 
 
+@pytest.mark.ci
 def test_wd_middle(sweep, without_decay):
     assert check('reg-wd-middle', sweep)
     assert check('reg-wd-middle', sweep[::-1])

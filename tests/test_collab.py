@@ -104,6 +104,7 @@ def test_an_epoch_draws_every_rating_once(small, n, bs): assert_once(ratings_dls
 def test_an_epoch_of_the_twin_draws_every_rating_once(): assert_once(loaders())
 
 
+@pytest.mark.ci
 def test_an_epoch_of_fastai_does_not():
     "The fault that `ratings_dls` is for. If this fails, fastai has been mended, and the notebook has something to tell."
     stock = CollabDataLoaders.from_df(planted(), item_name='title', rating_name='rating', bs=64, seed=seed, device='cpu')
@@ -313,6 +314,7 @@ for f in sys.argv[1:]:
 """
 
 
+@pytest.mark.ci
 def test_exported_learners_work_in_a_fresh_process(learn, tmp_path):
     other = Learner(loaders(), CollabNN(*get_emb_sz(loaders())), path=tmp_path)
     learn.path = tmp_path
@@ -511,6 +513,7 @@ def real_learner(path, split):
     return train(dls, lambda: DotProductBias(*sizes(dls), 50), .1)
 
 
+@pytest.mark.ci
 def test_real_recipe(real):
     "The lesson's recipe reaches the lesson's level, and the films that the lesson names are the best-liked"
     mse = [final(real_learner(real/'ml-100k', s))[1] for s in seeds]

@@ -79,6 +79,7 @@ def test_usage(words, code, environment, capsys):
 
 # lesson6 run
 
+@pytest.mark.ci
 def test_run_makes_pages(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '20 + 1', title='One')
     notebook(nbs/'mini'/'two.ipynb', 'print("tw" + "o")', title='Two')
@@ -112,6 +113,7 @@ def test_saved_outputs_name_no_folder_of_this_machine(nbs, environment):
     assert cell.outputs[0].text == './nbs/a ~/b\n' and cell.source == source
 
 
+@pytest.mark.ci
 def test_failing_cell(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '1')
     notebook(nbs/'01_bad.ipynb', 'a = 20', 'a/0', 'a')
@@ -133,6 +135,7 @@ def wait_for(*files):
     return [int(f.read_text()) for f in files]
 
 
+@pytest.mark.ci
 def test_at_once(nbs, environment, capsys):
     "Each waits for what the other writes, so one after the other they would never end"
     for name, other in ('one', 'two'), ('two', 'one'):
@@ -144,6 +147,7 @@ def test_at_once(nbs, environment, capsys):
     assert all(nbformat.read(nbs/f'00_{n}.ipynb', 4).cells[3].outputs[0].data['text/plain'] == repr(each) for n in ('one', 'two')), 'they share the cores'
 
 
+@pytest.mark.ci
 def test_a_failing_notebook_stops_those_beside_it(nbs, environment, capsys):
     notebook(nbs/'00_slow.ipynb', 'name = "slow"', SLOW)
     notebook(nbs/'01_bad.ipynb', 'from pathlib import Path; import time\nwhile not Path("slow").exists(): time.sleep(.05)', '1/0')
@@ -160,12 +164,14 @@ def test_no_number_of_notebooks(nbs, environment, capsys):
     assert 'give how many notebooks may run at the same time' in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_dead_kernel(nbs, environment, capsys):
     notebook(nbs/'00_dies.ipynb', '1', 'import os; os._exit(9)')
     assert lesson6(environment, 'run') == 1
     assert '00_dies.ipynb, code cell 2 of 2 failed with an end of the kernel' in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_timeout(nbs, environment, capsys):
     notebook(nbs/'00_slow.ipynb', 'import time; time.sleep(60)')
     assert lesson6(environment, 'run', '--timeout', '1') == 1
@@ -198,6 +204,7 @@ claim('made-up-a', 2)
 claim('made-up-b', 3)'''
 
 
+@pytest.mark.ci
 def test_claims_close_the_run(nbs, environment, capsys):
     "Those that hold and those that don't; on the twins one that doesn't is an error."
     notebook(nbs/'00_one.ipynb', CLAIMS)
@@ -218,6 +225,7 @@ def test_kernel_is_this_python(nbs, environment, tmp_path):
     assert lesson6(environment, 'run') == 0
 
 
+@pytest.mark.ci
 def test_bars_on_a_terminal(nbs, tmp_path):
     notebook(nbs/'00_one.ipynb', '1', '2', '3')
     leader, follower = pty.openpty()
@@ -239,6 +247,7 @@ def alive(pid):
     return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z' if Path(f'/proc/{pid}').exists() else True
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('how', ['SIGINT', 'SIGTERM'])
 @pytest.mark.parametrize('at_once', [1, 2])
 def test_stopped(nbs, tmp_path, how, at_once):
@@ -356,6 +365,14 @@ esac
     assert any('pip install' in l for l in make('run'))
 
 
+def test_make_test_leaves_out_what_takes_long_and_nothing_else():
+    "What it leaves out is marked, and `make test-all` runs it"
+    def made(target): return subprocess.run(['make', '--dry-run', target], cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    quick, all_of_it = made('test'), made('test-all')
+    assert 'nbdev-test' in quick[-2] and quick[-1] == all_of_it[-1] + ' -m "not ci and not slow"' and quick[:-1] == all_of_it[:-1]
+
+
+@pytest.mark.ci
 def test_make_lab(tmp_path):
     "JupyterLab starts on the notebooks, and opens one."
     from urllib.error import URLError

@@ -367,6 +367,7 @@ wrong = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('id', [id for id in ex.exercises if id not in experiments])
 def test_other_right_answers_are_right(id, capsys):
     answers = right[id]()
@@ -374,6 +375,7 @@ def test_other_right_answers_are_right(id, capsys):
     for answer in answers: assert ex.check(id, answer), capsys.readouterr().out
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('id', [id for id in ex.exercises if id not in experiments])
 def test_common_wrong_answers_get_their_sentence(id, capsys):
     answers = wrong[id]()
@@ -530,6 +532,7 @@ def rating_learner(dls, n_factors, epochs=4, lr=2e-2, **kwargs):
     return learn
 
 
+@pytest.mark.ci
 def test_collab_7_compares_three_widths(rated, capsys):
     dls = rated()
     two, ten, fifty = (rating_learner(dls, n, wd=.3) for n in (2, 10, 50))
@@ -543,6 +546,7 @@ def test_collab_7_compares_three_widths(rated, capsys):
         refused('collab-7', answer, why, capsys)
 
 
+@pytest.mark.ci
 def test_reg_8_compares_a_plain_learner_and_a_better_one(rated, capsys):
     from fastai.data.core import DataLoaders
     dls = rated()

@@ -188,6 +188,7 @@ def test_other_channels(dls):
         assert learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters()).device)).shape == (2, 2)
 
 
+@pytest.mark.ci
 def test_export_and_load_in_a_fresh_process(dls, tmp_path):
     learn = vision_learner(dls, drawnet10, metrics=error_rate, path=tmp_path)
     learn.export(tmp_path/'model.pkl')
@@ -201,6 +202,7 @@ def test_export_and_load_in_a_fresh_process(dls, tmp_path):
     assert np.allclose([float(v) for v in out.split()], probs.numpy(), atol=1e-4)
 
 
+@pytest.mark.ci
 def test_import_is_quiet_and_reads_no_weights():
     code = ('import sys, torch, fastai.vision.learner, time\n'
             'start = time.perf_counter()\n'
@@ -212,6 +214,7 @@ def test_import_is_quiet_and_reads_no_weights():
     assert float(run.stdout) < 1 and not run.stderr
 
 
+@pytest.mark.ci
 def test_command(tmp_path, monkeypatch, capsys):
     "Draws, trains, scores and writes; given again, it goes on from its checkpoint and its drawings"
     monkeypatch.setattr(network, 'HELD_OUT', 20)
@@ -229,6 +232,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert 'step' not in again and again == first[first.index('{'):]
 
 
+@pytest.mark.ci
 def test_command_as_a_module():
     run = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'lesson6.mini.network', 'drawnet12', '--steps', '3'], capture_output=True, text=True)
     assert run.returncode == 2 and "invalid choice: 'drawnet12'" in run.stderr

@@ -36,6 +36,7 @@ def wheel(tmp_path_factory):
     return next((folder/'dist').glob('*.whl'))
 
 
+@pytest.mark.ci
 def test_wheel_holds_notebooks_weights_and_settings_of_the_site(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     for path in (root/'nbs').rglob('*.ipynb'):
@@ -46,6 +47,7 @@ def test_wheel_holds_notebooks_weights_and_settings_of_the_site(wheel):
     assert not [n for n in held if n.startswith(('tests/', 'nbs/', 'docs/', 'benchmarks/'))]
 
 
+@pytest.mark.ci
 def test_wheel_says_what_settings_say(wheel):
     with zipfile.ZipFile(wheel) as z: facts = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('.dist-info/METADATA'))))
     assert facts['Version'] == settings['version'] and facts['Summary'] == settings['description'] and (facts['License-Expression'] or facts['License']) == settings['license']
@@ -74,6 +76,7 @@ def away(wheel, tmp_path_factory):
     return lesson6, folder
 
 
+@pytest.mark.ci
 def test_wheel_copies_the_notebooks(away):
     lesson6, folder = away
     done = lesson6('notebooks', 'my-lesson6')
@@ -81,6 +84,7 @@ def test_wheel_copies_the_notebooks(away):
     assert {p.name for p in (folder/'work'/'my-lesson6').glob('*.ipynb')} == {p.name for p in (root/'nbs').glob('*.ipynb')}
 
 
+@pytest.mark.ci
 def test_wheel_draws_its_data(away):
     lesson6, folder = away
     done = lesson6('data')
@@ -88,6 +92,7 @@ def test_wheel_draws_its_data(away):
     assert len(re.findall('whole: ', done.stdout)) == 4 and next((folder/'cache').rglob('u.data'))
 
 
+@pytest.mark.ci
 def test_wheel_has_a_doctor(away):
     lesson6, _ = away
     done = lesson6('doctor')

@@ -162,6 +162,7 @@ def test_mixed_precision_computes_in_16_bits_and_leaves_no_trace(learn):
     assert seen <= {torch.bfloat16, torch.float16} and not torch.is_autocast_enabled('cpu')
 
 
+@pytest.mark.ci
 def test_an_exported_learner_predicts_in_a_fresh_process(learn, dls, tmp_path):
     learn.export('pets.pkl')
     code = ('import sys, warnings; warnings.simplefilter("ignore"); from fastai.learner import load_learner; l = load_learner(sys.argv[1])\n'

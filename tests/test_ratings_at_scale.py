@@ -83,6 +83,7 @@ def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
     assert set(names(mixed)) <= set(zip(*pd.read_parquet(file)[['user', 'title', 'rating']].values.T.tolist(), strict=True)) and len(names(mixed)) > 19_000
 
 
+@pytest.mark.ci
 def test_processes_that_share_a_training_average_its_gradients(tmp_path):
     "Two processes with other batches end with the mean of their gradients, as `DistributedDataParallel` promises"
     code = """

@@ -26,7 +26,8 @@ run_by = {
     'make run NB=01_pet_breeds DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make run DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make lab': ('tests/test_command.py', "['make', 'lab'"),
-    'make test': ('.ci/run', 'make test'),
+    'make test': ('tests/test_command.py', "made('test')"),
+    'make test-all': ('.ci/run', 'make test-all'),
     'make check': ('.ci/run', 'make check'),
     'make docs': ('tests/test_site.py', "['make', 'docs']"),
     'python3 -m venv .venv': ('Makefile', '$(PYTHON) -m venv .venv'),
@@ -98,6 +99,7 @@ def my_ratings(to):
     (to/'u.data').write_text(''.join(lines[:2000]))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('code', [text for kind,text in blocks if kind == 'python'], ids=lambda c: re.findall(r'from lesson6\.(\w+)', c)[-1])
 def test_own_data(code, tmp_path, environment, monkeypatch):
     "The README's own lines. The network is our small one, which needs no download, and one epoch is enough to see them run."

@@ -82,6 +82,7 @@ print(asked)
 
 # What is on the pages
 
+@pytest.mark.ci
 def test_run_ends_on_the_front_page(made):
     out, folder = made
     assert out.strip().splitlines()[-1].endswith('Open _site/index.html in a browser.')
@@ -89,12 +90,14 @@ def test_run_ends_on_the_front_page(made):
     assert 'WARNING' not in out and 'ERROR' not in out and 'fig-alt' not in out, out
 
 
+@pytest.mark.ci
 def test_every_notebook_has_a_page(pages):
     for path in find_notebooks():
         name = path.relative_to(notebooks_path()).with_suffix('.html').as_posix()
         assert pages[name].h1, f'{name} has no title'
 
 
+@pytest.mark.ci
 def test_pages_show_what_ran(pages):
     text = pages['run.html'].get_text()
     assert 'bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError' in text
@@ -104,6 +107,7 @@ def test_pages_show_what_ran(pages):
     assert 'shutil.rmtree(folder)' not in pages['run.html'].get_text()  # the hidden cell at its end
 
 
+@pytest.mark.ci
 def test_every_exported_name_is_in_the_reference(pages):
     from importlib import import_module
     for path in find_notebooks():
@@ -114,6 +118,7 @@ def test_every_exported_name_is_in_the_reference(pages):
             assert page.find(id=f'lesson6.{module}.{name}'), f'lesson6.{module}.{name} is not in the reference'
 
 
+@pytest.mark.ci
 def test_reference_says_types_errors_and_source(pages):
     entry = pages['reference/data.html'].find(id='lesson6.data.check_dataset').find_parent('dl')
     text = entry.get_text()
@@ -121,6 +126,7 @@ def test_reference_says_types_errors_and_source(pages):
     assert entry.find('a', href=re.compile(r'00_data\.html#'))
 
 
+@pytest.mark.ci
 def test_claims(made, pages):
     from lesson6.claims import statements
     rows = json.loads((made[1]/'claims.json').read_text())
@@ -129,11 +135,13 @@ def test_claims(made, pages):
     for s in statements.values(): assert ' '.join(s.says.replace('`', '').split()) in text, s.id
 
 
+@pytest.mark.ci
 def test_what_changed_is_gathered(pages):
     notes = [n for p in sections for n in site.changes(nbformat.read(p, as_version=4))]
     assert len(pages['changes.html'].select('article h3')) == len(notes)
 
 
+@pytest.mark.ci
 def test_no_page_asks_a_server(made, pages):
     "No script, style, font or picture comes from elsewhere. (Links may lead there.)"
     for name,page in pages.items():
@@ -143,6 +151,7 @@ def test_no_page_asks_a_server(made, pages):
         assert not re.search(r'(@import|url\()\s*["\']?(https?:)?//', css.read_text(encoding='utf-8')), css
 
 
+@pytest.mark.ci
 def test_internal_links(made, pages):
     "Each leads to a file, and its #part to something on that page."
     ids = {n: {t['id'] for t in p.find_all(id=True)} | {t['name'] for t in p.find_all('a', attrs={'name': True})} for n,p in pages.items()}
@@ -159,6 +168,7 @@ def test_internal_links(made, pages):
     assert not broken, broken[:20]
 
 
+@pytest.mark.ci
 def test_figures_are_described(pages):
     for name,page in pages.items():
         for img in page.find_all('img'):
@@ -166,6 +176,7 @@ def test_figures_are_described(pages):
             assert alt and alt != 'A figure that has no words yet' and not alt.endswith(('.png', '.jpg', '.svg')), f'{name}: {img.get("src")}'
 
 
+@pytest.mark.ci
 def test_no_machine_path(pages):
     for name,page in pages.items():
         found = re.search(r'(/home/\w+|/root|/Users/\w+|/tmp/\w+)[^\s]*', page.get_text())
@@ -206,6 +217,7 @@ def serious(tab, **options):
     return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: {v['nodes'][0]['html'][:160]}" for v in found if v['impact'] in ('serious', 'critical')]
 
 
+@pytest.mark.ci
 def test_every_page_in_a_browser(tab, made, pages):
     """No complaint in the console, nothing missing, nothing asked of a server, axe-core content, no sideways scrolling on a phone.
 
@@ -227,6 +239,7 @@ def test_every_page_in_a_browser(tab, made, pages):
     assert not wide, wide
 
 
+@pytest.mark.ci
 def test_axe_finds_what_is_wrong(tab, made):
     "The check above can fail: a picture without words and pale text are found."
     tab.goto((made[1]/'index.html').as_uri())
@@ -234,6 +247,7 @@ def test_axe_finds_what_is_wrong(tab, made):
     assert {b.split(': ')[1].split(' ')[0] for b in serious(tab)} == {'image-alt', 'color-contrast'}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_code_can_be_read(tab, made, scheme):
     tab.emulate_media(color_scheme=scheme)
@@ -242,6 +256,7 @@ def test_code_can_be_read(tab, made, scheme):
     assert not barriers, '\n'.join(barriers)
 
 
+@pytest.mark.ci
 def test_dark_pages_can_be_read(tab, made, pages):
     tab.emulate_media(color_scheme='dark')
     barriers = []
@@ -253,6 +268,7 @@ def test_dark_pages_can_be_read(tab, made, pages):
     assert not barriers, '\n'.join(barriers)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('word, leads_to', [('DotProductBias', 'reference/collab.html'), ('check_dataset', 'reference/data.html')])
 def test_search(tab, made, word, leads_to):
     "From a file, without a server."
@@ -266,6 +282,7 @@ def test_search(tab, made, word, leads_to):
     assert not tab.complaints, tab.complaints
 
 
+@pytest.mark.ci
 def test_theme_button(tab, made):
     "Light, dark, and back, without a server."
     tab.emulate_media(color_scheme='light')
@@ -280,6 +297,7 @@ def test_theme_button(tab, made):
 
 # Last, because it builds the site anew
 
+@pytest.mark.ci
 def test_make_docs(made):
     "From the notebooks as they are stored, without what the run has left."
     done = subprocess.run(['make', 'docs'], cwd=made[1].parent, capture_output=True, text=True)

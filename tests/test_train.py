@@ -36,6 +36,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+@pytest.mark.ci
 def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path):
     assert run('--epochs', 3, '--out', tmp_path/'whole').returncode == 0
     broken = subprocess.Popen([*command, '--epochs', '3', '--out', str(tmp_path/'broken')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -50,6 +51,7 @@ def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path
     assert {p.name for p in (tmp_path/'broken'/'collab').iterdir()} == {'checkpoint.pt', 'learner.pkl'}
 
 
+@pytest.mark.ci
 def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     assert run('--epochs', 4, '--out', one).returncode == 0
@@ -69,6 +71,7 @@ def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
     assert 'trained by 2 processes' in again.stdout and len(history(two)) == 4 and abs(history(two)[-1] - history(one)[-1]) < 0.003
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize('args, sentence', [
     (['--epochs', '0'], 'at least one epoch is needed'),
     (['--bs', '1'], 'need a batch of at least 2'),

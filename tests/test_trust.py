@@ -71,6 +71,7 @@ def test_no_secret_is_kept():
     kept('Trust', 'No secret in the repository', f'{len(patterns)} patterns of keys and passwords, over every tracked file', len(files), 'none found')
 
 
+@pytest.mark.ci
 def test_nothing_is_asked_of_a_network(environment, tmp_path):
     "Importing everything and drawing every twin, with a network that raises on first use."
     r = python('''
@@ -117,6 +118,7 @@ def installed(to):
     return to
 
 
+@pytest.mark.ci
 def test_read_only_no_home_and_a_strange_path(environment, tmp_path):
     "All three at once. A home folder that nobody can make: root would make one that is merely missing."
     to = tmp_path/"Größe 数据 it's (1)"
