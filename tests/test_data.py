@@ -28,6 +28,9 @@ def sentence(e):
     return text
 
 
+def files(path): return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+
+
 # What LESSON6_DATA chooses
 
 def test_the_twins_are_the_default(environment):
@@ -51,8 +54,7 @@ def test_a_twin_is_whole(name, twins, environment):
 def test_what_is_kept_is_what_would_be_drawn_now(name, twins, tmp_path):
     "Whoever changes a drawing gives it another VERSION, or readers would go on with the one that they have"
     import_module(f'lesson6.mini.{name}').draw(tmp_path)
-    def content(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-    assert content(tmp_path) == content(twins[name])
+    assert files(tmp_path) == files(twins[name])
 
 
 @pytest.mark.parametrize('name', names)
@@ -287,7 +289,6 @@ def test_full_downloads_unpacks_and_is_found_by_fastai(name, full, server, twins
     server.answer = send(pack_folder(twins[name], kind(name)))
     path = lesson_path(name)
     assert path == tmp_path/'home'/'data'/folders[name] == untar_data(getattr(URLs, urls[name]))
-    files = lambda path: {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file()}
     assert files(path) == files(twins[name])
     assert server.asked == 1 and 'B/s' in capsys.readouterr().out
     assert lesson_path(name) == path and server.asked == 1
