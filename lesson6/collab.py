@@ -26,7 +26,6 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
-import lesson6.train # noqa: F401, stops a training whose loss is no number
 
 # %% ../nbs/04_collab.ipynb #fd5e3f70
 def _lines(path:Path):

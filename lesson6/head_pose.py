@@ -20,8 +20,7 @@ from fastai.data.transforms import FuncSplitter, Normalize, get_image_files
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, PointBlock
-from .pictures import KeepItems
-import lesson6.train # noqa: F401, stops a training whose loss is no number
+from .engine.picture_loaders import KeepItems
 
 # %% ../nbs/03_head_pose.ipynb #f5d9d700
 def img2pose(

@@ -22,8 +22,7 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy_multi
 from fastai.vision.augment import RandomResizedCrop
 from fastai.vision.data import ImageBlock
-import lesson6.train  # noqa: F401  stops a training whose loss is no number
-from .pictures import KeepBatches
+from .engine.picture_loaders import KeepBatches
 
 # %% ../nbs/02_multi_label.ipynb #a3311185
 voc_labels = ['aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog', 'horse',
