@@ -6,12 +6,13 @@
 __all__ = ['libraries', 'can_fork', 'ServerDied', 'Forked', 'WarmProvisioner', 'kernel_manager']
 
 # %% ../../nbs/book/kernels.ipynb #bdf5b359
-import asyncio, atexit, json, os, random, re, runpy, select, signal, subprocess, sys, threading, traceback
+import asyncio, atexit, json, os, random, re, runpy, select, signal, subprocess, sys, threading, traceback, warnings
+from contextlib import suppress
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage', 'sklearn.metrics', 'sklearn.decomposition',
-             'matplotlib.pyplot', 'PIL.Image', 'plum', 'starlette.applications', 'ipykernel.ipkernel', 'ipykernel.zmqshell')
+             'matplotlib.pyplot', 'PIL.Image', 'requests', 'yaml', 'plum', 'starlette.applications')
 can_fork = sys.platform == 'linux'
 
 _server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'} # no threads before the fork
@@ -31,11 +32,11 @@ def _connect(preload): # (where a new child's number and exit code can be read, 
     with _lock:
         if not _server: _server.update(env=_early(os.environ), path=_module_path())
         resource_tracker.ensure_running() # first, for its start would let Ctrl-C through again
-        forkserver.set_forkserver_preload(list(preload))
-        ours = {k: os.environ.get(k) for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND')}
+        forkserver.set_forkserver_preload([*libraries, *preload])
+        ours = {k: os.environ.get(k) for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND', 'PYTHONWARNINGS')}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         for k in ours: os.environ.pop(k, None)
-        os.environ.update(_server_env)
+        os.environ.update(_server_env, PYTHONWARNINGS=','.join(filter(None, (ours['PYTHONWARNINGS'], 'ignore'))))
         try: return forkserver.connect_to_new_process([])
         finally:
             for k,v in ours.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
@@ -58,6 +59,10 @@ def _end_with(parent): # a pipe that only the parent holds open
     select.select([parent], [], [])
     os.killpg(0, signal.SIGKILL)
 
+def _show_warnings():
+    with suppress(ValueError): warnings.filters.remove(('ignore', None, Warning, None, 0))
+    with suppress(ValueError): sys.warnoptions.remove('ignore')
+
 class _Job: # `multiprocessing` calls `_bootstrap` in the child
     def __init__(self, work, args, cwd, env, path): self.work,self.args,self.cwd,self.env,self.path = work,args,cwd,env,path
 
@@ -72,6 +77,7 @@ class _Job: # `multiprocessing` calls `_bootstrap` in the child
         for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']: del sys.modules[name] # whoever imports it finds it by that path
         _set_threads(int(self.env.get('OMP_NUM_THREADS', 0)))
         _new_random_numbers()
+        _show_warnings()
         code = 0
         try: self.work(*self.args)
         except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
@@ -95,7 +101,7 @@ class Forked:
         *args,             # its arguments
         env:dict=None,     # all environment variables; default: those of this process
         cwd:str=None,      # its working folder; default: that of this process
-        preload=libraries, # modules to import beforehand; only the first process of all decides
+        preload=(),        # modules to import beforehand, beside `libraries`; only the first process of all decides
     ):
         from multiprocessing import reduction
         self.pid = self.returncode = None
@@ -161,7 +167,7 @@ class WarmProvisioner(LocalProvisioner):
         fits = can_fork and cmd[:3] == [sys.executable, '-m', 'ipykernel_launcher'] and not kwargs.keys() - {'env', 'cwd', 'kernel_id'} \
             and _early(env) == _server.get('env', _early(os.environ)) and re.fullmatch('[1-9][0-9]*', env.get('OMP_NUM_THREADS', '1'))
         if not fits: return await super().launch_kernel(cmd, **kwargs)
-        kernel = Forked(_kernel, cmd[2:], env=env, cwd=kwargs.get('cwd'))
+        kernel = Forked(_kernel, cmd[2:], env=env, cwd=kwargs.get('cwd'), preload=('ipykernel.ipkernel', 'ipykernel.zmqshell'))
         try: await _readable(kernel._ended)
         except BaseException: # stopped while the libraries are imported
             kernel.close()
@@ -189,7 +195,7 @@ def kernel_manager(
     from jupyter_client.provisioning import KernelProvisionerFactory
     metadata, name = {}, 'lesson6-warm'
     if warm and can_fork:
-        KernelProvisionerFactory.instance().provisioners[name] = EntryPoint(name, f'{__name__}:WarmProvisioner', KernelProvisionerFactory.GROUP_NAME)
+        KernelProvisionerFactory.instance().provisioners[name] = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', KernelProvisionerFactory.GROUP_NAME)
         metadata = {'kernel_provisioner': {'provisioner_name': name}}
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):

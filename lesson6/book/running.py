@@ -44,13 +44,6 @@ class CellFailed(CliError):
 class Stopped(KeyboardInterrupt):
     "Ctrl-C while a notebook ran"
 
-def _this_python(): # a kernel manager
-    from ipykernel.kernelspec import make_ipkernel_cmd
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    class ThisPython(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name): return KernelSpec(argv=make_ipkernel_cmd(), display_name='Python 3', language='python')
-    return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())
 
 # %% ../../nbs/book/running.ipynb #3f0ce65d
 _running = set() # for each notebook that runs, a function that stops it, from any thread
@@ -69,6 +62,7 @@ def run_notebook(
     progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
     line:int=0,         # where its bar stands, if several run at once
+    warm:bool=False,    # fork the kernel from a process that has imported the libraries: it pays from the third notebook on
 ):                      # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises; `Stopped` on Ctrl-C
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
     import asyncio, signal
@@ -76,6 +70,7 @@ def run_notebook(
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
+    from lesson6.book.kernels import kernel_manager
     nb = nbformat.read(path, as_version=4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
     number = {c.id: i for i,c in enumerate(cells, 1)}
@@ -98,7 +93,7 @@ def run_notebook(
     def start(cell, cell_index): last[:] = [cell]
     def done(cell, cell_index, execute_reply): bar.update()
     def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
-    client = NotebookClient(nb, km=_this_python(), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
+    client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
                             extra_arguments=['--log-level=ERROR'], on_notebook_start=begin, on_cell_execute=start, on_cell_executed=done)
     client.owns_km = True
     kernel_env = {k:v for k,v in {**os.environ, **(env or {})}.items() if k != 'MPLBACKEND'}
@@ -161,7 +156,7 @@ def _at_once(n): # how many of n notebooks run at the same time: a core and two 
     import psutil, shutil
     return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31, 1 if shutil.which('nvidia-smi') else 4))
 
-def _run_together(jobs, n): # jobs: (path, env, timeout, title); yields (path, executed notebook, None or why it failed) as they end
+def _run_together(jobs, n, warm=False): # jobs: (path, env, timeout, title); yields (path, executed notebook, None or why it failed) as they end
     import queue, signal
     from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
     lines, pool = queue.SimpleQueue(), ThreadPoolExecutor(n)
@@ -171,7 +166,7 @@ def _run_together(jobs, n): # jobs: (path, env, timeout, title); yields (path, e
         for stop in list(_running): stop()
     def one(path, env, timeout, title):
         line = lines.get()
-        try: return run_notebook(path, env, timeout, title=title, line=line)
+        try: return run_notebook(path, env, timeout, title=title, line=line, warm=warm)
         except CellFailed: stop_all(); raise
         finally: lines.put(line)
     def interrupt(*_): raise KeyboardInterrupt
