@@ -24,13 +24,15 @@ def _early(env): # the variables that a library may read while it is imported
 # %% ../../nbs/book/kernels.ipynb #366809c2
 _lock, _server = threading.Lock(), {}
 
-def _module_path(): # `sys.path` of a Python that starts now, but for the first entry, which is its script's
-    return json.loads(subprocess.check_output([sys.executable, '-c', 'import json, sys; print(json.dumps(sys.path[1:]))']))
+def _new_python(): # what one that starts now has as module path, but for the first entry, which is its script's, and as environment
+    return json.loads(subprocess.check_output([sys.executable, '-c', 'import json, os, sys; print(json.dumps([sys.path[1:], list(os.environ)]))']))
 
 def _connect(preload): # (where a new child's number and exit code can be read, where its job is to be written)
     from multiprocessing import forkserver, resource_tracker
     with _lock:
-        if not _server: _server.update(env=_early(os.environ), path=_module_path())
+        if not _server:
+            path, names = _new_python()
+            _server.update(env=_early(os.environ), path=path, names={*names, *_server_env, 'PYTHONWARNINGS'})
         resource_tracker.ensure_running() # first, for its start would let Ctrl-C through again
         forkserver.set_forkserver_preload([*libraries, *preload])
         ours = {k: os.environ.get(k) for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND', 'PYTHONWARNINGS')}
@@ -43,11 +45,13 @@ def _connect(preload): # (where a new child's number and exit code can be read, 
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../../nbs/book/kernels.ipynb #02fba9d1
-def _set_threads(n): # as many as OMP_NUM_THREADS says; None: as many as the libraries choose themselves
+def _set_threads(n): # as many as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
     import torch
     from threadpoolctl import threadpool_limits
-    threadpool_limits(n or len(os.sched_getaffinity(0)), user_api=None if n else 'blas')
-    if n: torch.set_num_threads(n)
+    cores = len(os.sched_getaffinity(0))
+    most = torch.get_num_threads() if torch.backends.mkl.is_available() else n # MKL, as OpenBLAS, takes no more than there are cores
+    threadpool_limits({'blas': min(n or cores, cores), **({'openmp': n} if n else {})})
+    if n: torch.set_num_threads(min(n, most))
 
 def _new_random_numbers():
     import numpy, torch
@@ -64,15 +68,16 @@ def _show_warnings():
     with suppress(ValueError): sys.warnoptions.remove('ignore')
 
 class _Job: # `multiprocessing` calls `_bootstrap` in the child
-    def __init__(self, work, args, cwd, env, path): self.work,self.args,self.cwd,self.env,self.path = work,args,cwd,env,path
+    def __init__(self, work, args, cwd, env, path, names): self.work,self.args,self.cwd,self.env,self.path,self.names = work,args,cwd,env,path,names
 
     def _bootstrap(self, parent):
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), name='EndWithParent', daemon=True).start()
         os.chdir(self.cwd)
+        by_imports = {k: v for k,v in os.environ.items() if k not in self.names} # torch and scikit-learn set some
         os.environ.clear()
-        os.environ.update(self.env)
+        os.environ.update(by_imports | self.env)
         sys.path[:] = [self.cwd, *self.path] # as `python -m` has it
         for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']: del sys.modules[name] # whoever imports it finds it by that path
         _set_threads(int(self.env.get('OMP_NUM_THREADS', 0)))
@@ -109,7 +114,7 @@ class Forked:
         self._alive = os.dup(write) # when it closes, the child ends
         with open(write, 'wb') as f:
             reduction.dump({}, f) # nothing of what `multiprocessing` tells a `Process`, such as to run our script once more
-            reduction.dump(_Job(work, args, os.path.abspath(cwd or '.'), dict(os.environ if env is None else env), _server['path']), f)
+            reduction.dump(_Job(work, args, os.path.abspath(cwd or '.'), dict(os.environ if env is None else env), _server['path'], _server['names']), f)
 
     def _read(self):
         from multiprocessing.forkserver import read_signed
