@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -162,7 +163,7 @@ def test_an_interrupt_reaches_one_kernel(tmp_path):
     async def two():
         async with kernel(tmp_path) as (a, asks_a), kernel(tmp_path) as (b, asks_b):
             wait = asyncio.create_task(asks_b.execute_interactive('import time; time.sleep(3)', timeout=60))
-            interrupted = await reply(asks_a, 'print("ready", flush=True); import time; time.sleep(60)',
+            interrupted = await reply(asks_a, 'print("rea" + "dy", flush=True); import time; time.sleep(60)',
                                       lambda: asyncio.ensure_future(a.interrupt_kernel()))
             return interrupted, await reply(asks_a, '1'), (await wait)['content']
     interrupted, after, other = asyncio.run(two())
@@ -255,7 +256,9 @@ def test_nothing_is_left_behind(words, how, start, tmp_path):
 
 def test_ctrl_c_while_the_libraries_are_imported(start):
     program, _ = start('-c', RUN)
-    time.sleep(2.5)
+    def server(): return [c for c in psutil.Process(program.pid).children() if any('multiprocessing.forkserver' in word for word in c.cmdline())]
+    assert wait_until(server)
+    time.sleep(.5)
     os.killpg(program.pid, signal.SIGINT)
     out, err = program.communicate(timeout=20)
     assert program.returncode == 130 and 'Traceback' not in err, err
@@ -290,7 +293,7 @@ def test_tests_that_pass(tmp_path):
 
 
 @pytest.mark.parametrize('words, says', [(['{folder}'], 'There is no notebook in {folder}.'), (['{folder}/x.ipynb'], 'There is no {folder}/x.ipynb.'),
-                                         ([], 'Name the notebooks to test, or their folders.'), (['--at_once', '0', '{folder}'], 'give how many')])
+                                         ([], 'Name the notebooks to test, or their folders.'), (['--at-once', '0', '{folder}'], 'give how many')])
 def test_nothing_to_test_is_an_error(words, says, tmp_path):
     done = tested(*[w.format(folder=tmp_path) for w in words])
     assert done.returncode == 1 and says.format(folder=tmp_path) in done.stderr and 'Traceback' not in done.stderr

@@ -95,6 +95,10 @@ class _Job: # `multiprocessing` calls `_bootstrap` in the child
         return code
 
 # %% ../../nbs/book/kernels.ipynb #9577c5c1
+def _end_server(): # while it imports, it would not notice that nobody needs it any more
+    from multiprocessing.forkserver import _forkserver
+    with suppress(ProcessLookupError, TypeError): os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+
 class ServerDied(OSError):
     "The fork server ended before it forked; on its stderr stands why"
 
@@ -123,7 +127,9 @@ class Forked:
     def started(self):
         "Waits until it is forked; `ServerDied` if it can't be"
         if self.pid is None:
-            try: self.pid = self._read()
+            try:
+                self.pid = self._read()
+                _server['ready'] = True
             except EOFError:
                 self.close()
                 _server.clear()
@@ -151,6 +157,7 @@ class Forked:
 
     def close(self):
         "Lets go of it; if it still runs, it ends"
+        if self.pid is None and not _server.get('ready'): _end_server()
         for fd in self._ended, self._alive:
             if fd is not None: os.close(fd)
         self._ended = self._alive = None

@@ -83,24 +83,28 @@ def run_notebook(
         if stopped: return
         stopped, client.shutdown_kernel = True, 'immediate'
         if task: loop.call_soon_threadsafe(task.cancel)
-    def begin(notebook):
+    async def execute():
         nonlocal loop, task
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if stopped: task.cancel()
         try:
             for s in signal.SIGINT, signal.SIGTERM: loop.add_signal_handler(s, stop)
         except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: whoever started it calls `stop`
+        try: await client.async_execute(env=kernel_env)
+        except asyncio.CancelledError:
+            if client.km: await client.km.shutdown_kernel(now=True) # nbclient leaves a kernel that has not answered yet
+            raise
     def start(cell, cell_index): last[:] = [cell]
     def done(cell, cell_index, execute_reply): bar.update()
     def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
     client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
-                            extra_arguments=['--log-level=ERROR'], on_notebook_start=begin, on_cell_execute=start, on_cell_executed=done)
+                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start, on_cell_executed=done)
     client.owns_km = True
     kernel_env = {k:v for k,v in {**os.environ, **(env or {})}.items() if k != 'MPLBACKEND'}
     ends = 'failed'
     _running.add(stop)
     try:
-        _until_complete(client.async_execute(env=kernel_env))
+        _until_complete(execute())
         ends = f'{len(cells)} cells'
     except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as e:
         if stopped or isinstance(e, (KeyboardInterrupt, asyncio.CancelledError)):
