@@ -179,7 +179,7 @@ def test_timeout(nbs, environment, capsys):
 
 @pytest.mark.parametrize('words, says', [(('run', 'poetry'), "There is no notebook 'poetry'; there are 00_one."),
                                          (('run', '--data', 'nowhere'), '--data nowhere: that is neither mini, nor full, nor a folder.'),
-                                         (('data', 'cats'), "There is no data set 'cats'; there are pets, pascal, biwi, movielens.")])
+                                         (('data', 'cats'), "There is no section and no data set 'cats'; there are pets, multilabel, head_pose, collab, regularisation, pascal, biwi, movielens.")])
 def test_wrong_words(words, says, nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '1')
     assert lesson6(environment, *words) == 1
@@ -209,7 +209,7 @@ def test_claims_close_the_run(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', CLAIMS)
     assert lesson6(environment, 'run') == 1
     out, err = capsys.readouterr()
-    assert '  holds   Half of four is two. Here: 2; the lesson: 2\n  FAILS   Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
+    assert '  holds     Half of four is two. Here: 2; the lesson: 2\n  FAILS     Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
     assert '00_one.ipynb, code cell 1 of 1 failed with AssertionError' in err
 
 
@@ -333,7 +333,7 @@ def test_doctor_names_what_is_too_old(environment):
 
 
 def test_site_needs_what_builds_it(environment, capsys):
-    environment.setattr(site, 'can_build', lambda: False)
+    environment.setattr(command, 'can_build', lambda: False)
     assert lesson6(environment, 'site') == 1
     assert 'the extra `docs`' in capsys.readouterr().err
 
@@ -391,7 +391,7 @@ def test_make_lab(tmp_path):
                 if time.time() > until: raise
                 time.sleep(.2)
             else: break
-        assert held['content']['cells'][0]['source'].startswith('# Data')
+        assert held['content']['cells'][0]['source'].startswith('# lesson6')
         assert b'JupyterLab' in urlopen(f'{url}/lab/tree/index.ipynb?token=letmein', timeout=20).read()
         urlopen(Request(f'{url}/api/shutdown?token=letmein', method='POST', headers={'Authorization': 'token letmein'}), timeout=20).close()
         lab.communicate(timeout=20)

@@ -366,9 +366,11 @@ def readme() -> str: # Markdown
 
 # %% ../../nbs/book/site.ipynb #da0edaa2
 def front_page(
-    text:str, # the README
-) -> str:     # MyST Markdown
-    "The README as the first page of the site: its links lead to pages where there is one, and else to the repository"
+    text:str,      # the README
+    repo:str=None, # the address of the repository; None: `repository()`
+) -> str:          # MyST Markdown
+    "The README as the first page of the site: its links lead to pages where there is one, and else to the repository, if it has an address"
+    repo = repository() if repo is None else repo
     pages = {'CONTRIBUTING.md': '/contributing.md', 'CHANGELOG.md': '/changelog.md', 'README.md': '/index.md'}
     def lead(m):
         target = m[2]
@@ -376,8 +378,8 @@ def front_page(
         if target.startswith('nbs/'): target = f'/{target[4:]}'
         elif target.startswith('docs/'): target = f'/{target[5:]}'
         elif target in pages: target = pages[target]
-        elif not repository(): return m[1][1:-1] # the page that it leads to is in the clone only
-        else: target = f'{repository()}/blob/main/{target}'
+        elif not repo: return m[1][1:-1] # what it leads to is in the clone only
+        else: target = f'{repo}/blob/main/{target}'
         return f'{m[1]}({target})'
     return re.sub(r'(\[[^\]]*\])\(([^)\s]+)\)', lead, text)
 
