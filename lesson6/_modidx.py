@@ -358,7 +358,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lesson6.exercises.check': ('exercises.html#check', 'lesson6/exercises.py'),
                                    'lesson6.exercises.close': ('exercises.html#close', 'lesson6/exercises.py'),
                                    'lesson6.exercises.exercise': ('exercises.html#exercise', 'lesson6/exercises.py'),
-                                   'lesson6.exercises.exercises_text': ('exercises.html#exercises_text', 'lesson6/exercises.py'),
+                                   'lesson6.exercises.exercises_cells': ('exercises.html#exercises_cells', 'lesson6/exercises.py'),
                                    'lesson6.exercises.find_exercise': ('exercises.html#find_exercise', 'lesson6/exercises.py'),
                                    'lesson6.exercises.hint': ('exercises.html#hint', 'lesson6/exercises.py'),
                                    'lesson6.exercises.learners': ('exercises.html#learners', 'lesson6/exercises.py'),

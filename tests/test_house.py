@@ -85,17 +85,6 @@ class TestSection:
             if machine: assert folded(c), source(c)
             if folded(c): assert only_machinery(c), source(c)
 
-    def test_each_exercise_has_a_cell_of_its_own(self, name):
-        "Right under its text, and empty."
-        from lesson6.exercises import exercises
-        of = sections[name].replace('multilabel', 'multilabel').replace('head_pose', 'pose').replace('regularisation', 'reg')
-        ours = [e for e in exercises.values() if e.id.rpartition('-')[0] == of]
-        at = {e.id: i for i,c in enumerate(cells(name)) for e in ours if source(c).startswith(f"check('{e.id}'")}
-        assert ours and set(at) == {e.id for e in ours}
-        for e in ours:
-            assert source(cells(name)[at[e.id]]).strip() == f"check('{e.id}', ...)"
-            assert ' '.join(e.task.split()) in ' '.join(source(cells(name)[at[e.id]-1]).split())
-
 
 def test_the_counts_can_fail():
     def cell(text, kind='code', **metadata): return {'cell_type': kind, 'source': [text], 'metadata': metadata, 'outputs': []}
