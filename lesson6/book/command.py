@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['commands', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data', 'data', 'requirements_missing',
-           'slow_here', 'doctor', 'train', 'main']
+           'slow_here', 'doctor', 'train', 'predict', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
 import os, sys, time
+from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .running import (Stopped, find_notebooks, notebooks_at_once, notebooks_path, read_claims, run_together, section_name,
@@ -225,13 +226,18 @@ def train():
     from lesson6.book.train import main
     return main()
 
-commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'doctor': doctor, 'site': site}
+def predict():
+    "Predict with a trained learner: pictures, or titles for a user"
+    from lesson6.book.predict import main
+    return main()
+
+commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'predict': predict, 'doctor': doctor, 'site': site}
 
 def main():
     "The command `lesson6`"
     import warnings
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning) # fastai still uses it, and warns at import
-    words = sys.argv[1:]
+    words = ['--n' if w == '-n' else w for w in sys.argv[1:]] # fastcore spells every option with two dashes
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
         for name,f in commands.items(): print(f'  {name:<10} {f.__doc__}')
@@ -239,7 +245,7 @@ def main():
         return 0 if words in (['--help'], ['-h']) else 2
     sys.argv = [f'lesson6 {words[0]}', *words[1:]]
     command = commands[words[0]]
-    if command is train: from lesson6.book.train import main as command # its import takes seconds, which the other commands needn't wait
+    if command in (train, predict): command = import_module(f'lesson6.book.{words[0]}').main # whose import takes seconds, which the other commands needn't wait
     args, kwargs, _ = parse_cli(command.__wrapped__)
     try: return command.__wrapped__(*args, **kwargs)
     except CliError as e: sys.exit(str(e) or 1)

@@ -15,6 +15,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import CliError, call_parse
+from .predict import remember_learner
 from .running import section_name
 from ..data import lesson_path, profile
 from ..engine.training import Checkpoint, SeedEachEpoch, StopAtNaN, save_whole
@@ -136,6 +137,7 @@ def _join(rank):
 def _export(learn, path):
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, (SeedEachEpoch, Checkpoint, ShareBatches, Parallel))])
     save_whole(path, lambda part: learn.export(part.resolve()))
+    remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06
 @call_parse
