@@ -222,8 +222,8 @@ Path('pids.part').write_text(f'{os.getpid()} {os.getppid()} {child.pid}'); Path(
 RUN = '''
 import sys
 from pathlib import Path
-from lesson6.book.running import Stopped, _run_together
-try: list(_run_together([(Path(p), {}, None, Path(p).stem) for p in sys.argv[1:]], 2, warm=True))
+from lesson6.book.running import Stopped, run_together
+try: list(run_together([(Path(p), {}, None, Path(p).stem) for p in sys.argv[1:]], 2, warm=True))
 except Stopped as e: sys.exit(130)
 '''
 

@@ -6,7 +6,7 @@
 __all__ = ['libraries', 'can_fork', 'ServerDied', 'Forked', 'WarmProvisioner', 'kernel_manager']
 
 # %% ../../nbs/book/kernels.ipynb #bdf5b359
-import asyncio, atexit, json, os, random, re, runpy, select, signal, subprocess, sys, threading, traceback, warnings
+import asyncio, atexit, gc, json, os, random, re, runpy, select, signal, subprocess, sys, threading, traceback, warnings
 from contextlib import suppress
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -72,6 +72,7 @@ class _Job: # `multiprocessing` calls `_bootstrap` in the child
 
     def _bootstrap(self, parent):
         os.setsid()
+        gc.freeze() # the garbage collector would write to every object, and what is written to is no longer shared
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         threading.Thread(target=_end_with, args=(parent,), name='EndWithParent', daemon=True).start()
         os.chdir(self.cwd)
