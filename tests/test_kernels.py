@@ -69,8 +69,8 @@ print(json.dumps(dict(
     notebook=IN_NOTEBOOK, bar=progress_bar.__name__, backend=plt.get_backend(), interactive=plt.isinteractive(),
     rc={k: str(v) for k,v in matplotlib.rcParams.items()}, events={k: [name(f) for f in v] for k,v in get_ipython().events.callbacks.items()},
     process=[multiprocessing.current_process().name, multiprocessing.parent_process(), multiprocessing.get_start_method()],
-    device=str(default_device()), dtype=str(torch.get_default_dtype()), grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(),
-    numpy=np.geterr(), pandas=pd.options.display.max_rows, ours=[m for m in sys.modules if m.startswith('lesson6')], cuda=torch.cuda.is_initialized(),
+    device=str(default_device()), works=torch.ones(3, device=default_device()).sum().item(), dtype=str(torch.get_default_dtype()), grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(),
+    numpy=np.geterr(), pandas=pd.options.display.max_rows, ours=[m for m in sys.modules if m.startswith('lesson6')], cuda=[torch.cuda.is_available(), torch.cuda.is_initialized()],
     limits=sys.getrecursionlimit(), switch=sys.getswitchinterval())))
 """
 
