@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter
 
 
 class DeviceFault(RuntimeError):
@@ -58,11 +58,11 @@ class Operations(TorchDispatchMode):
         inputs = [o for o in tree_iter((args, kwargs)) if isinstance(o, Tensor)]
         there = any(map(lies_there, inputs))
         if there and name not in self.across: self.check_places(op, name, args, inputs)
-        if there and torch._C._current_graph_task_id() >= 0: kwargs.pop('device', None)     # the way back asks for the processor, on which it really ran
+        # A copy, and the way back, ask for the processor because they really run on it; who moves a tensor there is seen in `Calls`.
+        if there and (name == '_to_copy' or torch._C._current_graph_task_id() >= 0) and not self.gpu.means(kwargs.get('device') or 'cpu'): kwargs.pop('device', None)
         if kwargs.get('device') is not None:
             there = self.gpu.means(kwargs['device'])
             if there: kwargs['device'] = torch.device('cpu')
-        elif name == '_to_copy': there = lies_there(args[0])
         generator = next((o for o in tree_iter((args, kwargs)) if isinstance(o, Generator)), None)
         if generator is not None and (generator._cdata in self.gpu.generators) != there:
             kinds = ('cpu', self.gpu.kind) if there else (self.gpu.kind, 'cpu')

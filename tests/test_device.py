@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from functools import cache
 from itertools import islice
 from multiprocessing.connection import wait
@@ -25,13 +26,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from pretended_device import DeviceFault, pretended
+from pretended_device import DeviceFault, NoArray, pretended
 
 root = Path(__file__).parent.parent
 modules = ['pets', 'multilabel', 'head_pose', 'collab', 'regularisation', 'pictures', 'ratings_at_scale', 'train']
 kinds = ['cuda', 'mps']
 elsewhere = re.compile(r'%pip|\blaunch\(|subprocess.run\(')     # other processes, which the pretended device does not reach
-pytestmark = [pytest.mark.ci, pytest.mark.skipif(not hasattr(os, 'fork'), reason='the notebooks run in forked processes')]
 
 
 def exported(path):
@@ -67,6 +67,10 @@ def innermost(error):
     return f'{Path(frames[-1].filename).name}:{frames[-1].lineno} `{frames[-1].line.strip()}`' if frames else ''
 
 
+def last_line(error): # fastai puts a line before what a callback raises
+    return (str(error).strip() or '-').splitlines()[-1].strip()
+
+
 def run_cells(path, gpu, tell=None):
     "Runs a notebook statement by statement, and lists what the device refused and what else broke. A result that is missed is no fault: nothing was trained."
     from IPython.core.interactiveshell import InteractiveShell
@@ -87,7 +91,7 @@ def run_cells(path, gpu, tell=None):
                 lost |= makes
                 follows = len(faults) > before or isinstance(e, NameError) and e.name in lost or isinstance(e, FileNotFoundError) and skipped
                 if e not in gpu.faults and not follows and not isinstance(e, AssertionError): gpu.faults.append(e)
-            faults += [f'{path.stem}[{i}]: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""} at {innermost(e)}' for e in gpu.faults[seen:]]
+            faults += [f'{path.stem}[{i}]: {type(e).__name__}: {last_line(e)} at {innermost(e)}' for e in gpu.faults[seen:]]
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
         if tell: tell(f'{path.stem}[{i}] {time.perf_counter() - began:.1f} s')
     return faults
@@ -105,7 +109,7 @@ def resume(section, gpu):
         try: train.train_section(section, epochs=2, bs=16, out=Path('broken'))
         except EOFError: pass
     try: resumed = train.train_section(section, epochs=2, bs=16, out=Path('broken'))
-    except Exception as e: return [f'{section}, resumed: {type(e).__name__}: {str(e).splitlines()[-1]} at {innermost(e)}']
+    except Exception as e: return [f'{section}, resumed: {type(e).__name__}: {last_line(e)} at {innermost(e)}']
     assert len(whole) == 2 and np.isfinite(whole).all(), whole
     return [] if resumed == whole else [f'{section}, resumed: {resumed} instead of {whole}']
 
@@ -164,17 +168,85 @@ def prepare():
     for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']: del sys.modules[name]   # each notebook imports the package itself
 
 
+def by_hand(name, kind):
+    what = 'resume' if name.startswith('resume-') else 'notebook'
+    faults, seconds = on_device((what, name.removeprefix('resume-'), kind), tell=lambda said: print(said, file=sys.__stdout__, flush=True))
+    print(*faults, f'{name} on {kind}: {len(faults)} faults, {seconds:.0f} s', sep='\n', flush=True)
+
+
 def main(which, names):
     prepare()
-    if which in kinds:  # by hand: one after the other, with what each cell took
+    if which in kinds:
         for name in names:
-            what = 'resume' if name.startswith('resume-') else 'notebook'
-            on = multiprocessing.get_context('fork').Process(target=lambda: print(*on_device((what, name.removeprefix('resume-'), which), tell=lambda s: print(s, file=sys.__stdout__, flush=True))[0], sep='\n'))
-            on.start()
-            on.join()
+            process = multiprocessing.get_context('fork').Process(target=by_hand, args=(name, which))
+            process.start()
+            process.join()
         return
     jobs = [('notebook', name, kind) for name in modules for kind in kinds] if which == 'notebooks' else [('resume', name, kind) for name in sections() for kind in kinds]
     print(json.dumps([[*job, *done] for job, done in in_forks(jobs)]))
+
+
+@pytest.fixture(params=kinds)
+def gpu(request):
+    with pretended(request.param) as gpu: yield gpu
+
+
+def test_what_the_device_refuses(gpu):
+    here, there, number = torch.ones(3), torch.ones(3, device=gpu.kind), torch.tensor(2.)
+    refused = [lambda: here + there, lambda: here + number.to(gpu.kind), lambda: torch.cat([here, there]), lambda: torch.nn.Linear(3, 2)(there),
+               lambda: torch.nn.Linear(3, 2).to(gpu.kind)(here), lambda: here[torch.tensor([0], device=gpu.kind)], lambda: torch.equal(here, there),
+               lambda: torch.where(there > 0, here, there), lambda: torch.nn.functional.embedding(torch.tensor([1]), torch.ones(3, 2, device=gpu.kind)),
+               lambda: torch.rand(3, device=gpu.kind, generator=torch.Generator()), lambda: torch.rand(3, generator=torch.Generator(gpu.kind))]
+    for f in refused:
+        with pytest.raises(DeviceFault): f()
+    for f in (there.numpy, lambda: np.asarray(there), lambda: np.array([there, there])):
+        with pytest.raises(TypeError): f()
+    assert sum(isinstance(e, NoArray) for e in gpu.faults) == 3 and len(gpu.faults) == len(refused) + 3
+    if gpu.kind == 'cuda': assert there.double().dtype == torch.float64
+    else:
+        for f in (there.double, lambda: here.double().to('mps'), lambda: torch.zeros(3, dtype=torch.float64, device='mps')):
+            with pytest.raises(DeviceFault, match='float64'): f()
+
+
+def test_what_lies_on_the_device_stays_there_and_comes_back(gpu):
+    from fastai.torch_core import default_device
+    from fastai.vision.core import TensorImage
+    here, there, device = torch.ones(3), torch.ones(3, device=gpu.kind), torch.device(gpu.kind, 0)
+    on = [there + torch.tensor(2.), there[torch.tensor([0])], there.clone(), deepcopy(there), there.view(3, 1), there.new_zeros(2), there.new_tensor([1.]), torch.zeros_like(there),
+          here.to(gpu.kind), here.to(there), here.to(device, torch.float16), torch.tensor([1.], device=gpu.kind), torch.as_tensor([1], device=gpu.kind),
+          TensorImage(here).to(gpu.kind), torch.where(there > 0, torch.tensor(1.), there), torch.rand(2, device=gpu.kind), there.to(torch.float16, copy=True)]
+    assert all(x.device == device for x in on) and type(on[13]) is TensorImage and default_device() == device
+    assert all(x.device.type == 'cpu' for x in (there.cpu(), there.to('cpu'), here + 1, here.to(here), torch.tensor(there.tolist()), torch.from_numpy(there.cpu().numpy())))
+    weights, model = torch.ones(3, requires_grad=True), torch.nn.Linear(3, 1).to(gpu.kind)
+    model(weights.to(gpu.kind)*there).cpu().sum().backward()
+    assert weights.grad.device.type == 'cpu' and model.weight.grad.device == device
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    for where, lies in (None, device), ('cpu', torch.device('cpu')), (gpu.kind, device):
+        file.seek(0)
+        assert {x.device for x in torch.load(file, map_location=where).values()} == {lies}
+    assert not gpu.faults
+
+
+def test_the_device_draws_numbers_of_its_own_and_computes_in_its_own_autocast(gpu):
+    torch.manual_seed(1)
+    there, here = torch.rand(5, device=gpu.kind), torch.rand(5)
+    torch.manual_seed(1)
+    assert torch.equal(here, torch.rand(5)) and torch.equal(there, torch.rand(5, device=gpu.kind)) and not torch.equal(here, there.cpu())
+    one, two = (torch.rand(5, device=gpu.kind, generator=torch.Generator(gpu.kind).manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two) and torch.Generator(gpu.kind).device.type == gpu.kind and torch.Generator().device.type == 'cpu'
+    model, x = torch.nn.Linear(3, 1).to(gpu.kind), torch.ones(1, 3, device=gpu.kind)
+    for device, dtype in (gpu.kind, torch.bfloat16), ('cpu', torch.float32):
+        with torch.autocast(device, dtype=torch.bfloat16): assert model(x).dtype == dtype and torch.is_autocast_enabled(device)
+    torch.accelerator.synchronize()
+    assert gpu.waits == 1
+
+
+def test_afterwards_there_is_no_device():
+    before = torch.Generator, torch.get_autocast_dtype, torch.cuda.is_available()
+    with pretended('mps'): assert torch.backends.mps.is_available()
+    assert (torch.Generator, torch.get_autocast_dtype, torch.cuda.is_available()) == before and not torch.backends.mps.is_available()
+    assert torch.ones(2).device.type == 'cpu'
 
 
 def run(which):
@@ -184,18 +256,25 @@ def run(which):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='the notebooks run in forked processes')
+
+
+def assert_no_faults(found, names):
+    assert {(name, kind) for name in names for kind in kinds} <= {(name, kind) for _, name, kind, _, _ in found}
+    faults = [f'{kind}, {fault}' for _, _, kind, faults, _ in found for fault in faults]
+    assert not faults, '\n'.join(['', *faults])
+
+
+@pytest.mark.ci
+@forks
 def test_every_cell_of_the_notebooks_runs_where_a_gpu_is():
-    found = run('notebooks')
-    assert len(found) == len(modules)*len(kinds)
-    faults = [f'{kind}, {fault}' for _, _, kind, faults, _ in found for fault in faults]
-    assert not faults, '\n'.join(['', *faults])
+    assert_no_faults(run('notebooks'), modules)
 
 
+@pytest.mark.ci
+@forks
 def test_a_training_that_is_taken_up_again_on_a_device_ends_as_an_undisturbed_one():
-    found = run('resume')
-    assert {job[1] for job in found} >= {'pets', 'multilabel', 'head_pose', 'collab'}
-    faults = [f'{kind}, {fault}' for _, _, kind, faults, _ in found for fault in faults]
-    assert not faults, '\n'.join(['', *faults])
+    assert_no_faults(run('resume'), ['pets', 'multilabel', 'head_pose', 'collab'])
 
 
 if __name__ == '__main__': main(sys.argv[1], sys.argv[2:])
