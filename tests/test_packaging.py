@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lesson6 import site
+from lesson6.book import site
 
 root = Path(__file__).parent.parent
 settings = ConfigParser(delimiters=['='], interpolation=None)

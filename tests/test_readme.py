@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lesson6.data import lesson_path
-from lesson6.site import open_links, repository
+from lesson6.book.site import open_links, repository
 
 root = Path(__file__).parent.parent
 readme = (root/'README.md').read_text(encoding='utf-8')

@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lesson6 import site
-from lesson6.run import find_notebooks, notebooks_path
+from lesson6.book import site
+from lesson6.book.running import find_notebooks, notebooks_path
 
 root = Path(__file__).parent.parent
 sections = [p for p in find_notebooks() if re.match(r'0\d_', p.name)]
@@ -101,7 +101,7 @@ def test_every_notebook_has_a_page(pages):
 def test_pages_show_what_ran(pages):
     text = pages['run.html'].get_text()
     assert 'bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError' in text
-    for name in ('run.html', '00_data.html'):
+    for name in ('book/command.html', 'data/datasets.html'):
         code = '\n'.join(c.get_text() for c in pages[name].select('div.cell_input'))
         assert 'default_exp' not in code and not re.search(r'^#\| ', code, re.M)
     assert 'shutil.rmtree(folder)' not in pages['run.html'].get_text()  # the hidden cell at its end
@@ -123,7 +123,7 @@ def test_reference_says_types_errors_and_source(pages):
     entry = pages['reference/data.html'].find(id='lesson6.data.check_dataset').find_parent('dl')
     text = entry.get_text()
     assert 'expected: dict = None' in text and 'FileNotFoundError' in text and 'def check_dataset(' in text
-    assert entry.find('a', href=re.compile(r'00_data\.html#'))
+    assert entry.find('a', href=re.compile(r'data/datasets\.html#'))
 
 
 @pytest.mark.ci
@@ -286,7 +286,7 @@ def test_search(tab, made, word, leads_to):
 def test_theme_button(tab, made):
     "Light, dark, and back, without a server."
     tab.emulate_media(color_scheme='light')
-    tab.goto((made[1]/'00_data.html').as_uri())
+    tab.goto((made[1]/'data/datasets.html').as_uri())
     before = tab.evaluate('getComputedStyle(document.body).backgroundColor')
     seen = set()
     for _ in range(3):
