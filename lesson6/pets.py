@@ -18,6 +18,7 @@ from fastai.torch_core import default_device, defaults
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import vision_learner
+from .engine.frozen_body import fit_head # noqa: F401
 from .engine.picture_labels import LabelledPictures, labelled_pictures
 from .engine.picture_loaders import KeepBatches
 from .engine.pictures import UprightImage, check_picture, composed, picture_endings # noqa: F401

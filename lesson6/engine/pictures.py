@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from fastai.vision.core import PILImage
 
 # %% ../../nbs/engine/pictures.ipynb #fa2c201f
@@ -84,5 +85,5 @@ def _to_8_bits(im, path):
 class UprightImage(PILImage):
     "A `PILImage` that is read by `read_picture`; for `ImageBlock(UprightImage)`"
     @classmethod
-    def create(cls, fn, **kwargs): # a path, or what `PILImage.create` takes
+    def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs): # fastai takes these types for what `predict` may be given
         return cls(read_picture(fn)) if isinstance(fn, (str, Path)) else super().create(fn, **kwargs)
