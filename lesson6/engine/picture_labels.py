@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['LabelledPictures', 'folder_label', 'TableLabel', 'labelled_pictures']
 
-# %% ../../nbs/engine/picture_labels.ipynb #70ffa81b
+# %% ../../nbs/engine/picture_labels.ipynb #a8186507
 import codecs, csv, io, json, warnings
 from pathlib import Path
+from fastai.data.core import Transform
 from fastai.data.transforms import RandomSplitter
 from .pictures import check_picture, composed, picture_files
 from tqdm import tqdm
 
-# %% ../../nbs/engine/picture_labels.ipynb #7a6a77e8
+# %% ../../nbs/engine/picture_labels.ipynb #e7ea5035
 class LabelledPictures:
     "Pictures with one label each"
     def __init__(self,
@@ -55,7 +56,7 @@ class LabelledPictures:
             if not part: raise ValueError(f'{len(self)} pictures leave none to {use}; add pictures, or hold back another share of them.')
         return train, valid
 
-# %% ../../nbs/engine/picture_labels.ipynb #0718d09c
+# %% ../../nbs/engine/picture_labels.ipynb #ff1cc7c1
 _splits = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'test': 'test'}
 
 def folder_label(
@@ -74,17 +75,19 @@ def _held_back(files, parts): # files and positions held back, from what each is
     kept = [(f, p) for f,p in zip(files, parts, strict=True) if p in ('train', held)]
     return [f for f,_ in kept], [i for i,(_,p) in enumerate(kept) if p == held]
 
-# %% ../../nbs/engine/picture_labels.ipynb #7d8a504b
+# %% ../../nbs/engine/picture_labels.ipynb #cf2e8346
 _names = {'file': ('file_name', 'filename', 'fname', 'file', 'image', 'path'), 'label': ('label', 'labels', 'breed', 'class', 'category', 'target'), 'split': ('split', 'is_valid')}
 _is_valid = {'true': 'valid', '1': 'valid', 'false': 'train', '0': 'train', **_splits}
 
-class TableLabel:
-    "The label of a picture that a table names; calling it with the picture's path gives it"
+class TableLabel(Transform):
+    "The label that a table gives to a picture; calling it with the picture's path returns it"
     def __init__(self,
         root:Path,   # the folder from which the table's names count
         labels:dict, # the label of each name
-    ): self.root, self.labels = root, labels
-    def __call__(self, path): return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
+    ):
+        super().__init__()
+        self.root, self.labels = root, labels
+    def encodes(self, path): return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
 
 def _text(file): # a file's text; ValueError, naming it, if it is none
     raw = file.read_bytes()
@@ -115,7 +118,7 @@ def _column(file, row, what, asked=None): # the name of the column that holds `w
     if found or what == 'split': return found
     raise ValueError(f'{file} has no column for the {what}: looked for {", ".join(_names[what])}; found {", ".join(map(repr, row))}. Rename it, or name it with column=.')
 
-# %% ../../nbs/engine/picture_labels.ipynb #586edd43
+# %% ../../nbs/engine/picture_labels.ipynb #0ebfe309
 def _from_table(tables, root, column): # labelled pictures, as the tables say
     there, labels, parts = {composed(f.relative_to(root).as_posix()): f for f in picture_files(root)}, {}, {}
     for table in tables:
@@ -144,7 +147,7 @@ def _from_table(tables, root, column): # labelled pictures, as the tables say
     files, valid = _held_back([there[k] for k in kept], [parts[k] for k in kept] if all(parts.values()) else None)
     return LabelledPictures(files, TableLabel(root, labels), f'the column {columns[1]!r} of {tables[0].name}', valid)
 
-# %% ../../nbs/engine/picture_labels.ipynb #c451cc1e
+# %% ../../nbs/engine/picture_labels.ipynb #b9ce3808
 def _from_folders_or_names(path, root, in_name, by):
     files = picture_files(root)
     if not files:
