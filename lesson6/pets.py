@@ -21,7 +21,8 @@ from fastai.vision.learner import vision_learner
 from .engine.frozen_body import fit_head # noqa: F401
 from .engine.picture_labels import LabelledPictures, labelled_pictures
 from .engine.picture_loaders import KeepBatches
-from .engine.pictures import UprightImage, check_picture, composed, picture_endings # noqa: F401
+from .engine.pictures import (UprightImage, check_picture, composed, # noqa: F401
+                                     picture_endings)
 from .engine.training import (CPUMixedPrecision, StopAtNaN, load_weights, # noqa: F401
                                      mixed_precision, suggest_lr, training_time) # noqa: F401
 
@@ -29,7 +30,7 @@ from .engine.training import (CPUMixedPrecision, StopAtNaN, load_weights, # noqa
 def breed(
     path:str|Path, # a picture's path or file name, as in `images/great_pyrenees_173.jpg`
 ) -> str:          # its breed, as in `great_pyrenees`; ValueError if the name has none
-    "The breed in a picture's file name: all that stands before the last underscore and the number"
+    "The breed in a picture's file name: everything before the last underscore and the number"
     path = Path(path)
     found = re.fullmatch(r'(.+)_[0-9]+', path.stem, flags=re.DOTALL)
     if not found or path.suffix.lower() not in picture_endings():
@@ -74,7 +75,7 @@ def pets_dls(
     "Batches of pets, presized, augmented and labelled with their breeds"
     pets = pet_labels(path, by, column).check()
     if len(pets.vocab) < 2:
-        raise ValueError(f'{path} holds one breed only, {pets.vocab[0]}; it takes two to tell apart.')
+        raise ValueError(f'{path} holds one breed only, {pets.vocab[0]}; it takes two.')
     split = pets.split(valid_pct, seed)
     n,quarter = len(split[0]),max(2, len(split[0])//4)
     bs = bs or min(64 if len(pets) > 2000 else 16, quarter)
@@ -111,7 +112,7 @@ def pets_learner(
     cbs=None,        # callbacks
     **kwargs,        # more for fastai's `vision_learner`
 ) -> Learner:        # FileNotFoundError if `saved` isn't there, ValueError if it doesn't fit
-    "A learner that tells breeds apart: a pretrained body, a new head, cross-entropy, and error rate"
+    "A learner that tells breeds apart: pretrained body, new head, cross-entropy and error rate"
     if saved is not None: kwargs.setdefault('pretrained', False)
     learn = vision_learner(dls, arch, metrics=error_rate, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
     if saved is None: return learn

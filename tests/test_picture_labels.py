@@ -272,3 +272,18 @@ def test_a_plausible_set_can_be_trained_on(seed, tmp_path):
     learn = pets_learner(dls, small_net, pretrained=False, path=tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     with learn.no_bar(): assert learn.predict(picture_files(tmp_path/'set')[0])[0] in dls.vocab
+
+
+# Whole sections on small sets of one's own
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(10))
+def test_the_section_runs_to_its_end(seed, tmp_path):
+    from lesson6.book.running import find_notebooks, read_claims, run_notebook
+    plausible(seed, tmp_path/'oxford-iiit-pet')
+    env = {'LESSON6_DATA': str(tmp_path), 'LESSON6_ARCH': 'drawnet10', 'LESSON6_CLAIMS': str(tmp_path/'claims.jsonl'), 'OMP_NUM_THREADS': '1'}
+    nb = run_notebook(find_notebooks(['pets'])[0], env=env, progress=False)
+    assert not any(o.output_type == 'error' for c in nb.cells if c.cell_type == 'code' for o in c.outputs)
+    claims = {v.id: v.holds for v in read_claims(tmp_path/'claims.jsonl')}
+    assert len(claims) == 9 and all(claims[c] for c in ('pets-cross-entropy', 'pets-diagonal', 'pets-transfer', 'pets-frozen', 'pets-slice'))
+    assert claims['pets-look-alikes'] is None and claims['pets-deeper'] is None
