@@ -107,12 +107,21 @@ def _missing(path:Path, names:list, # the folder; what should be there and isn't
 
 # %% ../nbs/data/datasets.ipynb #e86e7760
 def _check_pets(path:Path):
-    images = {p.stem for p in _need(path/'images', 'pets', folder=True).glob('*.jpg')}
+    from PIL import Image
+    Image.init()
+    folder, files = path/'images' if (path/'images').is_dir() else path, []
+    for here,folders,names in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith('.')]
+        files += [Path(here)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in Image.registered_extensions()]
+    if not files and folder == path: _need(path/'images', 'pets', folder=True)
     listed = path/'annotations'/'list.txt'
     if listed.exists():
+        there = {f.stem for f in files}
         names = [l.split()[0] for l in _read(listed, 'pets').splitlines() if l.strip() and not l.startswith('#')]
-        _missing(path, [f'images/{n}.jpg' for n in names if n not in images], 'pets', 'pictures named in annotations/list.txt')
-    return {'pictures': len(images), 'breeds': len({n.rpartition('_')[0] for n in images})}
+        _missing(path, [f'images/{n}.jpg' for n in names if n not in there], 'pets', 'pictures named in annotations/list.txt')
+    named = [f.stem.rpartition('_') for f in files]
+    in_names = all(number.isdigit() for *_,number in named) # else the reader of labels knows where they are
+    return {'pictures': len(files), **({'breeds': len({breed for breed,*_ in named})} if in_names else {})}
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
 def _check_pascal(path:Path):
