@@ -6,20 +6,25 @@
 __all__ = ['l2_penalty', 'weight_decay_step', 'wd_sweep']
 
 # %% ../nbs/05_regularisation.ipynb #b054ad9f
-import math
-import torch
+import math, torch
 from torch import Tensor, nn
 from .engine.augmentation import affine_picture, affine_points, dots, find_dots, point_drift
 
 # %% ../nbs/05_regularisation.ipynb #9a7a6cd4
+def _check_decay(wd):
+    if not wd >= 0: raise ValueError(f'wd is {wd}; it must be 0 or more, '
+                                     'because a negative one rewards large weights.')
+
 def l2_penalty(
     params,    # a module, a tensor, or several tensors
     wd:float,  # weight decay, at least 0
-) -> Tensor:   # one number that can be differentiated; ValueError if `wd` is negative or there are no weights
+) -> Tensor:   # one number, differentiable; ValueError if `wd` is negative or there are no weights
     "What weight decay adds to the loss: `wd` times the sum of all the squared weights"
-    if not wd >= 0: raise ValueError(f'wd is {wd}; it must be 0 or more, because a negative one rewards large weights.')
-    params = [params] if isinstance(params, Tensor) else list(params.parameters() if isinstance(params, nn.Module) else params)
-    if not params: raise ValueError('There are no weights to penalise; give a module, a tensor or a list of tensors.')
+    _check_decay(wd)
+    if isinstance(params, nn.Module): params = params.parameters()
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if not params: raise ValueError('There are no weights to penalise; '
+                                    'give a module, a tensor or a list of tensors.')
     return wd * sum(p.pow(2).sum() for p in params)
 
 # %% ../nbs/05_regularisation.ipynb #ca6405c9
@@ -27,29 +32,30 @@ def l2_penalty(
 def weight_decay_step(
     params,    # tensors that carry a gradient in `.grad`; those without are left alone
     lr:float,  # learning rate
-    wd:float,  # weight decay as it stands in the loss; at least 0, ValueError otherwise
+    wd:float,  # weight decay as it is in the loss; at least 0, ValueError otherwise
 ):
     "One step of plain SGD with the penalty's own gradient, `2*wd*p`, added to that of the loss"
-    if not wd >= 0: raise ValueError(f'wd is {wd}; it must be 0 or more, because a negative one rewards large weights.')
+    _check_decay(wd)
     for p in params:
         if p.grad is not None: p.add_(p.grad.add(p, alpha=2*wd), alpha=-lr)
 
 # %% ../nbs/05_regularisation.ipynb #ca3a1f21
 def wd_sweep(
-    make,              # makes a fresh `Learner`; called once for each value
-    wds,               # the values of weight decay to try, each at least 0
-    n_epoch:int=5,     # epochs
-    lr:float=5e-3,     # the highest learning rate of `fit_one_cycle`
-    progress:bool=True,# show how far it is
-):                     # a DataFrame, a row for each value: wd, train_loss, valid_loss, size (the root of the mean square of all weights that are trained)
-    "Trains with each weight decay in turn, and keeps the final losses and the size of the weights; ValueError for a value that is no weight decay"
+    make,               # makes a fresh `Learner`; called once for each value
+    wds,                # the values to try; ValueError unless each is at least 0 and below 1/lr
+    n_epoch:int=5,      # epochs
+    lr:float=5e-3,      # the highest learning rate of `fit_one_cycle`
+    progress:bool=True, # show how far it is
+):                      # DataFrame of wd, train_loss, valid_loss and size, their root mean square
+    "Trains with each weight decay in turn, and keeps the final losses and the size of the weights"
     import pandas as pd
-    from fastai.callback import progress as _, schedule as _  # give learners `no_bar` and `fit_one_cycle`
+    from fastai.callback import progress as _, schedule as _  # `no_bar` and `fit_one_cycle`
     from fastprogress.fastprogress import progress_bar
     wds = [float(wd) for wd in wds]
     if not wds: raise ValueError('There is nothing to try; give at least one weight decay.')
     for wd in wds:
-        if not 0 <= wd < 1/lr: raise ValueError(f'wd is {wd:g}; it must lie between 0 and 1/lr = {1/lr:g}, beyond which a step turns the weights over.')
+        if not 0 <= wd < 1/lr: raise ValueError(f'wd is {wd:g}; it must lie between 0 and 1/lr = '
+            f'{1/lr:g}, beyond which a step turns the weights over.')
     rows = []
     for wd in progress_bar(wds, display=progress):
         learn = make()
