@@ -7,25 +7,35 @@ __all__ = ['picture_endings', 'picture_files', 'composed', 'check_picture', 'rea
 
 # %% ../../nbs/engine/pictures.ipynb #92d2f1ac
 import os, unicodedata
+from functools import cache
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from fastai.vision.core import PILImage
 
 # %% ../../nbs/engine/pictures.ipynb #fa2c201f
-def picture_endings() -> set: # in small letters, with the dot: {'.jpg', '.png', ...}
+@cache
+def picture_endings() -> frozenset: # in small letters, with the dot: {'.jpg', '.png', ...}
     "The endings of the pictures that Pillow can read here"
     Image.init()
-    return {ending for ending,kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in ('PDF', 'MPEG', 'HDF5', 'GRIB', 'BUFR')}
+    return frozenset(ending for ending,kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in ('PDF', 'MPEG', 'HDF5', 'GRIB', 'BUFR'))
+
+_other_pictures = {'.heic', '.heif', '.avif', '.jxl', '.svg', '.psd', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'} # which Pillow may not read
 
 def picture_files(
     folder:str|Path, # with pictures, in subfolders too
-) -> list:           # their paths, sorted by name; hidden files and folders are left out; empty if there are none
+) -> list:           # their paths, sorted by name; hidden files and folders are left out; empty if there are none; ValueError, naming the file, for a picture of a kind that can't be read here
     "The pictures in a folder"
-    endings, found = picture_endings(), []
+    endings, found, unread = picture_endings(), [], []
     for here,folders,names in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith('.')]
-        found += [Path(here)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in endings]
+        for name in names:
+            ending = Path(name).suffix.lower()
+            if name.startswith('.'): continue
+            if ending in endings: found.append(Path(here)/name)
+            elif ending in _other_pictures: unread.append(Path(here)/name)
+    if unread: raise ValueError(f'{min(unread)} is a picture of a kind that cannot be read here ({len(unread)} such file{"s"*(len(unread) > 1)}); save it as JPEG or PNG, or move it away.')
     return sorted(found)
 
 def composed(
@@ -75,5 +85,5 @@ def _to_8_bits(im, path):
 class UprightImage(PILImage):
     "A `PILImage` that is read by `read_picture`; for `ImageBlock(UprightImage)`"
     @classmethod
-    def create(cls, fn, **kwargs): # a path, or what `PILImage.create` takes
+    def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs): # fastai takes these types for what `predict` may be given
         return cls(read_picture(fn)) if isinstance(fn, (str, Path)) else super().create(fn, **kwargs)

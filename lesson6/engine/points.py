@@ -191,10 +191,10 @@ def kept_out(
         lesson = [n for n in names if _same(n.rpartition('/')[2], '13')]
         return lesson[0] if len(lesson) == 1 else names[-1]
     asked = [o for o in composed(who).replace('\\', '/').split('/') if o not in ('', '.')]
-    found = [n for n in names if n == composed(who)] or [n for n in names if all(map(_same, reversed(n.split('/')), reversed(asked)))]
-    if len(found) != 1 or not asked:
-        there = f'there are frames of {", ".join(found if len(found) > 1 else names)}' if names else 'these pictures belong to nobody, because points.csv has no column group'
-        raise ValueError(f'There are {"several" if len(found) > 1 else "no"} frames of person {who}; {there}.')
+    found = [n for n in names if n == composed(who)] or [n for n in names if asked and all(map(_same, reversed(n.split('/')), reversed(asked)))]
+    if not names: raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because points.csv has no column group.')
+    if not found: raise ValueError(f'There are no frames of person {who}; there are frames of {", ".join(names)}.')
+    if len(found) > 1: raise ValueError(f'Several people are called {who}: {", ".join(found)}; give one of these names.')
     return found[0]
 
 # %% ../../nbs/engine/points.ipynb #9dc0f343
@@ -204,7 +204,7 @@ def _kept_table(table:Path, changed:int):
 
 class TablePoint:
     "The point of a picture from its row in a table; used like `get_ctr`"
-    def __init__(self, table): self.table = Path(table)
+    def __init__(self, table): self.table, self.__name__ = Path(table), 'TablePoint' # fastai wraps what has no name in something that can't be pickled
     def __call__(self,
         f,        # a picture
     ) -> Tensor:  # (2,): right and down from the upper left corner of the upright picture, in pixels; ValueError if it has no row
@@ -283,7 +283,7 @@ def pixel_point(
 ) -> Tensor:     # (2,): right and down from the upper left corner of the upright picture, in its own pixels; ValueError if the learner predicts something else
     "Where a learner sees the point of a picture"
     im = UprightImage.create(picture)
-    with learn.no_bar(), learn.no_logging(): raw = learn.predict(im)[2]
+    with learn.no_bar(), learn.no_logging(): raw,_ = learn.get_preds(dl=learn.dls.test_dl([im], num_workers=0))
     if raw.numel() != 2: raise ValueError(f'This learner predicts {raw.numel()} numbers; a point has two.')
     return _to_pixels(raw.view(2), im.size)
 
