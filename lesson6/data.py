@@ -144,8 +144,17 @@ def _check_biwi(path:Path):
 
 # %% ../nbs/data/datasets.ipynb #2f7cb4ec
 def _check_movielens(path:Path):
-    def lines(name):
-        with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip())
+    def lines(name, header=0):
+        with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip()) - header
+    if not (path/'u.data').exists(): # a later set of MovieLens, or one table of any kind; engine.ratings reads them
+        if (path/'ratings.dat').exists(): return {'ratings': lines('ratings.dat'), 'films': lines('movies.dat')}
+        if (path/'ratings.csv').exists(): return {'ratings': lines('ratings.csv', 1)} | ({'films': lines('movies.csv', 1)} if (path/'movies.csv').exists() else {})
+        tables = [p.name for p in path.iterdir() if p.suffix.lower() in ('.csv', '.tsv', '.parquet') and not p.name.startswith('.')]
+        if len(tables) == 1 and tables[0].lower().endswith('.parquet'):
+            from pyarrow.parquet import read_metadata
+            try: return {'ratings': read_metadata(path/tables[0]).num_rows}
+            except (OSError, ValueError) as e: raise ValueError(f'{path/tables[0]} cannot be read as Parquet ({str(e).partition(chr(10))[0]}).') from None
+        if len(tables) == 1: return {'ratings': lines(tables[0], 1)}
     counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     info = path/'u.info'
     if info.exists():

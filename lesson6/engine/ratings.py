@@ -54,7 +54,7 @@ def read_titles(
     "The titles of MovieLens 100k, in UTF-8 or latin-1"
     return _title_file(Path(path)/'u.item', '|')
 
-# %% ../../nbs/engine/ratings.ipynb #b45693c8
+# %% ../../nbs/engine/ratings.ipynb #21b9ffea
 _four = ['user', 'movie', 'rating', 'timestamp']
 
 def _headless(file, sep):
@@ -63,7 +63,7 @@ def _headless(file, sep):
     if not file.is_file(): raise FileNotFoundError(f'{file} is missing.')
     raw = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     if sep == '::': raw = raw.replace(b'::', b'\t')
-    if not re.search(rb'[^-0-9.\t\r\n]|\r(?!\n)', raw):
+    if raw.strip() and not re.search(rb'[^-0-9.\t\r\n]|\r(?!\n)', raw):
         try: return arrow.read_csv(BufferReader(raw), arrow.ReadOptions(column_names=_four), arrow.ParseOptions(delimiter='\t', quote_char=False),
             arrow.ConvertOptions(column_types=dict(zip(_four, (int64(), int64(), float64(), int64()))), null_values=[])).to_pandas()
         except ArrowInvalid: pass
@@ -334,7 +334,7 @@ def _number(classes, column, name, unknown=''): # what to add to the message
     near = [o for o in text if str(name).lower() in o.lower()][:3] or difflib.get_close_matches(str(name), text, 3, 0.3) or list(text)[:3]
     raise ValueError(f'The model has not seen the {column} {name!r}; the nearest it knows are {", ".join(repr(text[o]) for o in near)}.{unknown}')
 
-# %% ../../nbs/engine/ratings.ipynb #10ab1740
+# %% ../../nbs/engine/ratings.ipynb #31babca0
 def _codes(column, names): # a Series; what the numbers stand for
     "The number of each name, (n,); 0 for one that isn't there"
     return pd.Index(names[1:]).get_indexer(column) + 1 if len(names) > 1 else np.zeros(len(column), int)
@@ -357,6 +357,7 @@ class RatingsDataLoaders(DataLoaders):
         if isinstance(rows, pd.DataFrame) and not set(self.classes) <= set(table): table = _named(table.assign(rating=table.get('rating', 0)), 'The rows to predict')
         missing = [o for o in self.classes if o not in table]
         if missing: raise ValueError(f'The rows to predict need the columns {" and ".join(self.classes)}; {missing[0]} is missing.')
+        if not len(table): raise ValueError('There are no rows to predict.')
         if with_labels and 'rating' not in table: raise ValueError('The rows have no column rating, so there are no labels.')
         if isinstance(rows, pd.DataFrame):
             x = np.stack([_codes(table[c], names) for c,names in self.classes.items()], 1)
@@ -369,7 +370,7 @@ class RatingsDataLoaders(DataLoaders):
         device, labels = self.train_ds.x.device, 'rating' in rows if isinstance(rows, pd.DataFrame) and with_labels is None else with_labels
         x = torch.tensor(x, dtype=torch.int32, device=device)
         y = torch.tensor(table['rating'].to_numpy(dtype=np.float32), device=device)[:,None] if labels else None
-        return self.valid.new(Ratings(x, y, self.classes, self.seen, self.scale))
+        return RatingsDL(Ratings(x, y, self.classes, self.seen, self.scale), bs=self.valid.bs, device=self.device)
 
 # %% ../../nbs/engine/ratings.ipynb #07696700
 def _held_back(valid, n, column, share): # what was asked for; how many rows; gives the values of a column, or None; the share for 'time'
