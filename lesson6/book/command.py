@@ -45,6 +45,7 @@ def run(
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
     save:bool=False,     # Write the outputs back into the notebooks
     at_once:int=0,       # Notebooks that run at the same time; 0: as many as the machine has room for
+    cold:bool=False,     # Let each kernel import the libraries itself
 ):
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     import nbformat
@@ -62,7 +63,7 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
-    for path,nb,why in run_together(jobs, n):
+    for path,nb,why in run_together(jobs, n, warm=not cold and len(jobs) > 2):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
