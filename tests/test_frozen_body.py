@@ -1,5 +1,6 @@
 "The frozen body computed once: the same numbers as through the whole network, nothing else changed, and a sentence for what can't be done."
 import tempfile
+import time
 import warnings
 from copy import deepcopy
 from functools import partial
@@ -11,15 +12,18 @@ import torch
 from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, IndexSplitter, Learner, MSELossFlat,
+from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, FuncSplitter, ImageBlock, IndexSplitter, Learner, MSELossFlat,
                                MultiCategoryBlock, PointBlock, Resize, TensorPoint, accuracy_multi, aug_transforms, error_rate, get_image_files,
                                mae, set_seed, vision_learner)
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 from lesson6.engine import frozen_body
 from lesson6.engine.frozen_body import FeaturesDL, body_features, fit_head
-from lesson6.head_pose import point_head
+from lesson6.engine.networks import efficientnet_lite0, efficientnet_lite2
+from lesson6.head_pose import get_ctr, point_head
 from lesson6.mini.network import drawnet10
+from lesson6.multilabel import multilabel_dls, read_labels, threshold_curve
 
 # Sets of forty small pictures, a bright square on a dark one: which half it is in, both its halves, or where it is
 
@@ -293,3 +297,97 @@ def test_text_is_refused():
     learn = Learner(DataLoaders(DataLoader(rows, bs=4), DataLoader(rows, bs=4)), nn.Sequential(nn.Embedding(9, 3), nn.Sequential(nn.Flatten(), nn.Linear(15, 2))),
                     loss_func=CrossEntropyLossFlat())
     with pytest.raises(ValueError, match=r'takes one picture an item, .* here a batch begins with \(4, 5\)'): fit_head(learn, 1)
+
+
+# What it is worth on photographs. These take minutes; `python -m pytest tests/test_frozen_body.py -m slow -s` runs them alone.
+
+def breed(f): return f.stem.rpartition('_')[0]
+
+
+def five_folds(real, arch, size, views, head, **kwargs):
+    "Mean error on the pets over five folds, two pictures a breed in each, and milliseconds for a picture that the body sees"
+    pictures = get_image_files(real/'oxford-iiit-pet'/'images').sorted()
+    order = {f: i for b in {breed(f) for f in pictures} for i, f in enumerate(p for p in pictures if breed(p) == b)}
+    errors, seconds, seen = [], 0, 0
+    for fold in range(5):
+        set_seed(fold)
+        valid = [i for i, f in enumerate(pictures) if order[f] % 5 == fold]
+        dls = DataBlock((ImageBlock, CategoryBlock), get_y=breed, splitter=IndexSplitter(valid), item_tfms=Resize(460),
+                        batch_tfms=aug_transforms(size=size, min_scale=.75)).dataloaders(pictures, bs=64, num_workers=0)
+        learn = vision_learner(dls, arch, metrics=error_rate, **head, **kwargs)
+        start = time.perf_counter()
+        with learn.no_bar(), learn.no_logging(): fit_head(learn, 10, 5e-3, views=views)
+        seconds += time.perf_counter()-start
+        seen += views*len(dls.train_ds) + len(valid)
+        errors.append(learn.recorder.values[-1][-1])
+    print(f'\n{arch.__name__}, {size} px, {views} views, {head} {kwargs}: {np.mean(errors):.1%} error, {seconds/5:.0f} s a fold, {1000*seconds/seen:.0f} ms a picture')
+    return np.mean(errors)
+
+
+# With eight pictures a breed, the head of the lesson loses one or two points to two of its parts: the first BatchNorm gives
+# every feature the same weight, telling or not, and the largest values of the map add more noise than knowledge.
+plain = dict(first_bn=False, concat_pool=False)
+
+
+@pytest.mark.slow
+def test_real_pets(real):
+    assert five_folds(real, efficientnet_lite0, 256, 2, plain) <= .14
+
+
+@pytest.mark.slow
+def test_real_pets_deeper(real):
+    assert five_folds(real, efficientnet_lite2, 288, 2, plain) <= .11
+
+
+@pytest.mark.slow
+def test_real_pets_with_random_weights(real):
+    assert five_folds(real, efficientnet_lite0, 128, 1, plain, pretrained=False) > .8
+
+
+@pytest.mark.slow
+def test_real_labels(real):
+    "Several labels, the set's own split"
+    path = real/'pascal_2007'
+    set_seed(42)
+    dls = multilabel_dls(read_labels(path), path, size=256, bs=64)
+    learn = vision_learner(dls, efficientnet_lite0)
+    start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging():
+        fit_head(learn, 10, 5e-3)
+        seconds = time.perf_counter()-start
+        probs, targets = learn.get_preds()
+    n, best = len(dls.train_ds)+len(dls.valid_ds), threshold_curve(probs, targets)[1].max()
+    found = average_precision_score(targets, probs, average='macro')
+    print(f'\nVOC: accuracy {best:.1%} at the best threshold, mean average precision {found:.3f}, {seconds:.0f} s, {1000*seconds/n:.0f} ms a picture')
+    assert best >= .963 and found >= .79
+
+
+def pixels(learn, dl):
+    "How far off the points are, on average, of frames 640 pixels wide and 480 high"
+    guess, truth = learn.get_preds(dl=dl)
+    return ((guess.reshape(-1, 2)-truth.reshape(-1, 2))*torch.tensor([320, 240])).norm(dim=1).mean().item()
+
+
+@pytest.mark.slow
+def test_heads_in_frames_of_640_by_480(twins):
+    "A person never seen: half the error of the constant guess, and the frozen epochs beside it"
+    def learner():
+        set_seed(42)
+        frames = get_image_files(twins['biwi']).filter(lambda f: f.stem.endswith('_rgb')).sorted()
+        dls = DataBlock((ImageBlock, PointBlock), get_y=get_ctr, splitter=FuncSplitter(lambda f: f.parent.name == '13'), item_tfms=Resize((240, 320), method='squish'),
+                        batch_tfms=aug_transforms(size=(240, 320))).dataloaders(frames, bs=32, num_workers=0)
+        return vision_learner(dls, efficientnet_lite0, custom_head=point_head(1280), loss_func=MSELossFlat())
+    ways = {'fit_head, ten epochs': lambda learn: fit_head(learn, 10, 1e-2), 'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}
+    found = {}
+    for name, train in ways.items():
+        learn = learner()
+        start = time.perf_counter()
+        with learn.no_bar(), learn.no_logging():
+            train(learn)
+            seconds = time.perf_counter()-start
+            found[name] = pixels(learn, learn.dls.valid)
+        print(f'\n{name}: {found[name]:.1f} pixels, {seconds:.0f} s')
+    centres, truth = (torch.stack([get_ctr(f) for f in ds.items]) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
+    constant = (truth-centres.mean(0)).norm(dim=1).mean().item()
+    print(f'the constant guess: {constant:.1f} pixels')
+    assert found['fit_head, ten epochs'] <= constant/2
