@@ -84,10 +84,10 @@ def pose_learner(
 
 def fit_pose(
     learn,       # as `pose_learner` makes it
-    steps:int=344, # about how many batches it is trained on, in at least 3 epochs
+    steps:int=344, # about how many batches it is trained on, in 3 to 40 epochs
 ):
     "Fine-tunes a learner for points; real pictures without a GPU: the head, on features kept"
-    epochs = max(3, round(steps/len(learn.dls.train)))
+    epochs = min(40, max(3, round(steps/len(learn.dls.train))))
     if profile.drawn: learn.fine_tune(epochs, 3e-2, lr_mult=30)
-    elif learn.dls.device.type == 'cpu': fit_head(learn, round(2.5*epochs), 1e-2)
+    elif learn.dls.device.type == 'cpu': fit_head(learn, min(40, 2*epochs), 1e-2)
     else: learn.fine_tune(epochs, 1e-2)

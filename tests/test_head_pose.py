@@ -295,7 +295,7 @@ def test_who_is_kept_out_if_nobody_is_named(there, chosen):
 
 
 def test_two_people_of_one_name_are_both_listed():
-    with pytest.raises(ValueError, match='several frames of person 13; there are frames of a/13, b/13'): kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
+    with pytest.raises(ValueError, match='Several people are called 13: a/13, b/13;'): kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
 
 
 def test_fewer_frames_than_a_batch(few):

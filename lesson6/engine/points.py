@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 from fastai.data.block import DataBlock
@@ -169,6 +169,7 @@ def read_points(
     for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False): check_picture(path/n)
     sizes = [_upright_size(path/n) for n in points]
     frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)], columns=['fname', 'x', 'y', 'group', 'width', 'height'])
+    frames['group'] = frames.group.astype(object).where(frames.group.notna(), None)
     if len(frames) > 1 and frames[['x','y']].abs().max().max() <= 1:
         raise ValueError(f'In {path} all x and y are between -1 and 1, as if they were shares of the picture; they should be pixels: multiply x by the width, and y by the height.')
     return frames
@@ -282,6 +283,7 @@ def pixel_point(
     picture,     # a path, or an image
 ) -> Tensor:     # (2,): right and down from the upper left corner of the upright picture, in its own pixels; ValueError if the learner predicts something else
     "Where a learner sees the point of a picture"
+    if isinstance(picture, Image.Image): picture = ImageOps.exif_transpose(picture).convert('RGB')
     im = UprightImage.create(picture)
     with learn.no_bar(), learn.no_logging(): raw,_ = learn.get_preds(dl=learn.dls.test_dl([im], num_workers=0))
     if raw.numel() != 2: raise ValueError(f'This learner predicts {raw.numel()} numbers; a point has two.')
