@@ -821,3 +821,22 @@ def test_real_range_helps(real):
     dot, in_range, _, _ = np.mean([real_four(real/'ml-100k', split) for split in (42, 1, 2)], axis=0)
     print(f'means: {dot:.4f}, {in_range:.4f}')
     assert dot > in_range
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split', [42, 1])
+def test_real_biases_help_where_both_decay(real, split):
+    "By about a hundredth, on each of two splits"
+    dls = ratings_dls(read_ratings(real/'ml-100k'), seed=split)
+    without, biases = final(train(dls, lambda: DotProduct(*sizes(dls), 50), .1))[1], final(real_learner(real/'ml-100k', split))[1]
+    print(f'split {split}: {without:.4f} without biases, {biases:.4f} with them')
+    assert .003 < without - biases < .03
+
+
+def test_real_splits(real):
+    "By time and by a second table; what the data has twice is counted"
+    with pytest.warns(UserWarning, match='^18 titles have more than one number'): table = read_ratings(real/'ml-100k')
+    with pytest.warns(UserWarning, match='^307 ratings are of a pair'): by_time = ratings_dls(table, valid='time', device='cpu')
+    order = table.timestamp.argsort(kind='stable')
+    with pytest.warns(UserWarning): by_table = ratings_dls(table.iloc[order[:80_000]], valid=table.iloc[order[80_000:]], device='cpu')
+    assert held(by_time) == held(by_table) and len(by_time.valid_ds) == 20_000 and by_time.scale == (1, 5)

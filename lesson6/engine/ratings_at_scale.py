@@ -6,7 +6,6 @@
 __all__ = ['draw_ratings', 'SortedRatingsDL', 'parquet_dls', 'RowsInPlace', 'large_ratings_learner']
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e005
-import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
