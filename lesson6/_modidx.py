@@ -7,6 +7,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lesson6.book.address.set_address': ('book/address.html#set_address', 'lesson6/book/address.py')},
             'lesson6.book.command': { 'lesson6.book.command._choose_data': ('book/command.html#_choose_data', 'lesson6/book/command.py'),
                                       'lesson6.book.command._home': ('book/command.html#_home', 'lesson6/book/command.py'),
+                                      'lesson6.book.command._read': ('book/command.html#_read', 'lesson6/book/command.py'),
                                       'lesson6.book.command.data': ('book/command.html#data', 'lesson6/book/command.py'),
                                       'lesson6.book.command.dataset_path': ('book/command.html#dataset_path', 'lesson6/book/command.py'),
                                       'lesson6.book.command.doctor': ('book/command.html#doctor', 'lesson6/book/command.py'),
