@@ -33,7 +33,7 @@ class Clock:
 
 
 def draw(file, n):
-    from lesson6.ratings_at_scale import draw_ratings
+    from lesson6.engine.ratings_at_scale import draw_ratings
     draw_ratings(file, n, *sizes[n])
 
 
@@ -43,7 +43,7 @@ def ours(file, n):
     from fastai.torch_core import set_seed
 
     from lesson6.mini.movielens import best_guess, plant
-    from lesson6.ratings_at_scale import large_ratings_learner, parquet_dls
+    from lesson6.engine.ratings_at_scale import large_ratings_learner, parquet_dls
     clock = Clock()
     dls = parquet_dls(file, device='cpu')
     reading = clock()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['exercises', 'Exercise', 'exercise', 'find_exercise', 'Missing', 'check', 'hint', 'solution', 'as_number',
-           'as_numbers', 'call', 'close', 'valid_preds', 'learners', 'trained_epochs', 'exercises_text']
+           'as_numbers', 'call', 'close', 'valid_preds', 'learners', 'trained_epochs', 'exercises_cells']
 
 # %% ../nbs/exercises.ipynb #dfc53e40
 from dataclasses import dataclass
@@ -1066,11 +1066,13 @@ def _(answer):
     if eb > .96*ea: return f'The validation error went from {ea:.3f} to {eb:.3f}, which is {1-eb/ea:.1%}; there is more to be had.'
 
 # %% ../nbs/exercises.ipynb #f796b741
-def exercises_text(
+def exercises_cells(
     section:str, # the first part of its exercises' names: pets, multi, pose, collab, reg
-) -> str:        # Markdown
-    "The tasks of a section, as its last part lists them"
+) -> list:       # of (Markdown, code): the heading, then each task with the cell under it that waits for the answer
+    "The last part of a section"
     own = [e for e in exercises.values() if e.id.startswith(f'{section}-')]
     if not own: raise ValueError(f'There are no exercises of {section!r}; there are those of {", ".join(dict.fromkeys(o.partition("-")[0] for o in exercises))}.')
-    return '\n'.join(['## Exercises', '', f"`check('{own[0].id}', answer)` says whether an answer is right, or what is missing. `hint('{own[0].id}')` gives a hint, and `solution('{own[0].id}')` shows one way to do it.",
-                      *(f'\n**{e.id}** ({e.effort}). {e.task}' for e in own)])
+    first = own[0].id
+    heading = (f"## Exercises\n\nEach task has a cell under it: put your answer in place of the three dots. `check` says whether it is right, or what is missing. "
+               f"`hint('{first}')` gives a hint, and `solution('{first}')` shows one way to do it.")
+    return [(heading, 'from lesson6.exercises import check, hint, solution'), *((f'**{e.id}** ({e.effort}). {e.task}', f"check('{e.id}', ...)") for e in own)]

@@ -15,7 +15,8 @@ from promises import kept
 
 from lesson6.claims import statements
 from lesson6.data import profile
-from lesson6.run import _this_python, find_notebooks, print_claims, read_claims
+from lesson6.book.command import print_claims
+from lesson6.book.running import _this_python, find_notebooks, read_claims
 
 runs = ['42', '42 again', '1', '2', '3', '4']
 modules = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}

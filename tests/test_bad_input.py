@@ -316,7 +316,7 @@ mistakes('train',
 
 def command(*words):
     def f(p):
-        from lesson6.run import main
+        from lesson6.book.command import main
         before = sys.argv
         sys.argv = ['lesson6', *(w.format(p=p) for w in words)]
         try: code = main()
@@ -356,10 +356,10 @@ mistakes('command line',
     ('no command', command(), 'usage: lesson6 COMMAND'),
     ('no such notebook', command('run', '04_colab'), "There is no notebook '04_colab'; there are "),
     ('no such notebook among right ones', command('run', 'data', 'poetry'), "There is no notebook 'poetry'"),
-    ('data that are not there', command('run', '00_data', '--data', '{p}/nowhere'), 'nowhere'),
+    ('data that are not there', command('run', 'datasets', '--data', '{p}/nowhere'), 'nowhere'),
     ('an option that there is not', command('run', '--fast'), '--fast'),
     ('a number that is none', command('run', '--timeout', 'soon'), 'soon'),
-    ('a data set that there is not', command('data', 'cats'), "There is no data set 'cats'"),
+    ('a data set that there is not', command('data', 'cats'), "no data set 'cats'"),
     ('data of nowhere', command('data', '--data', '{p}/nowhere'), 'nowhere'),
     ('notebooks into a file', lambda p: ((p/'file').write_text(''), command('notebooks', '{p}/file')(p)), 'file is a file; name a folder'),
     ('notebooks to nowhere', command('notebooks'), 'folder'),

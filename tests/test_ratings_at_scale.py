@@ -12,7 +12,7 @@ from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 
 from lesson6.collab import ratings_learner, recommend
-from lesson6.ratings_at_scale import RowsInPlace, draw_ratings, large_ratings_learner, parquet_dls
+from lesson6.engine.ratings_at_scale import RowsInPlace, draw_ratings, large_ratings_learner, parquet_dls
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +88,7 @@ def test_processes_that_share_a_training_average_its_gradients(tmp_path):
     "Two processes with other batches end with the mean of their gradients, as `DistributedDataParallel` promises"
     code = """
 import sys, torch, torch.distributed as dist
-from lesson6.ratings_at_scale import RowsInPlace
+from lesson6.engine.ratings_at_scale import RowsInPlace
 rank = int(sys.argv[1])
 dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=2)
 table = RowsInPlace(torch.nn.Parameter(torch.zeros(4, 2)))

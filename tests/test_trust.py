@@ -99,7 +99,7 @@ everything = '''
     for m in {modules!r}: importlib.import_module(m)
     import lesson6
     from lesson6.data import folders, lesson_path, profile
-    from lesson6.run import main
+    from lesson6.book.command import main
     assert lesson6.__file__.startswith({here!r}), lesson6.__file__
     print(profile.about('movielens'))
     os.chdir({work!r})

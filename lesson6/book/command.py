@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['commands', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data', 'data', 'requirements_missing',
-           'slow_here', 'doctor', 'main']
+           'slow_here', 'doctor', 'train', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
-import json, os, sys, time
+import os, sys, time
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
-import lesson6
-
-# %% ../../nbs/book/command.ipynb #87f593e8
-from .running import (CellFailed, Stopped, _at_once, _run_together, find_notebooks, notebooks_path, read_claims, run_notebook,
-    without_folders, write_whole)
+from .running import (Stopped, find_notebooks, notebooks_at_once, notebooks_path, read_claims, run_together, section_name,
+                                  sections, without_folders, write_whole)
 from .site import build_site, can_build, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43
@@ -24,8 +21,10 @@ def print_claims(rows:list): # `Verdict`s
     width = max(60, shutil.get_terminal_size((110, 20)).columns - 12)
     for v in rows:
         text = f"{v.says}. Here: {v.measured}" + (f'; the lesson: {v.lesson}' if v.lesson else '')
-        print(f"  {'holds' if v.holds else 'FAILS'}   " + textwrap.fill(text, width, subsequent_indent=' '*10))
-    print(f'{sum(v.holds for v in rows)} of {len(rows)} claims hold.')
+        if v.holds is None: text = f'{v.says}. Why: {v.measured}'
+        print(f"  {v.word:<9} " + textwrap.fill(text, width, subsequent_indent=' '*12))
+    asked = [v.holds for v in rows if v.holds is not None]
+    print(f'{sum(asked)} of {len(asked)} claims hold' + (f'; {len(rows)-len(asked)} could not be asked of this data.' if len(asked) < len(rows) else '.'))
 
 # %% ../../nbs/book/command.ipynb #85b0e160
 def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels it starts
@@ -39,7 +38,7 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
 # %% ../../nbs/book/command.ipynb #86a015c7
 @call_parse
 def run(
-    *notebooks:str,      # Notebooks to run, such as 04_collab or collab; none: all of them
+    *notebooks:str,      # Notebooks to run, such as collab, 04_collab or engine/pictures; none: all of them
     data:str='',         # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
     out:str='_site',     # Folder for the pages; the executed notebooks go into _run beside it
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
@@ -48,7 +47,6 @@ def run(
 ):
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     import nbformat
-    from lesson6.book.site import build_site, can_build
     if at_once < 0: raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, or 0.')
     try: paths = find_notebooks(notebooks)
     except FileNotFoundError as e: raise CliError(str(e)) from None
@@ -57,13 +55,13 @@ def run(
     work = out.resolve().parent/'_run'
     names = {path: path.relative_to(notebooks_path()).with_suffix('').as_posix() for path in paths}
     logs = {path: work/f'{name}.claims.jsonl' for path,name in names.items()}
-    n = at_once or _at_once(len(paths))
+    n = at_once or notebooks_at_once(len(paths))
     threads = {} if n == 1 or 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
     for log in logs.values():
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
-    for path,nb,why in _run_together(jobs, n):
+    for path,nb,why in run_together(jobs, n):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
@@ -82,7 +80,6 @@ def site(
     out:str='_site',     # Folder for the pages
 ):
     "Build the site from the notebooks as they are stored, without running them"
-    from lesson6.book.site import build_site, can_build
     if not can_build(): raise CliError("The site needs what the extra `docs` installs: pip install 'lesson6[docs]', or in a checkout pip install -e '.[docs]'.")
     print(f'Open {os.path.relpath(build_site(out))} in a browser.')
 
@@ -141,16 +138,18 @@ def look_at_data(
 # %% ../../nbs/book/command.ipynb #cb99109f
 @call_parse
 def data(
-    *names:str,        # Of pets, pascal, biwi, movielens; none: all four
+    *names:str,        # Sections (pets, multilabel, head_pose, collab, regularisation) or data sets (pets, pascal, biwi, movielens); none: all
     data:str='',       # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
-    look:bool=False,   # Only look: draw and download nothing
+    look:bool=False,   # Only look: make and download nothing
 ):
-    "List the data sets, where they are and whether they are whole; draw or download what is missing"
+    "List the data sets, where they are and whether they are whole; make or download what is missing"
     from lesson6.data import folders, profile
+    sets = {'multilabel': ['pascal'], 'head_pose': ['biwi'], 'collab': ['movielens'], 'regularisation': ['movielens', 'biwi']}
+    names = list(dict.fromkeys(o for n in names for o in sets.get(section_name(n), [section_name(n)])))
     unknown = [n for n in names if n not in folders]
-    if unknown: raise CliError(f'There is no data set {unknown[0]!r}; there are {", ".join(folders)}.')
+    if unknown: raise CliError(f'There is no section and no data set {unknown[0]!r}; there are {", ".join(dict.fromkeys([*sections.values(), *folders]))}.')
     _choose_data(data)
-    print(f"LESSON6_DATA is {_home(Path(profile.data))}: {dict(mini='drawn on this machine', full='the real sets, downloaded once').get(profile.data, 'your own folder')}")
+    print(f"LESSON6_DATA is {_home(Path(profile.data))}: {dict(mini='made on this machine', full='the real sets, downloaded once').get(profile.data, 'your own folder')}")
     whole = True
     for name in names or folders:
         fine, line = look_at_data(name, not look)
@@ -201,14 +200,13 @@ def doctor():
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     from lesson6.claims import device_name
     from lesson6.data import cache_path, folders, profile
-    from lesson6.book.site import can_build
     device, cores, memory = default_device().type, os.cpu_count(), psutil.virtual_memory()
     print(f"lesson6 {metadata.version('lesson6')}, Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(', '.join(f'{p} {metadata.version(p)}' for p in ('fastai', 'torch', 'torchvision', 'numpy', 'pandas', 'matplotlib', 'nbclient')))
     print(f"device {device}{'' if device == 'cpu' else f' ({device_name()})'}, {cores} cores, {memory.available/2**30:.1f} of {memory.total/2**30:.1f} GB of memory free, {torch.get_num_threads()} threads")
     chosen = {k: v for k,v in os.environ.items() if k.startswith('LESSON6_') or k in ('OMP_NUM_THREADS', 'MPLBACKEND', 'TORCH_HOME', 'FASTAI_HOME')}
     print(f"settings: {', '.join(f'{k}={v}' for k,v in chosen.items()) or 'none, so everything is as the notebooks have it'}")
-    print(f'notebooks in {_home(notebooks_path())}, drawn data in {_home(cache_path())}')
+    print(f'notebooks in {_home(notebooks_path())}, synthetic data in {_home(cache_path())}')
     for name in folders: print(f'  {look_at_data(name)[1]}')
     said = requirements_missing()
     said += slow_here(profile.data, device, cores, os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0, memory.available/2**30, os.environ.get('OMP_NUM_THREADS', ''), bool(shutil.which('nvidia-smi')))
@@ -222,10 +220,17 @@ def doctor():
     for s in said: print(f'- {s}')
 
 # %% ../../nbs/book/command.ipynb #16ae1b83
-commands = {'run': run, 'notebooks': notebooks, 'data': data, 'doctor': doctor, 'site': site}
+def train():
+    "Train a section of the lesson; run it again to go on where it stopped"
+    from lesson6.book.train import main
+    return main()
+
+commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'doctor': doctor, 'site': site}
 
 def main():
     "The command `lesson6`"
+    import warnings
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning) # fastai still uses it, and warns at import
     words = sys.argv[1:]
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
@@ -233,8 +238,10 @@ def main():
         print('`lesson6 COMMAND --help` says what it takes.')
         return 0 if words in (['--help'], ['-h']) else 2
     sys.argv = [f'lesson6 {words[0]}', *words[1:]]
-    args, kwargs, _ = parse_cli(commands[words[0]].__wrapped__)
-    try: return commands[words[0]].__wrapped__(*args, **kwargs)
+    command = commands[words[0]]
+    if command is train: from lesson6.book.train import main as command # its import takes seconds, which the other commands needn't wait
+    args, kwargs, _ = parse_cli(command.__wrapped__)
+    try: return command.__wrapped__(*args, **kwargs)
     except CliError as e: sys.exit(str(e) or 1)
     except OSError as e: sys.exit(f'{e.filename}: {e.strerror}; make room there, or choose another folder.' if e.filename else str(e))
     except KeyboardInterrupt as e:

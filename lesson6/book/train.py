@@ -15,6 +15,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import CliError, call_parse
+from .running import section_name
 from ..data import lesson_path, profile
 from ..engine.training import Checkpoint, SeedEachEpoch, StopAtNaN, save_whole
 
@@ -28,25 +29,28 @@ def _multilabel(bs, seed):
     from fastai.metrics import accuracy_multi
     from lesson6.multilabel import multilabel_dls, read_labels
     path = lesson_path('pascal')
-    return vision_learner(multilabel_dls(read_labels(path), path, profile.pascal_size, bs=bs), profile.arch('resnet50'), metrics=accuracy_multi)
+    return vision_learner(multilabel_dls(read_labels(path), path, profile.pascal_size, bs=bs), profile.arch('resnet50'), metrics=accuracy_multi, cbs=StopAtNaN())
 
 def _head_pose(bs, seed):
     from fastai.vision.learner import vision_learner
     from lesson6.head_pose import biwi_dls
-    return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs, keep=profile.drawn), profile.arch('resnet18'), y_range=(-1, 1))
+    return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs, keep=profile.drawn), profile.arch('resnet18'), y_range=(-1, 1), cbs=StopAtNaN())
 
 def _collab(bs, seed):
     from lesson6.collab import DotProductBias, LeanLearner, ratings_dls, read_ratings
     dls = ratings_dls(read_ratings(lesson_path('movielens')), bs=bs, seed=seed)
     model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50)
-    return LeanLearner(dls, model, loss_func=torch.nn.MSELoss(), wd=0.1)
+    return LeanLearner(dls, model, loss_func=torch.nn.MSELoss(), wd=0.1, cbs=StopAtNaN())
 
 # %% ../../nbs/book/train.ipynb #16235bcd
 sections = {'pets':       (_pets,       slice(3e-5, 3e-3)), 'multilabel': (_multilabel, slice(3e-5, 3e-3)),
             'head_pose':  (_head_pose,  slice(1e-4, 1e-2)), 'collab':     (_collab,     5e-3)}
 
-def _known(section):
-    if section not in sections: raise ValueError(f'There is no section {section!r} to train; there are {", ".join(sections)}.')
+def _known(section): # its one name; ValueError if it can't be trained
+    name = section_name(section)
+    if name == 'regularisation': raise ValueError('regularisation has no model of its own: it trains those of collab and head_pose; name one of these.')
+    if name not in sections: raise ValueError(f'There is no section {section!r} to train; there are {", ".join(sections)}.')
+    return name
 
 def section_learner(
     section:str, # one of `sections`
@@ -54,7 +58,7 @@ def section_learner(
     seed:int=42, # of the split and of the first weights
 ) -> Learner:    # on all layers; ValueError for an unknown section
     "The learner of a section, as the lesson has it"
-    _known(section)
+    section = _known(section)
     set_seed(seed, reproducible=True)
     learn = sections[section][0](bs, seed)
     learn.unfreeze()
@@ -93,7 +97,7 @@ def train_section(
 ) -> list:              # a row an epoch: training loss, validation loss, metrics
     "Trains a section, going on from its checkpoint if there is one, and exports the learner"
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    _known(section)
+    section = _known(section)
     if epochs < 1: raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
     if bs < 2*world: raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least {2*world}.')
     if not 0 <= lr < math.inf: raise ValueError(f'--lr {lr}: a learning rate is a number above 0, or 0 for that of the lesson.')
@@ -136,7 +140,7 @@ def _export(learn, path):
 # %% ../../nbs/book/train.ipynb #862e8a06
 @call_parse
 def main(
-    section:str,      # pets, multilabel, head_pose or collab
+    section:str,      # pets, multilabel, head_pose or collab; the name of its file will do too
     epochs:int=5,     # How many epochs
     bs:int=64,        # Items in a batch, over all processes together
     lr:float=0,       # Highest learning rate; 0: the lesson's
