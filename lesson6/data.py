@@ -7,7 +7,7 @@ __all__ = ['folders', 'urls', 'profile', 'full_counts', 'Profile', 'check_datase
            'lesson_path']
 
 # %% ../nbs/data/datasets.ipynb #cd36a7eb
-import csv, gzip, os, shutil, stat, sys, tarfile, tempfile, time, zipfile, zlib
+import csv, gzip, os, shutil, stat, sys, tarfile, tempfile, time, unicodedata, zipfile, zlib
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -115,14 +115,22 @@ def _check_pets(path:Path):
     return {'pictures': len(images), 'breeds': len({n.rpartition('_')[0] for n in images})}
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
-def _check_pascal(path:Path):
-    table = csv.DictReader(_read(path/'train.csv', 'pascal').splitlines())
-    try: columns, rows = table.fieldnames or [], list(table)
-    except csv.Error as e: raise ValueError(f"{path/'train.csv'}, after line {table.line_num}: that is no row of a table ({e}); take it from the archive again.") from None
-    if not {'fname', 'labels', 'is_valid'} <= set(columns):
-        raise ValueError(f"{path/'train.csv'} needs the columns fname, labels, is_valid; its first line is {','.join(columns)[:80]!r}.")
-    there = {p.name for p in _need(path/'train', 'pascal', folder=True).iterdir()}
-    _missing(path, [f"train/{r['fname']}" for r in rows if r['fname'] not in there], 'pascal', 'pictures named in train.csv')
+def _check_pascal(path:Path): # of tables that are not in the lesson's form, `lesson6.engine.labels` says what is wrong
+    table = next((path/n for n in ('train.csv', 'metadata.csv', 'train/metadata.csv') if (path/n).is_file()), path/'train.csv')
+    raw = _need(table, 'pascal').read_bytes()
+    try: text = raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+    except UnicodeDecodeError: raise ValueError(f'{table} is not UTF-8 text, nor UTF-16; save it again as CSV, in UTF-8.') from None
+    first = next(iter(text.lstrip().splitlines()), '')
+    split = max(',;\t', key=first.count)
+    if split not in first or first.startswith('<'): raise ValueError(f'{table} needs the columns fname, labels, is_valid; its first line is {first[:80]!r}.')
+    if table.name != 'train.csv' or not {'fname', 'labels', 'is_valid'} <= set(first.split(split)):
+        return {'pictures': sum(1 for p in path.rglob('*') if p.is_file() and p != table and not p.name.startswith('.'))}
+    reader = csv.DictReader(text.splitlines(), delimiter=split)
+    try: rows = list(reader)
+    except csv.Error as e: raise ValueError(f"{table}, after line {reader.line_num}: that is no row of a table ({e}); take it from the archive again.") from None
+    _need(path/'train', 'pascal', folder=True)
+    there = {unicodedata.normalize('NFC', p.relative_to(root).as_posix()) for root in (path/'train', path) for p in root.rglob('*')}
+    _missing(path, [f"train/{r['fname']}" for r in rows if unicodedata.normalize('NFC', r['fname']) not in there], 'pascal', 'pictures named in train.csv')
     return {'pictures': len(rows), 'labels': len({l for r in rows for l in (r['labels'] or '').split()})}
 
 # %% ../nbs/data/datasets.ipynb #dd53ff03

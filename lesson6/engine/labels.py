@@ -6,14 +6,14 @@
 __all__ = ['voc_labels', 'read_labels', 'get_x', 'get_y', 'splitter', 'PictureOfRow', 'multilabel_dls', 'label_report',
            'prediction_table', 'plot_prediction']
 
-# %% ../../nbs/engine/labels.ipynb #decd52c0
+# %% ../../nbs/engine/labels.ipynb #05a63c2c
 import csv, io
 from pathlib import Path, PurePosixPath
 from warnings import warn
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torch import Tensor
 from tqdm import tqdm
 import fastai.callback.progress  # noqa: F401  brings Learner.no_bar
@@ -265,21 +265,23 @@ def label_report(
     if preds.shape != targs.shape or preds.shape[1] != len(vocab):
         raise ValueError(f'Predictions {tuple(preds.shape)}, targets {tuple(targs.shape)} and {len(vocab)} labels do not match.')
     p, t = (torch.as_tensor(o).as_subclass(Tensor).cpu().numpy() for o in (preds, targs))
-    t = t.astype(int)
-    precision, recall, _, support = precision_recall_fscore_support(t, p > thresh, average=None, zero_division=np.nan)
-    ap = [average_precision_score(t[:,i], p[:,i]) if t[:,i].any() else np.nan for i in range(len(vocab))]
-    return pd.DataFrame({'label': list(vocab), 'pictures': support, 'precision': precision, 'recall': recall, 'average precision': ap})
+    t, named = t.astype(int), (p > thresh).astype(int)
+    def each(score, guess): return [score(t[:,i], guess[:,i]) if t[:,i].any() else np.nan for i in range(len(vocab))]
+    precision = [precision_score(t[:,i], named[:,i], zero_division=np.nan) for i in range(len(vocab))]
+    return pd.DataFrame({'label': list(vocab), 'pictures': t.sum(0), 'precision': precision, 'recall': each(recall_score, named),
+                         'average precision': each(average_precision_score, p)})
 
 # %% ../../nbs/engine/labels.ipynb #54bde99c
 def prediction_table(
     learn:Learner,       # trained with multi-label targets
-    item,                # a path, or a picture as `PILImage`
+    item,                # a path, or a picture, as `PILImage.create` takes it
     thresh:float=0.5,    # above it, a label counts as named
 ) -> pd.DataFrame:       # columns label, probability, named; the most probable first
     "What the model says about one picture; FileNotFoundError if it is not there"
     if isinstance(item, (str, Path)):
         item = Path(item)
         if not item.exists(): raise FileNotFoundError(f'{item} is not there; give the path of a picture.')
+    elif not isinstance(item, UprightImage): item = UprightImage.create(item)
     with learn.no_bar(): probs = learn.predict(item)[2]
     table = pd.DataFrame({'label': list(learn.dls.vocab), 'probability': probs.tolist()})
     table['named'] = table['probability'] > thresh
