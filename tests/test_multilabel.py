@@ -240,6 +240,12 @@ def test_lists_of_labels_and_usual_names_are_taken(folder):
     assert list(dls.vocab) == ['car', 'dog', 'person'] and len(dls.valid_ds) == 1
 
 
+def test_a_list_of_labels_of_two_words_is_not_torn(folder):
+    df = frame(labels=[['sports car'], ['sports car', 'person'], ['dog']])
+    with pytest.raises(ValueError, match=r"row 0 \(000012.jpg\) has the label 'sports car', which would be torn at ' '; pass label_delim"): ml.multilabel_dls(df, folder, size=16, bs=2)
+    assert list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab) == ['dog', 'person', 'sports car']
+
+
 def test_a_broken_picture_is_named_before_any_training(folder):
     file = folder/'train'/'000013.jpg'
     file.write_bytes(file.read_bytes()[:200])

@@ -102,10 +102,11 @@ def _check_quotes(texts, quoted, where): # cells of labels, which of them are in
             raise ValueError(f"{w} has {text!r} in quotes, as if it were one label; pass label_delim=' ' if spaces separate labels, "
                              'or put another separator between labels and pass that.')
 
-# %% ../../nbs/engine/labels.ipynb #ebfa5270
+# %% ../../nbs/engine/labels.ipynb #825d44af
 def _find_pictures(df, path): # the table, with its `where`; the folder. The same table, its pictures named as they are on this disk
     train, others, gone, names = path/'train', None, [], []
-    for name,where in zip(df['fname'], df['where']):
+    places = [w.removesuffix(f' ({n})') for n,w in zip(df['fname'], df['where'])]
+    for name,where,place in zip(df['fname'], df['where'], places):
         inside = PurePosixPath(str(name).replace('\\', '/'))
         if not inside.name: raise ValueError(f'{where} names no picture.')
         tries = [] if '..' in inside.parts else [train/inside, path/inside]
@@ -113,16 +114,16 @@ def _find_pictures(df, path): # the table, with its `where`; the folder. The sam
         if file is None:
             if others is None: others = {composed(f.relative_to(path).as_posix()): f for f in picture_files(path)}
             file = next((others[c] for c in (composed(f'train/{inside}'), composed(inside)) if tries and c in others), None)
-        if file is None: gone.append((name, where)); continue
+        if file is None: gone.append((name, place)); continue
         names.append(file.relative_to(train).as_posix() if file.is_relative_to(train) else str(file.resolve()))
     if gone:
-        name,where = gone[0]
-        raise FileNotFoundError(f'{len(gone)} of the {len(df)} pictures in the table are not in {train}, the first is {name} ({where}); put them there, or take their rows out.')
+        name,place = gone[0]
+        raise FileNotFoundError(f'{len(gone)} of the {len(df)} pictures in the table are not in {train}, the first is {name} ({place}); put them there, or take their rows out.')
     df = df.assign(fname=names)
     double = df['fname'].duplicated()
     if double.any():
-        again = df[double].iloc[0]
-        raise ValueError(f'{again["where"].partition(" (")[0]}: {again["fname"]} is there a second time; join its labels in one row.')
+        i = int(double.argmax())
+        raise ValueError(f'{places[i]}: {names[i]} is there a second time; join its labels in one row.')
     return df
 
 # %% ../../nbs/engine/labels.ipynb #ab74bd2e
@@ -202,10 +203,14 @@ def splitter(
     _check_split(df)
     return np.flatnonzero(~df['is_valid']).tolist(), np.flatnonzero(df['is_valid']).tolist()
 
-# %% ../../nbs/engine/labels.ipynb #47917e7d
-def _as_text(labels, label_delim): # a cell as pandas may hold it; the cell as text
+# %% ../../nbs/engine/labels.ipynb #54e0ffc1
+def _as_text(labels, where, label_delim): # a cell as pandas may hold it, and where it is; the cell as text
     if isinstance(labels, str): return labels
-    if isinstance(labels, (list, tuple, set, np.ndarray)): return (label_delim or ' ').join(map(str, labels))
+    if isinstance(labels, (list, tuple, set, np.ndarray)):
+        labels = [str(l) for l in labels]
+        if torn := next((l for l in labels if len(_split_labels(l, label_delim)) > 1), None):
+            raise ValueError(f"{where} has the label {torn!r}, which would be torn at {label_delim or ' '!r}; pass label_delim, a separator that no label holds, such as ','.")
+        return (label_delim or ' ').join(labels)
     if pd.isna(labels): return ''
     return f'{labels:g}' if isinstance(labels, float) else str(labels)
 
@@ -213,7 +218,7 @@ def _check_frame(df, path, vocab, label_delim, seed): # a table as for `multilab
     column = _need_columns(df.columns, 'The table')
     if not len(df): raise ValueError('The table has no rows; it needs one for each picture.')
     where = [f'row {i} ({f})' for i,f in df[column['fname']].items()]
-    labels = [_check_text(_as_text(l, label_delim), w, vocab, label_delim, numbers_ok=True) for l,w in zip(df[column['labels']], where)]
+    labels = [_check_text(_as_text(l, w, label_delim), w, vocab, label_delim, numbers_ok=True) for l,w in zip(df[column['labels']], where)]
     given = df[column['labels']]
     missing = [w for l,w in zip(given, where) if not isinstance(l, (str, list, tuple, set, np.ndarray)) and pd.isna(l)]
     if missing: warn(f'{len(missing)} of the {len(df)} pictures have no label, the first is {missing[0]}; they count as pictures of nothing that has a name.', stacklevel=3)
