@@ -11,7 +11,7 @@ from pathlib import Path
 from fastai.data.core import Transform
 from fastai.data.transforms import RandomSplitter
 from .pictures import check_picture, composed, picture_files
-from .tables import read_rows, read_text
+from ..files import read_rows, read_text
 from tqdm import tqdm
 
 # %% ../../nbs/engine/picture_labels.ipynb #e7ea5035

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from fastai.vision.core import PILImage
-from ..data import composed, picture_endings, picture_files # noqa: F401
+from ..files import composed, picture_endings, picture_files # noqa: F401
 
 # %% ../../nbs/engine/pictures.ipynb #03489cec
 def check_picture(

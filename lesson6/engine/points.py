@@ -7,7 +7,7 @@ __all__ = ['img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'published_
            'TablePoint', 'point_of', 'fit_size', 'points_dls', 'biwi_dls', 'pixel_point', 'show_points', 'point_errors']
 
 # %% ../../nbs/engine/points.ipynb #c3d83f17
-import csv, io, re, warnings
+import re, warnings
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -25,6 +25,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, PointBlock
 from .picture_loaders import KeepItems
 from .pictures import UprightImage, check_picture, composed, picture_files
+from ..files import read_rows
 
 # %% ../../nbs/engine/points.ipynb #8dedabad
 def img2pose(
@@ -104,41 +105,27 @@ def posed_frames(
     return posed or [published_frame(folder)]
 
 # %% ../../nbs/engine/points.ipynb #b846ffd6
-def _text(table:Path) -> str: # ValueError if it is neither UTF-8 nor UTF-16
-    raw = table.read_bytes()
-    try: return raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'{table} is not UTF-8 text (byte {e.start:,}); save it as UTF-8.') from None
-
 def _pixel(text:str, sep:str): # a number; None if it isn't one
     rows = _rows(text.strip() if sep == ',' else text.strip().replace(',', '.'))
     return rows[0][0] if len(rows) == 1 and len(rows[0]) == 1 and np.isfinite(rows[0][0]) else None
 
-def _table_rows(table:Path) -> tuple: # yields the number of each line with its cells, the header first; and the separator
-    text = _text(table)
-    header = next((l for l in text.splitlines() if l.strip()), '')
-    sep = max(',;\t', key=header.count)
-    lines = csv.reader(io.StringIO(text, newline=''), delimiter=sep, strict=True)
-    try: return [(lines.line_num, [o.strip() for o in row]) for row in lines if any(o.strip() for o in row)], sep
-    except csv.Error as e: raise ValueError(f'{table}, line {lines.line_num}: that is no row of a table ({e}); mend it there.') from None
-
 # %% ../../nbs/engine/points.ipynb #909444ca
 def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk: (x, y, group)}; group is None if the table has no such column
-    rows, sep = _table_rows(table)
-    columns = [c.lower() for c in rows[0][1]] if rows else []
+    rows = read_rows(table)
+    columns = [c.lower() for c in rows.columns]
     if not {'fname','x','y'} <= set(columns):
-        raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {sep.join(columns)[:80]!r}.')
+        raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {rows.lines[0].strip()[:80]!r}.')
     there = {composed(f.relative_to(table.parent).as_posix()): f.relative_to(table.parent).as_posix() for f in picture_files(table.parent)}
     alone = pd.Series(list(there), index=[n.rpartition('/')[2] for n in there], dtype=object)   # a name without its folder will do where there is only one such
     found = {}
-    for line,cells in rows[1:]:
+    for line,cells in rows.rows:
         where = f'{table}, line {line}'
-        if len(cells) != len(columns): raise ValueError(f'{where} has {len(cells)} columns where the first line has {len(columns)}; mend it there.')
         row = dict(zip(columns, cells))
         name = composed(row['fname'].replace('\\', '/')).removeprefix('./')
         if name not in there and list(alone.index).count(name) == 1: name = alone[name]
         if name not in there: raise FileNotFoundError(f'{where}: there is no picture {row["fname"]!r} in {table.parent}; copy it there, or remove the line.')
         if there[name] in found: raise ValueError(f'{where} gives {row["fname"]} a second point; a picture has one, remove one of the lines.')
-        x,y = (_pixel(row[c], sep) for c in 'xy')
+        x,y = (_pixel(row[c], rows.separator) for c in 'xy')
         if x is None or y is None: raise ValueError(f'{where}: x and y should be numbers, in pixels; they are {row["x"]!r} and {row["y"]!r}.')
         if row.get('group') == '': raise ValueError(f'{where} has no group; fill it in, or leave out the whole column.')
         found[there[name]] = x, y, composed(row['group']) if 'group' in row else None

@@ -18,7 +18,7 @@ from fastai.losses import MSELossFlat
 from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
-from .tables import read_text
+from ..files import read_text
 
 # %% ../../nbs/engine/ratings.ipynb #077f5262
 def _lines(file:Path):
