@@ -282,11 +282,10 @@ mistakes('collab',
     ('commas instead of tabs', ratings(good_data.replace('\t', ',')), 'u.data, line 1'),
     ('a field is empty', ratings(good_data.replace('2\t1\t', '2\t\t', 1)), 'u.data, line 6'),
     ('a word for a number', ratings(good_data.replace('2\t1\t', 'two\t1\t', 1)), "the user is 'two'"),
-    ('a rating of 6', ratings(good_data.replace('\t3\t', '\t6\t', 1)), "the rating is '6'; it must be a number from 1 to 5"),
     ('a rating of NaN', ratings(good_data.replace('\t3\t', '\tnan\t', 1)), "the rating is 'nan'"),
-    ('a film without a title', ratings(good_data + '1\t99\t4\t881250949\n'), 'u.data, line 21: film 99 has no title'),
+    ('a film without a title', ratings(good_data + '1\t99\t4\t881250949\n'), 'u.data, line 21: item 99 has no title'),
     ('a title is empty', ratings(item=good_item.replace('Film 3 (1995)', '')), 'u.item, line 3: there is no title'),
-    ('a film with two titles', ratings(item=good_item + '3|Again|x\n'), 'u.item, line 6: film 3 already has the title'),
+    ('a film with two titles', ratings(item=good_item + '3|Again|x\n'), 'u.item, line 6: item 3 already has the title'),
     ('u.data is a picture', ratings(bytes(range(256))), 'u.data, line 1'),
     ('fewer ratings than a batch', dls_of(bs=64), 'fewer than a batch of 64'),
     ('a batch of nothing', dls_of(bs=0), 'bs is 0'),
@@ -296,7 +295,7 @@ mistakes('collab',
     ('no recommendation', collab('recommend', 1, n=0), 'n is 0'),
 )
 
-@mistake('collab', 'biases of a model that has none', 'DotProduct has no biases of films')
+@mistake('collab', 'biases of a model that has none', 'DotProduct has no biases of titles')
 def _(p):
     from lesson6.collab import DotProduct, extreme_items
     learn = learner(p)
@@ -385,7 +384,7 @@ mistakes('command line',
     ('no such command', command('dance'), 'usage: lesson6 COMMAND'),
     ('no command', command(), 'usage: lesson6 COMMAND'),
     ('no such notebook', command('run', '04_colab'), "There is no notebook '04_colab'; there are "),
-    ('no such notebook among right ones', command('run', 'data', 'poetry'), "There is no notebook 'poetry'"),
+    ('no such notebook among right ones', command('run', 'claims', 'poetry'), "There is no notebook 'poetry'"),
     ('data that are not there', command('run', 'datasets', '--data', '{p}/nowhere'), 'nowhere'),
     ('an option that there is not', command('run', '--fast'), '--fast'),
     ('a number that is none', command('run', '--timeout', 'soon'), 'soon'),
@@ -456,8 +455,9 @@ def test_a_training_on_numbers_that_are_none_stops(environment, twins):
     from fastai.learner import Learner
     from fastai.losses import MSELossFlat
     from lesson6.collab import DotProductBias, ratings_dls, read_ratings
+    from lesson6.engine.training import StopAtNaN
     dls = ratings_dls(read_ratings(twins['movielens']), bs=256)
-    learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5), loss_func=MSELossFlat())
+    learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5), loss_func=MSELossFlat(), cbs=StopAtNaN())
     with learn.no_bar(), learn.no_logging():
         assert 0 < learn.lr_find(end_lr=1e20, show_plot=False).valley < 1e20
         learn.fit(1, 5e-3)
@@ -647,7 +647,7 @@ def test_any_ratings(files):
     p = folder()/'ratings'
     p.mkdir(exist_ok=True)
     for name, raw in zip(('u.data', 'u.item'), files): (p/name).write_bytes(raw)
-    try: df = read_ratings(p)
+    try: df = read_ratings(p, scale=(1, 5))
     except Exception as e: clear(e, 'u.data' if 'u.data' in str(e) else 'u.item'); outcome('ratings', False); return
     def rows(raw, sep):
         try: text = raw.decode('utf-8-sig')
@@ -675,7 +675,7 @@ def test_any_folder_of_data(table, info):
         try: counts = check_dataset(name, p)
         except Exception as e: clear(e, p); outcome('data folders', False); continue
         if name == 'movielens': assert counts == {'ratings': 20, 'films': 5}
-        else: assert 0 < counts['pictures'] <= 9 and counts['labels'] <= 16, (table, counts)
+        else: assert 0 < counts['pictures'] <= 9 and counts.get('labels', 0) <= 16, (table, counts)
         outcome('data folders', True)
 
 

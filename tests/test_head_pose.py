@@ -435,8 +435,8 @@ def test_other_forms_of_the_same_table(table, name, text, encoding):
 
 
 @pytest.mark.parametrize('text, says', [
-    (lambda ls: '', r"points.csv needs the columns fname, x and y in its first line; that line is ''"),
-    (lambda ls: 'file,x,y\n' + ls[0], r"needs the columns fname, x and y in its first line; that line is 'file,x,y'"),
+    (lambda ls: '', 'points.csv is empty; its first line should name the columns'),
+    (lambda ls: 'file,x,y\np0.jpg,12,3', r"needs the columns fname, x and y in its first line; that line is 'file,x,y'"),
     (lambda ls: 'fname,x,y,group\n', 'a first line and no rows'),
     (lambda ls: 'fname,x,y,group\n' + ls[0] + '\np77.jpg,1,2,a', r"points.csv, line 3: there is no picture 'p77.jpg'"),
     (lambda ls: 'fname,x,y,group\n/etc/passwd,1,2,a', r"points.csv, line 2: there is no picture '/etc/passwd'"),
@@ -446,9 +446,9 @@ def test_other_forms_of_the_same_table(table, name, text, encoding):
     (lambda ls: 'fname,x,y,group\np0.jpg,nan,2,a', 'points.csv, line 2: x and y should be numbers'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1e999,2,a', 'points.csv, line 2: x and y should be numbers'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1_0,2,a', 'points.csv, line 2: x and y should be numbers'),
-    (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a', 'points.csv, line 2 has 5 columns where the first line has 4'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a', r'points.csv, line 2 \(p0.jpg\), has 5 fields where there should be 4'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1,2,', 'points.csv, line 2 has no group'),
-    (lambda ls: 'fname,x,y,group\n"p0.jpg,1,2,a', 'points.csv, line 2: that is no row of a table'),
+    (lambda ls: 'fname,x,y,group\n"p0.jpg,1,2,a', 'points.csv, line 2, is no row of a table'),
     (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,.{i},.5' for i in range(8)), 'between -1 and 1, as if they were shares of the picture'),
 ])
 def test_a_table_that_is_wrong(table, text, says):
@@ -456,7 +456,7 @@ def test_a_table_that_is_wrong(table, text, says):
 
 
 def test_a_table_that_is_not_text(table):
-    with pytest.raises(ValueError, match='points.csv is not UTF-8 text'): read_points(table(lambda ls: 'fname,x,y\np\u00e9.jpg,1,2', 'latin-1'))
+    with pytest.raises(ValueError, match='points.csv is not text in UTF-8 or UTF-16'): read_points(table(lambda ls: 'fname,x,y\np\u00e9.jpg,1,2', 'latin-1'))
 
 
 def test_pictures_without_a_row_are_counted(table):

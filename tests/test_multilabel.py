@@ -137,7 +137,7 @@ def test_encodings_separators_and_names_of_columns(folder, encoding, separator, 
 @pytest.mark.parametrize('raw', ['fname,labels\n000012.jpg,Möwe\n'.encode('latin-1'), 'fname,labels\n000012.jpg,car\n'.encode('utf-16-le'), b'PK\x03\x04\x00\x00', bytes(range(256))])
 def test_other_encodings_are_refused_and_not_guessed(folder, raw):
     (folder/'train.csv').write_bytes(raw)
-    with pytest.raises(ValueError, match='train.csv is not text in UTF-8 or UTF-16; save it again as CSV, in UTF-8.'): ml.read_labels(folder)
+    with pytest.raises(ValueError, match=r'train.csv is not text in UTF-8 or UTF-16 \(byte \d+\); save it as UTF-8.'): ml.read_labels(folder)
 
 
 @pytest.mark.parametrize('where', ['metadata.csv', 'train/metadata.csv'])
