@@ -45,6 +45,7 @@ def run(
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
     save:bool=False,     # Write the outputs back into the notebooks
     at_once:int=0,       # Notebooks that run at the same time; 0: as many as the machine has room for
+    cold:bool=False,     # Let each kernel import the libraries itself
 ):
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     import nbformat
@@ -62,7 +63,7 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
-    for path,nb,why in run_together(jobs, n):
+    for path,nb,why in run_together(jobs, n, warm=not cold and len(jobs) > 2):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
@@ -118,6 +119,13 @@ def dataset_path(
 def _home(path): # as a person writes it
     return f'~/{path.relative_to(Path.home())}' if path.is_relative_to(Path.home()) else str(path)
 
+def _read(name, path): # with the reader that the section's loaders use, so that what one takes, all take; ValueError or FileNotFoundError
+    if name == 'pets': from lesson6.pets import pet_files as read
+    elif name == 'pascal': from lesson6.multilabel import read_labels as read
+    elif name == 'biwi': from lesson6.head_pose import read_points as read
+    else: from lesson6.collab import read_ratings as read
+    read(path)
+
 def look_at_data(
     name:str,        # one of `lesson6.data.folders`
     get:bool=False,  # draw or download it if it isn't there
@@ -133,6 +141,7 @@ def look_at_data(
         if get: path = lesson_path(name, progress=bar)
         elif not path.is_dir(): return False, f'{name:<10} not there, it would be {_home(path)}'
         counts = check_dataset(name, path, expected)
+        if profile.data not in ('mini', 'full'): _read(name, path)
     except (OSError, ValueError) as e: return False, f'{name:<10} {e}'
     return True, f"{name:<10} whole: {', '.join(f'{n:,} {what}' for what,n in counts.items())}, in {_home(path)}"
 

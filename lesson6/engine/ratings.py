@@ -18,19 +18,12 @@ from fastai.losses import MSELossFlat
 from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
+from ..files import read_text
 
 # %% ../../nbs/engine/ratings.ipynb #077f5262
-def _text(file:Path):
-    "The text of a file, in UTF-8, in UTF-16 with a byte-order mark, or else in latin-1"
-    if not file.is_file(): raise FileNotFoundError(f'{file} is missing.')
-    raw = file.read_bytes()
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): return raw.decode('utf-16', errors='replace')
-    try: return raw.decode('utf-8-sig')
-    except UnicodeDecodeError: return raw.decode('latin-1')
-
 def _lines(file:Path):
     "The lines of a text file that aren't empty, with their numbers"
-    return [(i, line.rstrip('\r')) for i,line in enumerate(_text(file).split('\n'), 1) if line.strip()]
+    return [(i, line.rstrip('\r')) for i,line in enumerate(read_text(file, 'latin-1').split('\n'), 1) if line.strip()]
 
 # %% ../../nbs/engine/ratings.ipynb #2e32c6ce
 def _whole(field, what, where): # text; what it is and where it is, for the message
@@ -85,7 +78,7 @@ def _line_by_line(file, sep):
 def _table(file):
     "A CSV or TSV file with a header as a DataFrame, and a function from a row to its line; ValueError, naming the line"
     from pyarrow import ArrowInvalid, BufferReader, csv as arrow, string
-    text = _text(file)
+    text = read_text(file, 'latin-1')
     first = text.lstrip().partition('\n')[0]
     if not first.strip(): raise ValueError(f'{file} is empty; it needs a first line that names the columns, and a line for each rating.')
     sep = max('\t,;|', key=first.count)
