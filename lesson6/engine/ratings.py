@@ -6,7 +6,7 @@
 __all__ = ['read_titles', 'read_ratings', 'range_for', 'reach', 'RatingModel', 'Ratings', 'RatingsDL', 'RatingsDataLoaders',
            'ratings_dls']
 
-# %% ../../nbs/engine/ratings.ipynb #580e56ec
+# %% ../../nbs/engine/ratings.ipynb #13f7b334
 import codecs, csv, difflib, io, math, re, warnings
 from pathlib import Path
 import numpy as np
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from ..files import read_text
 
-# %% ../../nbs/engine/ratings.ipynb #077f5262
+# %% ../../nbs/engine/ratings.ipynb #b6e53891
 def _lines(file:Path):
     "The lines of a text file that aren't empty, with their numbers"
     return [(i, line.rstrip('\r')) for i,line in enumerate(read_text(file, 'latin-1').split('\n'), 1) if line.strip()]
@@ -74,7 +74,7 @@ def _line_by_line(file, sep):
     if not rows: raise ValueError(f'{file} is empty; it needs a line for each rating: user, item, rating and time, with {between} between.')
     return rows
 
-# %% ../../nbs/engine/ratings.ipynb #7bec9dc2
+# %% ../../nbs/engine/ratings.ipynb #a07dce95
 def _table(file):
     "A CSV or TSV file with a header as a DataFrame, and a function from a row to its line; ValueError, naming the line"
     from pyarrow import ArrowInvalid, BufferReader, csv as arrow, string
