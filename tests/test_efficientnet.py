@@ -256,7 +256,7 @@ def test_torchvisions_weights(machine, monkeypatch, tmp_path):
 def test_size(machine):
     machine('cpu', 'full')
     from torchvision.models import resnet34
-    assert [lesson_size(a, 128) for a in (efficientnet_lite0, efficientnet_lite2, resnet34)] == [224, 260, 128]
+    assert [lesson_size(a, 128) for a in (efficientnet_lite0, efficientnet_lite2, resnet34)] == [256, 288, 128]
     assert lesson_size(efficientnet_lite0, 300) == 300
     machine('cpu', 'mini')
     assert lesson_size(efficientnet_lite2, 64) == 64

@@ -62,7 +62,7 @@ def efficientnet_lite0(
     weights=None,          # 'DEFAULT' does the same
     **kwargs,              # for `timm.create_model`, such as `num_classes`
 ) -> nn.Module:
-    "The smaller network, for pictures of about 224 pixels: 4.7 million weights"
+    "The smaller network, for pictures of about 256 pixels: 4.7 million weights"
     return _make('efficientnet_lite0', pretrained, weights, **kwargs)
 
 def efficientnet_lite2(
@@ -70,7 +70,7 @@ def efficientnet_lite2(
     weights=None,          # 'DEFAULT' does the same
     **kwargs,              # for `timm.create_model`, such as `num_classes`
 ) -> nn.Module:
-    "The deeper network, for pictures of about 260 pixels: 6.1 million weights"
+    "The deeper network, for pictures of about 288 pixels: 6.1 million weights"
     return _make('efficientnet_lite2', pretrained, weights, **kwargs)
 
 # %% ../../nbs/engine/networks.ipynb #730a1f61
@@ -110,12 +110,12 @@ def lesson_arch(
     if pretrained: _check_torchvision(chosen, models)
     return getattr(models, chosen)
 
-# %% ../../nbs/engine/networks.ipynb #80eed6ad
-_trained_at = {efficientnet_lite0: 224, efficientnet_lite2: 260}   # pixels, timm's `input_size` of each
+# %% ../../nbs/engine/networks.ipynb #2d88e563
+_sizes = {efficientnet_lite0: 256, efficientnet_lite2: 288}   # pixels, about an eighth more than each was trained at
 
 def lesson_size(
     arch,     # the network, such as `lesson_arch` gives
     size:int, # pixels, the side of a picture in the lesson
-) -> int:     # the same, or the side that the network was trained at if that is larger and the data is real
+) -> int:     # the same, or more if the data is real and the network sees better then
     "How large a picture should be when it reaches the network"
-    return size if profile.drawn else max(size, _trained_at.get(arch, size))
+    return size if profile.drawn else max(size, _sizes.get(arch, size))
