@@ -569,6 +569,23 @@ def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
     np.testing.assert_allclose([float(o) for o in done.stdout.split()], raw.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_real_network_whose_body_stays_frozen(twin, capsys):
+    "ImageNet's weights on a CPU: the body computed once, and beside it three epochs that compute it again each time"
+    from fastai.torch_core import set_seed
+    from lesson6.engine.frozen_body import fit_head
+    from lesson6.engine.networks import efficientnet_lite0
+    dls, off = biwi_dls(twin, size=(120, 160), device=torch.device('cpu')), {}
+    for name, fit in {'fit_head': lambda learn: fit_head(learn, 8, 1e-2), 'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}.items():
+        set_seed(42, reproducible=True)
+        learn = pose_learner(dls, efficientnet_lite0)
+        with learn.no_bar(), learn.no_logging(): fit(learn)
+        errors = point_errors(learn)
+        off[name] = errors.off.mean()
+    with capsys.disabled(): print({**off, 'the constant guess': errors.constant.mean()})
+    assert off['fit_head'] <= errors.constant.mean()/2
+
+
 @pytest.mark.ci
 def test_a_prediction_in_pixels_of_the_picture(exported):
     from fastai.learner import load_learner
