@@ -185,7 +185,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'lesson6.collab.ratings_learner': ('collab.html#ratings_learner', 'lesson6/collab.py')},
             'lesson6.data': { 'lesson6.data.Profile': ('data/datasets.html#profile', 'lesson6/data.py'),
                               'lesson6.data.Profile.about': ('data/datasets.html#profile.about', 'lesson6/data.py'),
-                              'lesson6.data.Profile.arch': ('data/datasets.html#profile.arch', 'lesson6/data.py'),
                               'lesson6.data.Profile.biwi_size': ('data/datasets.html#profile.biwi_size', 'lesson6/data.py'),
                               'lesson6.data.Profile.data': ('data/datasets.html#profile.data', 'lesson6/data.py'),
                               'lesson6.data.Profile.drawn': ('data/datasets.html#profile.drawn', 'lesson6/data.py'),

@@ -63,19 +63,6 @@ class Profile:
         "Size of a head-pose frame when it reaches the network"
         return (60, 80) if self.drawn else (240, 320)
 
-    def arch(self,
-        name:str, # the network that the lesson uses, as torchvision spells it
-    ):            # a function that makes it, as `vision_learner` takes it; ValueError for an unknown name
-        "The network in the part of `name`: on the twins our own small one; `LESSON6_ARCH` overrides both"
-        chosen = os.environ.get('LESSON6_ARCH')
-        if not chosen and self.drawn: chosen = 'drawnet18' if name == 'resnet50' else 'drawnet10'
-        chosen = chosen or name
-        if chosen in ('drawnet10', 'drawnet18'): return getattr(import_module('lesson6.mini.network'), chosen)
-        from torchvision import models
-        if chosen not in models.list_models(models):
-            raise ValueError(f'There is no network named {chosen!r}; LESSON6_ARCH takes a name of torchvision, such as resnet18, or drawnet10.')
-        return getattr(models, chosen)
-
     def about(self,
         name:str, # one of `folders`
     ) -> str:     # one line for a person

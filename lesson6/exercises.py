@@ -293,11 +293,12 @@ def _(answer):
     solution='''
 from fastai.vision.all import vision_learner, error_rate, set_seed
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.pets import pets_dls
 pets = pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size)
 def train(pretrained):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pets, profile.arch('resnet34'), pretrained=pretrained, metrics=error_rate)
+    learn = vision_learner(pets, lesson_arch('resnet34'), pretrained=pretrained, metrics=error_rate)
     learn.fine_tune(2, 3e-3)
     return learn
 check('pets-7', (train(True), train(False)))
@@ -510,12 +511,13 @@ def _(answer):
     solution='''
 from fastai.vision.all import *
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.multilabel import read_labels, multilabel_dls
 pascal = lesson_path('pascal')
 pascal_dls = multilabel_dls(read_labels(pascal), pascal, profile.pascal_size)
 def train(loss_func):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pascal_dls, profile.arch('resnet18'), loss_func=loss_func)
+    learn = vision_learner(pascal_dls, lesson_arch('resnet18'), loss_func=loss_func)
     learn.fine_tune(2, 3e-3)
     return learn
 plain = train(BCEWithLogitsLossFlat())
@@ -676,11 +678,12 @@ def _(answer):
     solution='''
 from fastai.vision.all import *
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.head_pose import biwi_dls, point_head
 bs, epochs, lr, lr_mult = (8, 8, 3e-2, 30) if profile.drawn else (64, 3, 1e-2, 100)
 other = biwi_dls(lesson_path('biwi'), valid_person='04', size=profile.biwi_size, bs=bs, num_workers=0)
 set_seed(42, reproducible=True)
-arch = profile.arch('resnet18')
+arch = lesson_arch('resnet18')
 head = point_head(num_features_model(vision_learner(other, arch).model[0]))
 other_learn = vision_learner(other, arch, custom_head=head)
 other_learn.fine_tune(epochs, lr, lr_mult=lr_mult)

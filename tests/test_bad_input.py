@@ -366,10 +366,10 @@ def data(name, **env):
 
 def arch(name):
     def f(p):
-        from lesson6.data import profile
+        from lesson6.engine.networks import lesson_arch
         with pytest.MonkeyPatch.context() as m:
             m.setenv('LESSON6_ARCH', name)
-            profile.arch('resnet34')
+            lesson_arch('resnet34')
     return f
 
 mistakes('data',

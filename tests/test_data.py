@@ -87,8 +87,9 @@ def test_there_is_no_such_set(name, environment):
 
 @pytest.mark.parametrize('name', ['resnet35', 'os', 'list_models', 'vgg', '_utils', 'ResNet', 'drawnet', 'drawnet10 '])
 def test_there_is_no_such_network(name, environment):
+    from lesson6.engine.networks import lesson_arch
     environment.setenv('LESSON6_ARCH', name)
-    with pytest.raises(ValueError, match='LESSON6_ARCH takes a name of torchvision'): profile.arch('resnet34')
+    with pytest.raises(ValueError, match='LESSON6_ARCH takes a name of torchvision'): lesson_arch('resnet34')
 
 
 def test_the_real_data_is_as_its_readme_says(real, environment):
