@@ -20,7 +20,7 @@ written += re.findall(r'^\| `([^`]+)` \|', readme, re.M) + re.findall(r'`((?:mak
 # A command, and the place that runs it: a file, and what stands there.
 run_by = {
     'make run': ('.github/workflows/docs.yaml', '- run: make run'),
-    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=run']"),
+    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=book/running']"),
     'make run NB=01_pet_breeds DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make run DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make lab': ('tests/test_command.py', "['make', 'lab'"),
@@ -40,6 +40,8 @@ run_by = {
     'lesson6 train': ('tests/test_command.py', "name, '--help'"),
     'lesson6 train collab': ('tests/test_train.py', "'lesson6.train', 'collab'"),
     'lesson6 doctor': ('tests/test_packaging.py', "lesson6('doctor')"),
+    'lesson6 train pets --out runs': ('tests/test_train.py', "'lesson6.train', 'collab'"),
+    'lesson6 predict runs/pets/learner.pkl holiday.jpg': ('tests/test_predict.py', "'predict', pets, *files"),
     'lesson6 run --help': ('tests/test_command.py', "name, '--help'"),
 }
 
@@ -88,15 +90,18 @@ def my_pictures(to):
 
 
 def my_heads(to):
+    from lesson6.head_pose import get_ctr
     path = lesson_path('biwi')
-    for person in '01', '02', '03':
-        few('biwi', to, [f'{person}/rgb.cal'] + [f.relative_to(path) for p in sorted((path/person).glob('*_rgb.jpg'))[:18] for f in (p, p.with_name(p.name.replace('_rgb.jpg', '_pose.txt')))])
+    frames = [p for person in ('01', '02', '03') for p in sorted((path/person).glob('*_rgb.jpg'))[:18]]
+    few('biwi', to, [p.relative_to(path) for p in frames])
+    rows = [(p.relative_to(path), *get_ctr(p).tolist(), p.parent.name) for p in frames]
+    (to/'points.csv').write_text('fname,x,y,group\n' + ''.join(f'{f},{x},{y},{who}\n' for f,x,y,who in rows))
 
 
 def my_ratings(to):
-    few('movielens', to, ['u.item', 'u.data'])
-    lines = (to/'u.data').read_text().splitlines(keepends=True)
-    (to/'u.data').write_text(''.join(lines[:2000]))
+    from lesson6.collab import read_ratings
+    to.mkdir()
+    read_ratings(lesson_path('movielens'))[['user', 'title', 'rating']].head(2000).to_csv(to/'ratings.csv', index=False)
 
 
 @pytest.mark.ci
