@@ -96,7 +96,7 @@ def test_validate_gives_the_same_as_the_head_on_stored_features(make, task):
 def test_the_features_are_the_bodys_in_the_order_of_the_pictures(make, task):
     learn = make(task, augment=False)
     (x, y), (valid_x, valid_y) = body_features(learn)
-    learn.model.eval()
+    learn.model.to(learn.dls.device).eval()
     for dl, xs, ys in (learn.dls.train.new(shuffle=False, drop_last=False), x, y), (learn.dls.valid, valid_x, valid_y):
         assert len(xs) == len(ys) == dl.n
         skip = 0 if task == 'points from the map' else 2

@@ -152,4 +152,5 @@ def fit_head(
     if not all(p.isfinite().all() for p in inner.model.parameters()) or not all(map(math.isfinite, inner.recorder.losses)):
         raise FloatingPointError(f'The loss became infinite or no number: the training has diverged, and the head is as it was; take a learning rate lower than {lr or learn.lr:g}.')
     head.load_state_dict(inner.model.state_dict())
+    learn.model.to(dls.device)
     for name in ('lrs', 'iters', 'losses', 'values', 'metric_names', 'hps'): setattr(learn.recorder, name, getattr(inner.recorder, name))
