@@ -7,7 +7,7 @@ __all__ = ['folders', 'urls', 'profile', 'full_counts', 'Profile', 'check_datase
            'lesson_path']
 
 # %% ../nbs/data/datasets.ipynb #cd36a7eb
-import csv, gzip, os, shutil, stat, sys, tarfile, tempfile, time, zipfile, zlib
+import gzip, os, shutil, stat, sys, tarfile, tempfile, time, zipfile, zlib
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ from urllib.request import urlopen
 from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm import tqdm
+from .files import composed, picture_files, read_rows
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
 folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
@@ -87,32 +88,31 @@ class Profile:
 profile = Profile()
 
 # %% ../nbs/data/datasets.ipynb #3bda02d5
+def _mend(): # what to do about a set that is not whole
+    return 'unpack it again, or set LESSON6_DATA=mini' if profile.data == 'full' else 'put it there, or set LESSON6_DATA=mini'
+
 def _need(path:Path,   # the file or folder that must be there
     name:str,          # the set
     folder:bool=False, # whether it is a folder
 ) -> Path:             # the same path; FileNotFoundError if it isn't there
-    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'The data set {name!r} is not whole: {path} is missing; unpack it again, or set LESSON6_DATA=mini.')
+    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'The data set {name!r} is not whole: {path} is missing; {_mend()}.')
     return path
 
 def _read(path:Path, # a text file
     name:str,        # the set
 ) -> str:            # its text; ValueError if it isn't UTF-8, FileNotFoundError if it isn't there
     try: return _need(path, name).read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start:,}); take it from the archive again.') from None
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8, or {_mend()}.') from None
 
 def _missing(path:Path, names:list, # the folder; what should be there and isn't
     name:str, what:str,             # the set; what these are
 ):
-    if names: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} lacks {what} ({len(names):,}, the first is {names[0]}); unpack it again, or set LESSON6_DATA=mini.')
+    if names: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} lacks {what} ({len(names):,}, the first is {names[0]}); {_mend()}.')
 
 # %% ../nbs/data/datasets.ipynb #e86e7760
 def _check_pets(path:Path):
-    from PIL import Image
-    Image.init()
-    folder, files = path/'images' if (path/'images').is_dir() else path, []
-    for here,folders,names in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith('.')]
-        files += [Path(here)/n for n in names if not n.startswith('.') and Path(n).suffix.lower() in Image.registered_extensions()]
+    folder = path/'images' if (path/'images').is_dir() else path
+    files = picture_files(folder)
     if not files and folder == path: _need(path/'images', 'pets', folder=True)
     listed = path/'annotations'/'list.txt'
     if listed.exists():
@@ -124,30 +124,48 @@ def _check_pets(path:Path):
     return {'pictures': len(files), **({'breeds': len({breed for breed,*_ in named})} if in_names else {})}
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
-def _check_pascal(path:Path):
-    table = csv.DictReader(_read(path/'train.csv', 'pascal').splitlines())
-    try: columns, rows = table.fieldnames or [], list(table)
-    except csv.Error as e: raise ValueError(f"{path/'train.csv'}, after line {table.line_num}: that is no row of a table ({e}); take it from the archive again.") from None
-    if not {'fname', 'labels', 'is_valid'} <= set(columns):
-        raise ValueError(f"{path/'train.csv'} needs the columns fname, labels, is_valid; its first line is {','.join(columns)[:80]!r}.")
-    there = {p.name for p in _need(path/'train', 'pascal', folder=True).iterdir()}
-    _missing(path, [f"train/{r['fname']}" for r in rows if r['fname'] not in there], 'pascal', 'pictures named in train.csv')
-    return {'pictures': len(rows), 'labels': len({l for r in rows for l in (r['labels'] or '').split()})}
+def _check_pascal(path:Path): # a table that is not in the lesson's form is left to those who read it, in `lesson6.engine.labels`
+    table = next((path/n for n in ('train.csv', 'metadata.csv', 'train/metadata.csv') if (path/n).is_file()), path/'train.csv')
+    rows = read_rows(_need(table, 'pascal'))
+    if rows.separator not in ''.join(rows.lines) or rows.columns[0].startswith('<'):
+        raise ValueError(f'{table} needs the columns fname, labels, is_valid; its first line is {rows.lines[0].strip()[:80]!r}.')
+    if table.name != 'train.csv' or not {'fname', 'labels', 'is_valid'} <= set(rows.columns): return {'pictures': len(picture_files(path))}
+    fname, labels = map(rows.columns.index, ('fname', 'labels'))
+    _need(path/'train', 'pascal', folder=True)
+    there = {composed(p.relative_to(root).as_posix()) for root in (path/'train', path) for p in picture_files(root)}
+    _missing(path, [f"train/{row[fname]}" for _,row in rows.rows if composed(row[fname]) not in there], 'pascal', 'pictures named in train.csv')
+    return {'pictures': len(rows.rows), 'labels': len({l for _,row in rows.rows for l in row[labels].split()})}
 
 # %% ../nbs/data/datasets.ipynb #dd53ff03
 def _check_biwi(path:Path):
-    people = sorted(p for p in _need(path, 'biwi', folder=True).iterdir() if p.is_dir() and p.name.isdigit())
-    if not people: raise FileNotFoundError(f"The data set 'biwi' is not whole: {path} has no folder 01, 02, ...; unpack it again, or set LESSON6_DATA=mini.")
-    names = {p.name: {f.name for f in p.iterdir()} for p in people}
-    _missing(path, [f'{p}/rgb.cal' for p,fs in names.items() if 'rgb.cal' not in fs], 'biwi', 'calibrations')
-    frames = [(p, f) for p,fs in names.items() for f in sorted(fs) if f.endswith('_rgb.jpg')]
-    _missing(path, [f'{p}/{f[:-7]}pose.txt' for p,f in frames if f'{f[:-7]}pose.txt' not in names[p]], 'biwi', 'poses of its frames')
-    return {'frames': len(frames), 'people': len(people)}
+    if (path/'points.csv').is_file(): # its rows are checked by those who read them, in lesson6.engine.points
+        lines = sum(1 for l in (path/'points.csv').read_bytes().splitlines() if l.strip(b' \r\0'))
+        return {'frames': max(0, lines-1)}
+    people = {}
+    for here,below,names in os.walk(_need(path, 'biwi', folder=True), followlinks=True):
+        below[:] = sorted(n for n in below if not n.startswith('.'))
+        frames = sorted(n for n in names if not n.startswith('.') and Path(n).stem.endswith('_rgb'))
+        if frames: people[Path(here).relative_to(path)] = frames, set(names)
+    if not people:
+        raise FileNotFoundError(f"The data set 'biwi' is not whole: {path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg, and no table points.csv; put them there, or set LESSON6_DATA=mini.")
+    _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names], 'biwi', 'calibrations')
+    poses = [(p, f'{Path(f).stem[:-3]}pose.txt') for p,(frames,_) in people.items() for f in frames]
+    _missing(path, [(p/f).as_posix() for p,f in poses if f not in people[p][1]], 'biwi', 'poses of its frames')
+    return {'frames': len(poses), 'people': len(people)}
 
 # %% ../nbs/data/datasets.ipynb #2f7cb4ec
 def _check_movielens(path:Path):
-    def lines(name):
-        with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip())
+    def lines(name, header=0):
+        with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip()) - header
+    if not (path/'u.data').exists(): # a later set of MovieLens, or one table of any kind; engine.ratings reads them
+        if (path/'ratings.dat').exists(): return {'ratings': lines('ratings.dat'), 'films': lines('movies.dat')}
+        if (path/'ratings.csv').exists(): return {'ratings': lines('ratings.csv', 1)} | ({'films': lines('movies.csv', 1)} if (path/'movies.csv').exists() else {})
+        tables = [p.name for p in path.iterdir() if p.suffix.lower() in ('.csv', '.tsv', '.parquet') and not p.name.startswith('.')]
+        if len(tables) == 1 and tables[0].lower().endswith('.parquet'):
+            from pyarrow.parquet import read_metadata
+            try: return {'ratings': read_metadata(path/tables[0]).num_rows}
+            except (OSError, ValueError) as e: raise ValueError(f'{path/tables[0]} cannot be read as Parquet ({str(e).partition(chr(10))[0]}).') from None
+        if len(tables) == 1: return {'ratings': lines(tables[0], 1)}
     counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     info = path/'u.info'
     if info.exists():
@@ -155,7 +173,7 @@ def _check_movielens(path:Path):
         said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal() and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
             if counts[what] < said.get(key, 0):
-                raise FileNotFoundError(f"The data set 'movielens' is not whole: {path} holds {counts[what]:,} of {said[key]:,} {what}; unpack it again, or set LESSON6_DATA=mini.")
+                raise FileNotFoundError(f"The data set 'movielens' is not whole: {path} holds {counts[what]:,} of {said[key]:,} {what}; {_mend()}.")
     return counts
 
 # %% ../nbs/data/datasets.ipynb #d7f3c0f6
@@ -173,7 +191,7 @@ def check_dataset(
     if not path.is_dir(): raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
     counts = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi, 'movielens': _check_movielens}[name](path)
     what, n = next(iter(counts.items()))
-    if not n: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds no {what}; unpack it again, or set LESSON6_DATA=mini.')
+    if not n: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds no {what}; {_mend()}.')
     for what,n in (expected or {}).items():
         if counts.get(what, n) != n:
             raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds {counts[what]:,} of {n:,} {what}; remove that folder and run again.')

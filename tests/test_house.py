@@ -15,7 +15,7 @@ from lesson6.book.running import find_notebooks, sections
 
 root = Path(__file__).parent.parent
 nbs = root/'nbs'
-TRAINS = re.compile(r'\b(fine_tune|fit_one_cycle|fit_head|fit_discriminative|fit|wd_sweep)\(')
+TRAINS = re.compile(r'\b(fine_tune|fit|fit_one_cycle|fit_head|fit_discriminative|fit_pose|wd_sweep)\(')
 
 
 def cells(name):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['commands', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data', 'data', 'requirements_missing',
-           'slow_here', 'doctor', 'train', 'main']
+           'slow_here', 'doctor', 'train', 'predict', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
 import os, sys, time
+from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .running import (Stopped, find_notebooks, notebooks_at_once, notebooks_path, read_claims, run_together, section_name,
@@ -44,6 +45,7 @@ def run(
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
     save:bool=False,     # Write the outputs back into the notebooks
     at_once:int=0,       # Notebooks that run at the same time; 0: as many as the machine has room for
+    cold:bool=False,     # Let each kernel import the libraries itself
 ):
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     import nbformat
@@ -61,7 +63,7 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
-    for path,nb,why in run_together(jobs, n):
+    for path,nb,why in run_together(jobs, n, warm=not cold and len(jobs) > 2):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
@@ -117,6 +119,13 @@ def dataset_path(
 def _home(path): # as a person writes it
     return f'~/{path.relative_to(Path.home())}' if path.is_relative_to(Path.home()) else str(path)
 
+def _read(name, path): # with the reader that the section's loaders use, so that what one takes, all take; ValueError or FileNotFoundError
+    if name == 'pets': from lesson6.pets import pet_files as read
+    elif name == 'pascal': from lesson6.multilabel import read_labels as read
+    elif name == 'biwi': from lesson6.head_pose import read_points as read
+    else: from lesson6.collab import read_ratings as read
+    read(path)
+
 def look_at_data(
     name:str,        # one of `lesson6.data.folders`
     get:bool=False,  # draw or download it if it isn't there
@@ -132,6 +141,7 @@ def look_at_data(
         if get: path = lesson_path(name, progress=bar)
         elif not path.is_dir(): return False, f'{name:<10} not there, it would be {_home(path)}'
         counts = check_dataset(name, path, expected)
+        if profile.data not in ('mini', 'full'): _read(name, path)
     except (OSError, ValueError) as e: return False, f'{name:<10} {e}'
     return True, f"{name:<10} whole: {', '.join(f'{n:,} {what}' for what,n in counts.items())}, in {_home(path)}"
 
@@ -225,13 +235,18 @@ def train():
     from lesson6.book.train import main
     return main()
 
-commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'doctor': doctor, 'site': site}
+def predict():
+    "Predict with a trained learner: pictures, or titles for a user"
+    from lesson6.book.predict import main
+    return main()
+
+commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'predict': predict, 'doctor': doctor, 'site': site}
 
 def main():
     "The command `lesson6`"
     import warnings
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning) # fastai still uses it, and warns at import
-    words = sys.argv[1:]
+    words = ['--n' if w == '-n' else w for w in sys.argv[1:]] # fastcore spells every option with two dashes
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
         for name,f in commands.items(): print(f'  {name:<10} {f.__doc__}')
@@ -239,7 +254,7 @@ def main():
         return 0 if words in (['--help'], ['-h']) else 2
     sys.argv = [f'lesson6 {words[0]}', *words[1:]]
     command = commands[words[0]]
-    if command is train: from lesson6.book.train import main as command # its import takes seconds, which the other commands needn't wait
+    if command in (train, predict): command = import_module(f'lesson6.book.{words[0]}').main # whose import takes seconds, which the other commands needn't wait
     args, kwargs, _ = parse_cli(command.__wrapped__)
     try: return command.__wrapped__(*args, **kwargs)
     except CliError as e: sys.exit(str(e) or 1)

@@ -58,13 +58,6 @@ class CellFailed(CliError):
 class Stopped(KeyboardInterrupt):
     "Ctrl-C while a notebook ran"
 
-def _this_python(): # a kernel manager
-    from ipykernel.kernelspec import make_ipkernel_cmd
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    class ThisPython(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name): return KernelSpec(argv=make_ipkernel_cmd(), display_name='Python 3', language='python')
-    return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())
 
 # %% ../../nbs/book/running.ipynb #3f0ce65d
 _running = set() # for each notebook that runs, a function that stops it, from any thread
@@ -83,6 +76,7 @@ def run_notebook(
     progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
     line:int=0,         # where its bar stands, if several run at once
+    warm:bool=False,    # fork the kernel from a process that has imported the libraries: it pays from the third notebook on
 ):                      # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises; `Stopped` on Ctrl-C
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
     import asyncio, signal
@@ -90,6 +84,7 @@ def run_notebook(
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
+    from lesson6.book.kernels import kernel_manager
     nb = nbformat.read(path, as_version=4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
     number = {c.id: i for i,c in enumerate(cells, 1)}
@@ -102,24 +97,28 @@ def run_notebook(
         if stopped: return
         stopped, client.shutdown_kernel = True, 'immediate'
         if task: loop.call_soon_threadsafe(task.cancel)
-    def begin(notebook):
+    async def execute():
         nonlocal loop, task
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if stopped: task.cancel()
         try:
             for s in signal.SIGINT, signal.SIGTERM: loop.add_signal_handler(s, stop)
         except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: whoever started it calls `stop`
+        try: await client.async_execute(env=kernel_env)
+        except asyncio.CancelledError:
+            if client.km: await client.km.shutdown_kernel(now=True) # nbclient leaves a kernel that has not answered yet
+            raise
     def start(cell, cell_index): last[:] = [cell]
     def done(cell, cell_index, execute_reply): bar.update()
     def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
-    client = NotebookClient(nb, km=_this_python(), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
-                            extra_arguments=['--log-level=ERROR'], on_notebook_start=begin, on_cell_execute=start, on_cell_executed=done)
+    client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
+                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start, on_cell_executed=done)
     client.owns_km = True
     kernel_env = {k:v for k,v in {**os.environ, **(env or {})}.items() if k != 'MPLBACKEND'}
     ends = 'failed'
     _running.add(stop)
     try:
-        _until_complete(client.async_execute(env=kernel_env))
+        _until_complete(execute())
         ends = f'{len(cells)} cells'
     except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as e:
         if stopped or isinstance(e, (KeyboardInterrupt, asyncio.CancelledError)):
@@ -181,6 +180,7 @@ def notebooks_at_once(
 def run_together(
     jobs:list, # of (path, env, timeout, title), as `run_notebook` takes them
     n:int,     # how many run at the same time
+    warm:bool=False, # fork their kernels, as `run_notebook` does
 ):             # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
     "Runs several notebooks, `n` at a time; when one fails, no other begins"
     import queue, signal
@@ -192,7 +192,7 @@ def run_together(
         for stop in list(_running): stop()
     def one(path, env, timeout, title):
         line = lines.get()
-        try: return run_notebook(path, env, timeout, title=title, line=line)
+        try: return run_notebook(path, env, timeout, title=title, line=line, warm=warm)
         except CellFailed: stop_all(); raise
         finally: lines.put(line)
     def interrupt(*_): raise KeyboardInterrupt

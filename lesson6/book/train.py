@@ -15,31 +15,37 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import CliError, call_parse
+from .predict import remember_learner
 from .running import section_name
 from ..data import lesson_path, profile
 from ..engine.training import Checkpoint, SeedEachEpoch, StopAtNaN, save_whole
 
 # %% ../../nbs/book/train.ipynb #8fb8dfe6
 def _pets(bs, seed):
+    from lesson6.engine.networks import lesson_arch
     from lesson6.pets import pets_dls, pets_learner
-    return pets_learner(pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size, bs=bs, seed=seed), profile.arch('resnet34'))
+    return pets_learner(pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size, bs=bs, seed=seed), lesson_arch('resnet34'))
 
 def _multilabel(bs, seed):
-    from fastai.vision.learner import vision_learner
     from fastai.metrics import accuracy_multi
+    from fastai.vision.learner import vision_learner
+    from lesson6.engine.networks import lesson_arch
     from lesson6.multilabel import multilabel_dls, read_labels
     path = lesson_path('pascal')
-    return vision_learner(multilabel_dls(read_labels(path), path, profile.pascal_size, bs=bs), profile.arch('resnet50'), metrics=accuracy_multi, cbs=StopAtNaN())
+    return vision_learner(multilabel_dls(read_labels(path), path, profile.pascal_size, bs=bs), lesson_arch('resnet50'), metrics=accuracy_multi, cbs=StopAtNaN())
 
 def _head_pose(bs, seed):
     from fastai.vision.learner import vision_learner
-    from lesson6.head_pose import biwi_dls
-    return vision_learner(biwi_dls(lesson_path('biwi'), size=profile.biwi_size, bs=bs, keep=profile.drawn), profile.arch('resnet18'), y_range=(-1, 1), cbs=StopAtNaN())
+    from lesson6.engine.networks import lesson_arch
+    from lesson6.head_pose import fit_size, points_dls, read_points
+    path = lesson_path('biwi')
+    dls = points_dls(path, fit_size(read_points(path), profile.biwi_size), bs, seed=seed)
+    return vision_learner(dls, lesson_arch('resnet18'), y_range=(-1, 1), cbs=StopAtNaN())
 
 def _collab(bs, seed):
     from lesson6.collab import DotProductBias, LeanLearner, ratings_dls, read_ratings
     dls = ratings_dls(read_ratings(lesson_path('movielens')), bs=bs, seed=seed)
-    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50)
+    model = DotProductBias(*[len(names) for names in dls.classes.values()], 50, dls.y_range)
     return LeanLearner(dls, model, loss_func=torch.nn.MSELoss(), wd=0.1, cbs=StopAtNaN())
 
 # %% ../../nbs/book/train.ipynb #16235bcd
@@ -54,7 +60,7 @@ def _known(section): # its one name; ValueError if it can't be trained
 
 def section_learner(
     section:str, # one of `sections`
-    bs:int=64,   # items in a batch
+    bs:int=None, # items in a batch; None: as many as the section takes of a set of this size
     seed:int=42, # of the split and of the first weights
 ) -> Learner:    # on all layers; ValueError for an unknown section
     "The learner of a section, as the lesson has it"
@@ -90,7 +96,7 @@ class Parallel(Callback):
 def train_section(
     section:str,        # one of `sections`
     epochs:int=5,       # how many
-    bs:int=64,          # items in a batch, over all processes together
+    bs:int=None,        # items in a batch, over all processes together; None: as many as the section takes
     lr:float=0,         # highest learning rate, of the head; 0: the lesson's
     seed:int=42,        # of split, weights and batches
     out:Path='runs',    # folder of the checkpoint and of the exported learner
@@ -99,7 +105,7 @@ def train_section(
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     section = _known(section)
     if epochs < 1: raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
-    if bs < 2*world: raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least {2*world}.')
+    if bs is not None and bs < 2*world: raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least {2*world}.')
     if not 0 <= lr < math.inf: raise ValueError(f'--lr {lr}: a learning rate is a number above 0, or 0 for that of the lesson.')
     if world > 1 and section != 'collab' and not torch.cuda.is_available():
         raise ValueError(f'{section} on {world} processes needs a GPU for each; without GPUs, several processes train collab only.')
@@ -136,13 +142,14 @@ def _join(rank):
 def _export(learn, path):
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, (SeedEachEpoch, Checkpoint, ShareBatches, Parallel))])
     save_whole(path, lambda part: learn.export(part.resolve()))
+    remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06
 @call_parse
 def main(
     section:str,      # pets, multilabel, head_pose or collab; the name of its file will do too
     epochs:int=5,     # How many epochs
-    bs:int=64,        # Items in a batch, over all processes together
+    bs:int=None,      # Items in a batch, over all processes together; none: as many as the section takes of a set of this size
     lr:float=0,       # Highest learning rate; 0: the lesson's
     seed:int=42,      # Of split, weights and batches
     out:str='runs',   # Folder for the checkpoint and the exported learner

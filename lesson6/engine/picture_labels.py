@@ -6,11 +6,12 @@
 __all__ = ['LabelledPictures', 'folder_label', 'TableLabel', 'labelled_pictures']
 
 # %% ../../nbs/engine/picture_labels.ipynb #a8186507
-import codecs, csv, io, json, warnings
+import json, warnings
 from pathlib import Path
 from fastai.data.core import Transform
 from fastai.data.transforms import RandomSplitter
 from .pictures import check_picture, composed, picture_files
+from ..files import read_rows, read_text
 from tqdm import tqdm
 
 # %% ../../nbs/engine/picture_labels.ipynb #e7ea5035
@@ -89,28 +90,17 @@ class TableLabel(Transform):
         self.root, self.labels = root, labels
     def encodes(self, path): return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
 
-def _text(file): # a file's text; ValueError, naming it, if it is none
-    raw = file.read_bytes()
-    coding = 'utf-16' if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig'
-    try: return raw.decode(coding)
-    except UnicodeDecodeError as e: raise ValueError(f'{file} is no text in UTF-8 or UTF-16 (byte {e.start:,}); save it as UTF-8.') from None
-
 def _rows(file): # yields the number of a line and the row in it, a dict
-    text = _text(file)
     if file.suffix == '.jsonl':
-        for n,line in enumerate(text.splitlines(), 1):
+        for n,line in enumerate(read_text(file).splitlines(), 1):
             if not line.strip(): continue
             try: row = json.loads(line)
             except ValueError as e: raise ValueError(f'{file}, line {n}: that is no JSON ({e}); a line is such as {{"file_name": "a.jpg", "label": "pug"}}.') from None
             if not isinstance(row, dict): raise ValueError(f'{file}, line {n}: that is no object; a line is such as {{"file_name": "a.jpg", "label": "pug"}}.')
             yield n, row
     else:
-        first = text.partition('\n')[0]
-        table = csv.DictReader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=first.count), skipinitialspace=True, strict=True)
-        try:
-            for row in table:
-                if any(v for v in row.values()): yield table.line_num, row
-        except csv.Error as e: raise ValueError(f'{file}, after line {table.line_num}: that is no row of a table ({e}).') from None
+        table = read_rows(file)
+        for n,row in table.rows: yield n, dict(zip(table.columns, row))
 
 def _column(file, row, what, asked=None): # the name of the column that holds `what`; None if there is none and that is no harm
     if asked and asked not in row: raise ValueError(f'{file} has no column {asked!r}; it has {", ".join(map(repr, row))}.')

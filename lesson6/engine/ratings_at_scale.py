@@ -10,11 +10,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.torch_core import Module, default_device
-from ..collab import Ratings, RatingsDataLoaders, RatingsDL, _FusedAdam, ratings_learner
+from .rating_learners import _FusedAdam, fused_learner
+from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, _batch_size, _check_share, _held_back, _named, _say_unknown, _scale_of,
+                                    _warn_of_repeated)
 from ..mini.movielens import Truth, plant, stars, who_rates_what
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e008
@@ -23,10 +26,10 @@ def draw_ratings(
     n_ratings:int,  # how many ratings
     n_users:int,    # by how many users
     n_films:int,    # of how many films, `Film 1`, `Film 2`, ...
-    seed:int=42,    # the same seed draws the same
+    seed:int=42,    # the same seed makes the same ratings
     progress=None,  # wraps an iterable to show how far it is, as `tqdm` does
 ) -> Truth:         # what is planted; ValueError if so many ratings don't fit
-    "Writes the drawn ratings, at any size, to a Parquet file with the columns user, title and rating, ordered by user"
+    "Writes synthetic ratings, at any size, to a Parquet file with the columns user, title and rating, ordered by user"
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
     file, truth = Path(file), plant(n_users, n_films, seed)
@@ -47,22 +50,30 @@ def draw_ratings(
     return truth
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e013
-def _column(file, name):
-    "A column of a Parquet file; FileNotFoundError or ValueError, naming it"
+def _open(file, dictionary=None):
+    "A Parquet file; FileNotFoundError or ValueError, naming it"
     from pyarrow.parquet import ParquetFile
     if not Path(file).is_file(): raise FileNotFoundError(f'{file} is missing; it must be a Parquet file with the columns user, title and rating.')
-    try: parquet = ParquetFile(file, read_dictionary=['title'])
+    try: return ParquetFile(file, read_dictionary=dictionary)
     except ValueError as e: raise ValueError(f'{file} cannot be read as Parquet ({e}); write it with `draw_ratings` or `DataFrame.to_parquet`.') from None
-    with parquet:
+
+def _column(file, name):
+    "A column of a Parquet file; FileNotFoundError or ValueError, naming it"
+    with _open(file) as parquet:
         if name not in parquet.schema_arrow.names: raise ValueError(f'{file} has no column {name}; it needs user, title and rating.')
+    with _open(file, [name]) as parquet:
         try: column = parquet.read(columns=[name]).column(0)
         except (OSError, ValueError) as e: raise ValueError(f'{file} is damaged in the column {name} ({e}); write it anew.') from None
     if column.null_count: raise ValueError(f'{file} has a gap in the column {name}, first in row {column.is_null().index(True)}; fill it or remove the row.')
     return column
 
-def _numbers(file, name):
+def _names(file):
+    "What the columns of a file are called, by what they are for"
+    with _open(file) as parquet: names = parquet.schema_arrow.names
+    return dict(zip(_named(pd.DataFrame(columns=names), f'The ratings in {file}'), names))
+
+def _numbers(column): # one that was read
     "The column as whole numbers, (n,), and the names that they stand for"
-    column = _column(file, name)
     if not hasattr(column.type, 'index_type'): column = column.dictionary_encode()
     chunks = column.unify_dictionaries().chunks
     if not chunks: return np.empty(0, np.int32), []
@@ -80,45 +91,77 @@ def _known(codes, names, train): # a mask, (n,): who is in the training set
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e020
 class SortedRatingsDL(RatingsDL):
-    "Batches drawn at random, every rating once an epoch; in each of them the ratings stand in the order of the data set"
+    "Random batches, every rating once an epoch; on a CPU the ratings of a batch are in the order of the data set"
     def __iter__(self):
         self.before_iter()
-        order = torch.randperm(self.n, dtype=torch.int32) if self.shuffle else torch.arange(self.n, dtype=torch.int32)
+        device = self.dataset.x.device
+        on_cpu = device.type == 'cpu'
+        order = (torch.randperm if self.shuffle else torch.arange)(self.n, dtype=torch.int32 if on_cpu else torch.int64, device=device)
         for rows in order.tensor_split(len(self)) if self.n else []:
-            rows.numpy().sort() # much faster than PyTorch's own
-            yield self.after_batch(self.dataset[rows.to(self.dataset.x.device)])
+            if on_cpu: rows.numpy().sort() # much faster than PyTorch's own
+            yield self._batch(*self.dataset[rows])
         self.after_iter()
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e022
 def parquet_dls(
     file:Path,            # Parquet, columns user, title and rating; quickest if it is ordered by user
-    bs:int=None,          # ratings in a batch; None: a two-hundredth of the training set, at least 64 and at most 131,072
+    bs:int=None,          # ratings in a batch; None: a two-hundredth of the training set, at least 64 (or a quarter, if that is fewer) and at most 131,072
     seed:int=42,          # of the split
-    valid_pct:float=0.2,  # the chance of each rating to be held back for validation
+    valid_pct:float=0.2,  # the chance of each rating to be held back for validation; 0: none is
     device=None,          # where the tensors lie; None: the GPU if there is one
+    valid=None,           # a split of one's own: a column, positions, a second Parquet file, or 'time' (the latest `valid_pct`)
+    scale:tuple=None,     # the lowest and the highest rating; None: as in the ratings
 ) -> RatingsDataLoaders:  # as from `ratings_dls`; FileNotFoundError or ValueError, naming file and column
     "Loaders for as many ratings as fit into memory, 12 bytes each"
-    if not 0 < valid_pct < 1: raise ValueError(f'valid_pct is {valid_pct}; it must lie between 0 and 1.')
-    columns = [_numbers(file, name) for name in ('user', 'title')]
-    y = _column(file, 'rating').to_numpy()
+    _check_share(valid_pct)
+    second = valid if isinstance(valid, Path) or str(valid).lower().endswith('.parquet') else None
+    names = _names(file)
+    columns = {name: _column(file, names[name]) for name in ('user', 'title', 'rating')}
+    n_first = len(columns['rating'])
+    if second is not None: columns = {name: _both(column, _column(second, _names(second)[name]), second) for name,column in columns.items()}
+    y, columns = columns.pop('rating').to_numpy(), [_numbers(column) for column in columns.values()]
     if y.dtype.kind not in 'iuf' or not np.isfinite(y).all(): raise ValueError(f'The column rating of {file} must be numbers.')
-    train = (torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) >= valid_pct).numpy()
+    train = ~_validation(file, names, valid, second, n_first, len(y), seed, valid_pct)
     n = int(train.sum())
-    bs = bs or min(131_072, max(64, n//200))
-    if n < bs or n == len(y): raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
+    bs = bs or min(131_072, max(64, n//200), max(2, n//4))
+    if n < bs or n == len(y) and valid_pct: raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
+    scale = _scale_of(y, scale)
+    _warn_of_repeated(_repeated(*(codes for codes,_ in columns)))
     columns = [_known(*column, train) for column in columns]
-    users, films = (codes for codes,_ in columns)
+    users, titles = (codes for codes,_ in columns)
     if (np.diff(users) < 0).any():
         by_user = np.argsort(users, kind='stable')
-        users, films, y, train = (o[by_user] for o in (users, films, y, train))
+        users, titles, y, train = (o[by_user] for o in (users, titles, y, train))
     x, ratings = np.empty((len(y), 2), np.int32), np.empty((len(y), 1), np.float32)
     for rows,which in ((slice(n), train), (slice(n, None), ~train)):
-        x[rows,0], x[rows,1], ratings[rows,0] = users[which], films[which], y[which]
+        x[rows,0], x[rows,1], ratings[rows,0] = users[which], titles[which], y[which]
     x, y = torch.from_numpy(x), torch.from_numpy(ratings)
+    if valid is not None: _say_unknown(x[n:], 'ratings to validate on')
     classes = dict(zip(('user', 'title'), (names for _,names in columns), strict=True))
-    parts = [Ratings(x[rows], y[rows], classes, x) for rows in (slice(n), slice(n, None))]
+    parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (slice(n), slice(n, None))]
     dls = SortedRatingsDL(parts[0], bs=bs, shuffle=True), SortedRatingsDL(parts[1], bs=bs)
     return RatingsDataLoaders(*dls, device=default_device() if device is None else device)
+
+# %% ../../nbs/engine/ratings_at_scale.ipynb #358ddaa6
+def _both(column, more, file): # two columns; the file of the second
+    "One column after the other; ValueError if their types don't fit"
+    import pyarrow as pa
+    column, more = (o.cast(o.type.value_type) if hasattr(o.type, 'value_type') else o for o in (column, more))
+    try: return pa.chunked_array([*column.chunks, *more.cast(column.type).chunks], type=column.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError): raise ValueError(f'{file} has another type of column ({more.type}) than the file to train on ({column.type}).') from None
+
+def _validation(file, names, valid, second, n_first, n, seed, share):
+    "Which rows are held back, (n,), true or false"
+    if second is not None: return np.arange(n) >= n_first
+    if valid is None: return (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share).numpy()
+    there = lambda name: names.get(name, name if name in names.values() else None)
+    return _held_back(valid, n, lambda name: None if there(name) is None else _column(file, there(name)).to_pandas().to_numpy(), share)
+
+def _repeated(users, titles): # codes, (n,)
+    "How many rows are of a pair that is there before"
+    pairs = users.astype(np.int64)*(int(titles.max())+1) + titles
+    if (np.diff(pairs) < 0).any(): pairs.sort()
+    return int((np.diff(pairs) == 0).sum())
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #0c966334
 class _AddRows(torch.autograd.Function):
@@ -146,13 +189,11 @@ class _KeepGradients(_FusedAdam):
 
 def large_ratings_learner(
     dls:RatingsDataLoaders, # from `parquet_dls`
-    n_factors:int=50,       # numbers that describe a user or a film
-    y_range=(0,5.5),        # what a prediction lies between, in stars
+    model,                  # as a `DotProductBias`; its tables are replaced by `RowsInPlace`
     eps:float=1e-8,         # Adam's; so small because a row has a small share in a large batch
     **kwargs,               # for `Learner`
-) -> Learner:               # the same numbers as from `ratings_learner` with this `eps`
-    "A `ratings_learner` that keeps the tables of its gradients from step to step"
-    learn = ratings_learner(dls, n_factors, y_range, eps, **kwargs)
-    for name,table in list(learn.model.named_children()): setattr(learn.model, name, RowsInPlace(table.weight))
-    learn.opt_func = partial(_KeepGradients, eps=eps)
+) -> Learner:               # the same numbers as from `fused_learner` with this `eps`
+    "A `fused_learner` that keeps the tables of its gradients from step to step"
+    learn = fused_learner(dls, model, eps, opt_func=_KeepGradients, **kwargs)
+    for name,table in list(model.named_children()): setattr(model, name, RowsInPlace(table.weight))
     return learn

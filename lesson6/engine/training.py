@@ -51,7 +51,7 @@ class SeedEachEpoch(Callback):
     def __init__(self, seed:int=42): self.seed = seed
     def before_epoch(self):
         set_seed(self.seed*1000 + self.epoch)
-        for dl in self.dls.loaders: dl.rng = random.Random(self.seed*1000 + self.epoch)
+        for dl in self.dls.loaders: vars(dl).get('dl', dl).rng = random.Random(self.seed*1000 + self.epoch) # on several GPUs fastai wraps the loader whose order it is
 
 # %% ../../nbs/engine/training.ipynb #72cc9a1e
 class Checkpoint(Callback):

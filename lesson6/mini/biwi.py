@@ -151,7 +151,7 @@ def lay(under, colour, mask):
 # %% ../../nbs/data/mini/biwi.ipynb #f2185e06
 @dataclass(frozen=True)
 class Person:
-    "The looks of one drawn person, and of the room behind"
+    "The looks of one synthetic person, and of the room behind"
     number: int
     skin: tuple; hair: tuple; eyes: tuple; shirt: tuple; trim: tuple; wall: tuple
     style: str      # short, long, bob, bun, curly, bald, fringe, cap, scarf

@@ -53,7 +53,7 @@ def plant(
     return Truth(3.6, user_bias, film_bias, user_factors, film_factors, 1.2)
 
 def truth(
-    seed:int=42, # the seed that the set was drawn with
+    seed:int=42, # the seed that the set was made with
 ) -> Truth:
     "What is planted in the set that `draw` writes"
     return plant(seed=seed)
@@ -176,7 +176,7 @@ def film_genres(truth:Truth, seed:int=42): # 0 and 1, (n_films, 19)
 # %% ../../nbs/data/mini/movielens.ipynb #415a4ac3
 def draw(
     path:Path,      # an empty folder
-    seed:int=42,    # the same seed draws the same, to the byte
+    seed:int=42,    # the same seed makes the same, to the byte
     progress=None,  # wraps an iterable to show how far it is, as `tqdm` does
 ):
     "Writes the ratings twin in the files of MovieLens 100k"
