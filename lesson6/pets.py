@@ -23,8 +23,9 @@ from .engine.picture_labels import LabelledPictures, labelled_pictures
 from .engine.picture_loaders import KeepBatches
 from .engine.pictures import (UprightImage, check_picture, composed, # noqa: F401
                                      picture_endings)
-from .engine.training import (CPUMixedPrecision, StopAtNaN, load_weights, # noqa: F401
-                                     mixed_precision, suggest_lr, training_time) # noqa: F401
+from .engine.training import (CPUMixedPrecision, StillBatchNorm, StopAtNaN, # noqa: F401
+                                     load_weights, mixed_precision, suggest_lr, # noqa: F401
+                                     training_time)
 
 # %% ../nbs/01_pet_breeds.ipynb #8ce239cd
 def breed(

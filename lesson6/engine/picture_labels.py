@@ -115,7 +115,6 @@ def _from_table(tables, root, column): # labelled pictures, as the tables say
         here, columns = table.parent.relative_to(root), None
         for n,row in _rows(table):
             at = f'{table}, line {n}'
-            if None in row: raise ValueError(f'{at}: there are more fields than columns; put quotes around a field that holds a separator.')
             if columns is None or table.suffix == '.jsonl': columns = [_column(table, row, 'file'), _column(table, row, 'label', column), _column(table, row, 'split')]
             name, label, part = (row.get(c) for c in columns)
             if isinstance(label, (list, dict, bool, float)): raise ValueError(f'{at}: the label {label!r} is no single one; each picture here shows one thing, and its label is a text.')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StopAtNaN', 'SeedEachEpoch', 'Checkpoint', 'save_whole', 'training_time', 'suggest_lr', 'load_weights',
-           'CPUMixedPrecision', 'mixed_precision']
+           'StillBatchNorm', 'CPUMixedPrecision', 'mixed_precision']
 
 # %% ../../nbs/engine/training.ipynb #51a5bed9
 import math, random, tempfile, time # noqa: F401
@@ -185,6 +185,13 @@ def load_weights(
         raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} tensors differ, the first is {wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the network; use what it was saved with.")
     learn.model.load_state_dict(state)
     return learn
+
+# %% ../../nbs/engine/training.ipynb #0bbbff9e
+class StillBatchNorm(Callback):
+    "Keeps the BatchNorm layers of a network's body in evaluation mode while it is trained"
+    def before_train(self):
+        for m in self.model[0].modules():
+            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.eval()
 
 # %% ../../nbs/engine/training.ipynb #7702baf1
 class CPUMixedPrecision(Callback):
