@@ -218,7 +218,7 @@ def multilabel_dls(
     df:pd.DataFrame,       # columns fname, labels and is_valid, or as they are usually called
     path:Path,             # the folder that holds `train/`
     size:int=128,          # side of a picture in a batch, pixels
-    bs:int=64,             # pictures in a batch
+    bs:int=None,           # pictures in a batch; None: 64, or a quarter of those to train on where that is fewer
     min_scale:float=0.35,  # least share of a picture that a training crop keeps
     vocab:list=None,       # the labels, in order; None: all that occur in `df`, sorted
     keep_valid:bool=False, # keep the validation batches in memory once they are made; for small sets
@@ -229,6 +229,7 @@ def multilabel_dls(
     path = Path(path)
     df = _check_frame(df, path, vocab, label_delim, seed)
     train,_ = splitter(df)
+    bs = bs or min(64, max(2, len(train)//4))
     if len(train) < bs: raise ValueError(f'There are {len(train)} training pictures, fewer than a batch of {bs}; pass a smaller bs.')
     for _,r in tqdm(df.iterrows(), total=len(df), desc='looking at the pictures', leave=False, delay=2): check_picture(get_x(r, path))
     vocab = sorted({l for _,r in df.iterrows() for l in get_y(r, label_delim)}) if vocab is None else list(vocab)
