@@ -25,7 +25,7 @@ def print_claims(rows:list): # `Verdict`s
         if v.holds is None: text = f'{v.says}. Why: {v.measured}'
         print(f"  {v.word:<9} " + textwrap.fill(text, width, subsequent_indent=' '*12))
     asked = [v.holds for v in rows if v.holds is not None]
-    print(f'{sum(asked)} of {len(asked)} claims hold' + (f'; {len(rows)-len(asked)} could not be asked of this data.' if len(asked) < len(rows) else '.'))
+    print(f'{sum(asked)} of {len(asked)} claims hold' + '.')
 
 # %% ../../nbs/book/command.ipynb #85b0e160
 def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels it starts
@@ -70,6 +70,8 @@ def run(
         if save and not why: write_whole(path, nbformat.writes(without_folders(nb))+'\n')
     ran, rows = len(rows), [v for path in paths for v in rows.get(path, [])]
     if rows: print(); print_claims(rows)
+    if unasked := sum(v.holds is None for v in rows):
+        print(f'{unasked} of {len(rows)} claims could not be asked of this data; the table says why.', file=sys.stderr)
     if failed: print(f'\n{failed}\n')
     ran = f'{ran} notebook{"s"*(ran!=1)}, {time.time()-began:.0f} s.'
     page = build_site(out, work) if can_build() else plain_pages(work, out)
