@@ -304,7 +304,7 @@ def test_text_is_refused():
 def breed(f): return f.stem.rpartition('_')[0]
 
 
-def five_folds(real, arch, size, views, head, **kwargs):
+def five_folds(real, arch, size, views, **kwargs):
     "Mean error on the pets over five folds, two pictures a breed in each, and milliseconds for a picture that the body sees"
     pictures = get_image_files(real/'oxford-iiit-pet'/'images').sorted()
     order = {f: i for b in {breed(f) for f in pictures} for i, f in enumerate(p for p in pictures if breed(p) == b)}
@@ -314,34 +314,34 @@ def five_folds(real, arch, size, views, head, **kwargs):
         valid = [i for i, f in enumerate(pictures) if order[f] % 5 == fold]
         dls = DataBlock((ImageBlock, CategoryBlock), get_y=breed, splitter=IndexSplitter(valid), item_tfms=Resize(460),
                         batch_tfms=aug_transforms(size=size, min_scale=.75)).dataloaders(pictures, bs=64, num_workers=0)
-        learn = vision_learner(dls, arch, metrics=error_rate, **head, **kwargs)
+        learn = vision_learner(dls, arch, metrics=error_rate, **plain, **kwargs)
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging(): fit_head(learn, 10, 5e-3, views=views)
         seconds += time.perf_counter()-start
         seen += views*len(dls.train_ds) + len(valid)
         errors.append(learn.recorder.values[-1][-1])
-    print(f'\n{arch.__name__}, {size} px, {views} views, {head} {kwargs}: {np.mean(errors):.1%} error, {seconds/5:.0f} s a fold, {1000*seconds/seen:.0f} ms a picture')
+    print(f'\n{arch.__name__}, {size} pixels, {views} view(s){"" if kwargs.get("pretrained", True) else ", random weights"}: {np.mean(errors):.1%} error, {seconds/5:.0f} s a fold, {1000*seconds/seen:.0f} ms a picture')
     return np.mean(errors)
 
 
-# With eight pictures a breed, the head of the lesson loses one or two points to two of its parts: the first BatchNorm gives
-# every feature the same weight, telling or not, and the largest values of the map add more noise than knowledge.
-plain = dict(first_bn=False, concat_pool=False)
+# One layer on the average of the map. With eight pictures a breed it does better than the lesson's head, which has two layers,
+# a BatchNorm before the first, and the largest values of the map beside the average (benchmarks/frozen_body.py has both).
+plain = dict(lin_ftrs=[], first_bn=False, concat_pool=False, ps=.25)
 
 
 @pytest.mark.slow
 def test_real_pets(real):
-    assert five_folds(real, efficientnet_lite0, 256, 2, plain) <= .14
+    assert five_folds(real, efficientnet_lite0, 256, 2) <= .14
 
 
 @pytest.mark.slow
 def test_real_pets_deeper(real):
-    assert five_folds(real, efficientnet_lite2, 288, 2, plain) <= .11
+    assert five_folds(real, efficientnet_lite2, 288, 2) <= .11
 
 
 @pytest.mark.slow
 def test_real_pets_with_random_weights(real):
-    assert five_folds(real, efficientnet_lite0, 128, 1, plain, pretrained=False) > .8
+    assert five_folds(real, efficientnet_lite0, 128, 1, pretrained=False) > .8
 
 
 @pytest.mark.slow
