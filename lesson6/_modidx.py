@@ -239,6 +239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'lesson6/engine/frozen_body.py'),
                                             'lesson6.engine.frozen_body._parts': ( 'engine/frozen_body.html#_parts',
                                                                                    'lesson6/engine/frozen_body.py'),
+                                            'lesson6.engine.frozen_body._seconds': ( 'engine/frozen_body.html#_seconds',
+                                                                                     'lesson6/engine/frozen_body.py'),
                                             'lesson6.engine.frozen_body._stores': ( 'engine/frozen_body.html#_stores',
                                                                                     'lesson6/engine/frozen_body.py'),
                                             'lesson6.engine.frozen_body.body_features': ( 'engine/frozen_body.html#body_features',

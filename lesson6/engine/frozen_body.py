@@ -64,19 +64,21 @@ def _clock(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
 
+def _seconds(body, x): # for a picture
+    some = x[:16]
+    _compute(body, some[:2])              # the first call prepares
+    start = _clock(x.device)
+    _compute(body, some)
+    return (_clock(x.device)-start)/len(some)
+
 def _faster_layout(body, x):
     "The layout of memory in which `body` is faster, which is a question on a CPU only, and its seconds for a picture"
-    seconds = {}
-    for layout in [torch.channels_last, torch.contiguous_format] if x.device.type == 'cpu' else [torch.contiguous_format]:
-        body.to(memory_format=layout)
-        some = x[:16].contiguous(memory_format=layout)
-        _compute(body, some[:2])              # the first call prepares
-        start = _clock(x.device)
-        _compute(body, some)
-        seconds[layout] = (_clock(x.device)-start)/len(some)
-    layout = min(seconds, key=seconds.get)
+    if x.device.type != 'cpu': return torch.contiguous_format, _seconds(body, x)
+    layouts = torch.channels_last, torch.contiguous_format
+    seconds = [_seconds(body.to(memory_format=o), x.contiguous(memory_format=o)) for o in layouts]
+    layout = layouts[seconds.index(min(seconds))]
     body.to(memory_format=layout)
-    return layout, seconds[layout]
+    return layout, min(seconds)
 
 # %% ../../nbs/engine/frozen_body.ipynb #9bef7262
 def body_features(
