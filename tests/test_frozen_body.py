@@ -106,6 +106,23 @@ def test_the_features_are_the_bodys_in_the_order_of_the_pictures(make, task):
     assert x.shape[1:] == ((448, 2, 2) if skip == 0 else (896,))
 
 
+def test_a_picture_that_its_loader_passes_over_leaves_no_gap(make):
+    "fastai's SkipItemException leaves an item out of its batch"
+    from fastai.data.load import SkipItemException
+    learn = make(augment=False)
+    (whole, y), _ = body_features(learn)
+    item, gone = type(learn.dls.train).create_item, 3
+    def create_item(self, s):
+        if self.dataset is learn.dls.train_ds and s == gone: raise SkipItemException
+        return item(self, s)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(learn.dls.train), 'create_item', create_item)
+        (x, few), _ = body_features(learn)
+    rest = [i for i in range(28) if i != gone]
+    torch.testing.assert_close(x, whole[rest], atol=1e-4, rtol=1e-4)
+    assert torch.equal(few, y[rest])
+
+
 def test_views_are_versions_of_the_same_picture(make):
     (x, y), (valid_x, _) = body_features(make(), views=3)
     assert len(x) == 3*28 and len(valid_x) == 12

@@ -114,7 +114,7 @@ def body_features(
         stores[i][at[i]:at[i]+len(x)] = _compute(body, x)
         at[i] += len(x)
         targets[i].append([y.as_subclass(Tensor).to(stores[i].device) for y in ys])
-    return [(x, *(torch.cat(y) for y in zip(*ys))) for x,ys in zip(stores, targets)]
+    return [(x[:n], *(torch.cat(y) for y in zip(*ys))) for x,n,ys in zip(stores, at, targets)]
 
 # %% ../../nbs/engine/frozen_body.ipynb #9475911b
 class FeaturesDL(DataLoader):
@@ -152,7 +152,7 @@ def fit_head(
     inner.logger = learn.logger
     with nullcontext() if hasattr(learn, 'progress') else inner.no_bar(): inner.fit_one_cycle(epochs, lr, cbs=cbs)
     if not all(p.isfinite().all() for p in inner.model.parameters()) or not all(map(math.isfinite, inner.recorder.losses)):
-        raise FloatingPointError(f'The loss became infinite or no number: the training has diverged, and the head is as it was; take a learning rate lower than {lr or learn.lr:g}.')
+        raise FloatingPointError(f'The loss became infinite or no number: the training has diverged, and the head is as it was; take a learning rate lower than {lr or learn.lr}.')
     head.load_state_dict(inner.model.state_dict())
     learn.model.to(dls.device)
     for name in ('lrs', 'iters', 'losses', 'values', 'metric_names', 'hps'): setattr(learn.recorder, name, getattr(inner.recorder, name))
