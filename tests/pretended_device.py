@@ -266,6 +266,7 @@ def replacements(gpu):
                 'get_device_capability': lambda *args: (8, 0), 'is_bf16_supported': lambda *args, **kwargs: True, 'manual_seed_all': gpu.seed,
                 'seed_all': lambda: gpu.seed(torch.initial_seed()), 'get_rng_state_all': lambda: [state()], 'set_rng_state_all': lambda states: set_state(*states),
                 'set_device': gpu.means, 'is_current_stream_capturing': lambda: False, 'max_memory_allocated': lambda *args: 0,
+                'mem_get_info': lambda *args: (2**33, 2**34),
                 'memory_allocated': lambda *args: 0, 'reset_peak_memory_stats': lambda *args: None}
         yield from ((torch.cuda, name, value) for name, value in own.items())
     yield torch.accelerator, 'is_available', lambda: True
