@@ -4,6 +4,7 @@
 # make lab    open the notebooks in JupyterLab
 # make docs   build the site from the notebooks as they are stored
 # make check  are the package and the notebooks in step, and is the code clean
+# make address  URL=https://... writes the repository's address into every place that has to spell it out
 # make bench  time each benchmark against what people would use instead; tables and charts in benchmarks/results
 # make hooks  clean what you commit, and show differences of notebooks so that they can be read
 # What is printed is the same when another make calls this one, as `make test` does.
@@ -13,16 +14,16 @@ WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test test-all nbdev_test lab docs check bench hooks clean
+.PHONY: run test test-all nbdev_test lab docs check address bench hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
 
-# Each notebook in a process of its own, as a reader's kernel is; one thread each, because two notebooks at once are
-# faster than two threads in one. The sections first, then the others from the back, so that short ones come last.
+# Each notebook in a process of its own, as a reader's kernel is, forked from one that has imported fastai. One thread
+# each, because two notebooks at once are faster than two threads in one. The sections first, then the others from the
+# back, so that short ones come last.
 nbdev_test: $(ready)
-	@ls nbs/[0-9]*.ipynb > /dev/null || { echo "There is no notebook in nbs/."; exit 1; }
-	@(ls nbs/[0-9]*.ipynb; ls -r nbs/[a-z]*.ipynb nbs/mini/*.ipynb) | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 $(bin)/nbdev-test --do-print --timing
+	@OMP_NUM_THREADS=1 $(bin)/python -m lesson6.book.testing --at-once $(WORKERS) $$(ls nbs/[0-9]*.ipynb; ls -r nbs/[a-z]*.ipynb nbs/*/*.ipynb nbs/*/*/*.ipynb)
 
 # Two files of tests at once, for the same reason as two notebooks.
 pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -34,7 +35,7 @@ test-all: nbdev_test
 	$(pytest)
 
 lab: $(ready)
-	$(bin)/jupyter lab --notebook-dir nbs
+	$(bin)/jupyter lab --notebook-dir nbs --LabApp.default_url=/lab/tree/index.ipynb
 
 docs: $(ready)
 	@$(bin)/lesson6 site
@@ -46,11 +47,15 @@ check: $(ready)
 	for folder in nbs lesson6; do diff -r -x __pycache__ -x .ipynb_checkpoints $$folder "$$copy/$$folder" > "$$copy/diff" || \
 	{ head -40 "$$copy/diff"; echo "$$folder/ is not in step: run nbdev-export and nbdev-clean, then commit."; exit 1; }; done
 	$(bin)/ruff check
+	$(bin)/lint-imports
 	@echo "The package and the notebooks are in step."
 
 # One after the other, for they would disturb each other. A file with a `main` is a benchmark.
 bench: $(ready)
 	@for f in $$(grep -l '^def main' benchmarks/*.py); do echo "$$f" && $(bin)/python "$$f" || exit 1; done
+
+address: $(ready)
+	@$(bin)/python -m lesson6.book.address "$(URL)"
 
 hooks: $(ready)
 	$(bin)/nbdev-install-hooks

@@ -7,6 +7,10 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='], interpolation=None)
 config.read(here/'settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
+# The notebooks and the settings of the site travel inside the package, each folder as a package of data.
+shipped = ['.'.join(['lesson6', *p.relative_to(here).parts]) for top in ('nbs', 'docs') for p in [here/top, *sorted((here/top).rglob('*'))]
+           if p.is_dir() and not any(o.startswith(('.', '_')) for o in p.relative_to(here).parts)]
+
 def lines(key): return settings[key].strip().splitlines()
 
 setup(
@@ -21,9 +25,7 @@ setup(
     install_requires=lines('requirements'),
     extras_require={'distributed': lines('distributed_requirements'), 'dev': lines('dev_requirements'), 'docs': lines('docs_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
-    packages=[*find_packages(include=['lesson6', 'lesson6.*']), 'lesson6.nbs', 'lesson6.nbs.mini',
-              'lesson6.docs', 'lesson6.docs.static'],
+    packages=[*find_packages(include=['lesson6', 'lesson6.*']), *shipped],
     package_dir={'lesson6.nbs': 'nbs', 'lesson6.docs': 'docs'},
-    package_data={'lesson6': ['mini/*.safetensors'], 'lesson6.nbs': ['*.ipynb'], 'lesson6.nbs.mini': ['*.ipynb'],
-                  'lesson6.docs': ['*.py', '*.md', '*.png'], 'lesson6.docs.static': ['*']},
+    package_data={'lesson6': ['mini/*.safetensors'], **{p: ['*.ipynb'] for p in shipped}, 'lesson6.docs': ['*.py', '*.md', '*.png'], 'lesson6.docs.static': ['*']},
 )

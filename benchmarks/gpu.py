@@ -22,7 +22,7 @@ from fastai.torch_core import set_seed  # noqa: E402
 from fastai.vision.all import ImageBlock, Resize, imagenet_stats, resnet34, vision_learner  # noqa: E402
 from pictures import block, draw  # noqa: E402
 
-from lesson6.pictures import PresizedBlock, PresizedPictures  # noqa: E402
+from lesson6.engine.picture_loaders import PresizedBlock, PresizedPictures  # noqa: E402
 
 lesson = "the lesson's DataBlock, float32"
 ways = {lesson: (False, False, False), 'presized, float32': (True, False, False), 'presized, bfloat16': (True, True, False),

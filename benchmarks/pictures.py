@@ -19,7 +19,7 @@ from torchvision.models import resnet18, squeezenet1_1  # noqa: E402
 
 from lesson6.data import lesson_path  # noqa: E402
 from lesson6.pets import breed  # noqa: E402
-from lesson6.pictures import PresizedBlock, PresizedPictures  # noqa: E402
+from lesson6.engine.picture_loaders import PresizedBlock, PresizedPictures  # noqa: E402
 
 
 def draw(folder, n):

@@ -33,7 +33,7 @@ class Clock:
 
 
 def draw(file, n):
-    from lesson6.ratings_at_scale import draw_ratings
+    from lesson6.engine.ratings_at_scale import draw_ratings
     draw_ratings(file, n, *sizes[n])
 
 
@@ -43,12 +43,13 @@ def ours(file, n):
     from fastai.torch_core import set_seed
 
     from lesson6.mini.movielens import best_guess, plant
-    from lesson6.ratings_at_scale import large_ratings_learner, parquet_dls
+    from lesson6.collab import DotProductBias
+    from lesson6.engine.ratings_at_scale import large_ratings_learner, parquet_dls
     clock = Clock()
     dls = parquet_dls(file, device='cpu')
     reading = clock()
     set_seed(42)
-    learn = large_ratings_learner(dls, factors)
+    learn = large_ratings_learner(dls, DotProductBias(*[len(names) for names in dls.classes.values()], factors))
     times = []
     class Time(Callback):
         order = 90
@@ -56,7 +57,7 @@ def ours(file, n):
         def after_epoch(self): times.append(clock())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 0.02, wd=[1., 0.], cbs=Time())
     peak = rss()
-    some = dls.valid_ds.x[::max(1, len(dls.valid_ds)//200_000)].numpy()
+    some = dls.valid_ds.x[::max(1, len(dls.valid_ds)//200_000)].cpu().numpy()
     some = some[some.min(1) > 0]
     users, films = np.array([0, *dls.classes['user'][1:]]), np.array([0, *(int(t[5:]) for t in dls.classes['title'][1:])])
     floor = best_guess(plant(*sizes[n]), users[some[:, 0]], films[some[:, 1]])[1].mean()

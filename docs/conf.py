@@ -1,7 +1,7 @@
-"The settings of the site. Its pages are the executed notebooks; lesson6.site prepares them."
+"The settings of the site. Its pages are the executed notebooks; lesson6.book.site prepares them."
 from importlib.metadata import metadata
 
-from lesson6.site import exported_names, repository
+from lesson6.book.site import exported_names, repository
 
 facts = metadata('lesson6')
 project = facts['Name']
@@ -10,7 +10,7 @@ author = copyright = facts['Author']  # noqa: A001
 html_title = 'lesson6'
 language = 'en'
 
-extensions = ['myst_nb', 'lesson6.site']
+extensions = ['myst_nb', 'lesson6.book.site']
 nb_execution_mode = 'off'  # the notebooks come executed
 nb_ipywidgets_js = {}      # nothing from a server
 nb_merge_streams = True
@@ -40,7 +40,7 @@ pygments_style = 'a11y-high-contrast-light'
 pygments_dark_style = 'a11y-high-contrast-dark'
 html_theme_options = {
     'navigation_with_keys': True,
-    'footer_icons': [{'name': 'Repository', 'url': repository(), 'html': 'Repository', 'class': ''}],
+    'footer_icons': [{'name': 'Repository', 'url': repository(), 'html': 'Repository', 'class': ''}] if repository() else [],
     'light_css_variables': {'color-brand-primary': '#0b5d8a', 'color-brand-content': '#0b5d8a', 'color-brand-visited': '#6a3d8f'},
     'dark_css_variables': {'color-brand-primary': '#7cc4ee', 'color-brand-content': '#7cc4ee', 'color-brand-visited': '#c3a6e0'},
 }

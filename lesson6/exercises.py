@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['exercises', 'Exercise', 'exercise', 'find_exercise', 'Missing', 'check', 'hint', 'solution', 'as_number',
-           'as_numbers', 'call', 'close', 'valid_preds', 'learners', 'trained_epochs', 'exercises_text']
+           'as_numbers', 'call', 'close', 'valid_preds', 'learners', 'trained_epochs', 'exercises_cells']
 
 # %% ../nbs/exercises.ipynb #dfc53e40
 from dataclasses import dataclass
@@ -293,11 +293,12 @@ def _(answer):
     solution='''
 from fastai.vision.all import vision_learner, error_rate, set_seed
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.pets import pets_dls
 pets = pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size)
 def train(pretrained):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pets, profile.arch('resnet34'), pretrained=pretrained, metrics=error_rate)
+    learn = vision_learner(pets, lesson_arch('resnet34'), pretrained=pretrained, metrics=error_rate)
     learn.fine_tune(2, 3e-3)
     return learn
 check('pets-7', (train(True), train(False)))
@@ -510,12 +511,13 @@ def _(answer):
     solution='''
 from fastai.vision.all import *
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.multilabel import read_labels, multilabel_dls
 pascal = lesson_path('pascal')
 pascal_dls = multilabel_dls(read_labels(pascal), pascal, profile.pascal_size)
 def train(loss_func):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pascal_dls, profile.arch('resnet18'), loss_func=loss_func)
+    learn = vision_learner(pascal_dls, lesson_arch('resnet18'), loss_func=loss_func)
     learn.fine_tune(2, 3e-3)
     return learn
 plain = train(BCEWithLogitsLossFlat())
@@ -676,11 +678,12 @@ def _(answer):
     solution='''
 from fastai.vision.all import *
 from lesson6.data import lesson_path, profile
+from lesson6.engine.networks import lesson_arch
 from lesson6.head_pose import biwi_dls, point_head
 bs, epochs, lr, lr_mult = (8, 8, 3e-2, 30) if profile.drawn else (64, 3, 1e-2, 100)
 other = biwi_dls(lesson_path('biwi'), valid_person='04', size=profile.biwi_size, bs=bs, num_workers=0)
 set_seed(42, reproducible=True)
-arch = profile.arch('resnet18')
+arch = lesson_arch('resnet18')
 head = point_head(num_features_model(vision_learner(other, arch).model[0]))
 other_learn = vision_learner(other, arch, custom_head=head)
 other_learn.fine_tune(epochs, lr, lr_mult=lr_mult)
@@ -1066,11 +1069,13 @@ def _(answer):
     if eb > .96*ea: return f'The validation error went from {ea:.3f} to {eb:.3f}, which is {1-eb/ea:.1%}; there is more to be had.'
 
 # %% ../nbs/exercises.ipynb #f796b741
-def exercises_text(
+def exercises_cells(
     section:str, # the first part of its exercises' names: pets, multi, pose, collab, reg
-) -> str:        # Markdown
-    "The tasks of a section, as its last part lists them"
+) -> list:       # of (Markdown, code): the heading, then each task with the cell under it that waits for the answer
+    "The last part of a section"
     own = [e for e in exercises.values() if e.id.startswith(f'{section}-')]
     if not own: raise ValueError(f'There are no exercises of {section!r}; there are those of {", ".join(dict.fromkeys(o.partition("-")[0] for o in exercises))}.')
-    return '\n'.join(['## Exercises', '', f"`check('{own[0].id}', answer)` says whether an answer is right, or what is missing. `hint('{own[0].id}')` gives a hint, and `solution('{own[0].id}')` shows one way to do it.",
-                      *(f'\n**{e.id}** ({e.effort}). {e.task}' for e in own)])
+    first = own[0].id
+    heading = (f"## Exercises\n\nEach task has a cell under it: put your answer in place of the three dots. `check` says whether it is right, or what is missing. "
+               f"`hint('{first}')` gives a hint, and `solution('{first}')` shows one way to do it.")
+    return [(heading, 'from lesson6.exercises import check, hint, solution'), *((f'**{e.id}** ({e.effort}). {e.task}', f"check('{e.id}', ...)") for e in own)]

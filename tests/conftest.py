@@ -46,7 +46,7 @@ def same_environment_afterwards():
 
 def pytest_collection_modifyitems(items):
     "The files that take longest come first, so that no worker is left alone with one of them at the end."
-    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_faults.py'))
+    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_faults.py', 'test_device.py', 'test_kernels.py'))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -54,4 +54,4 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.option.keyword or config.option.markexpr != 'not slow' or hasattr(config, 'workerinput'): return
     from promises import how_it_ended
     ended = {how: terminalreporter.stats.get(how, []) for how in ('passed', 'failed', 'error', 'skipped')}
-    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']), again=config.option.lf)
+    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']), again=getattr(config.option, 'lf', False))

@@ -15,7 +15,7 @@ from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lesson6.site import prose, table
+from lesson6.book.site import prose, table
 
 rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
 parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']

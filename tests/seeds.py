@@ -15,7 +15,9 @@ from promises import kept
 
 from lesson6.claims import statements
 from lesson6.data import profile
-from lesson6.run import _this_python, find_notebooks, print_claims, read_claims
+from lesson6.book.command import print_claims
+from lesson6.book.kernels import kernel_manager
+from lesson6.book.running import find_notebooks, read_claims
 
 runs = ['42', '42 again', '1', '2', '3', '4']
 modules = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
@@ -35,7 +37,7 @@ def execute(path, seed, log):
     nb = nbformat.read(path, 4)
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs, c.execution_count = [], None
-    client = NotebookClient(nb, km=_this_python(), allow_errors=True, resources={'metadata': {'path': str(path.parent)}}, extra_arguments=['--log-level=ERROR'])
+    client = NotebookClient(nb, km=kernel_manager(warm=False), allow_errors=True, resources={'metadata': {'path': str(path.parent)}}, extra_arguments=['--log-level=ERROR'])
     client.owns_km = True
     log.unlink(missing_ok=True)
     client.execute(env={k: v for k, v in {**os.environ, 'LESSON6_SEED': seed, 'LESSON6_CLAIMS': str(log)}.items() if k != 'MPLBACKEND'})

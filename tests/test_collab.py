@@ -26,8 +26,9 @@ from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
-from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, create_params, extreme_items, factor_map, ratings_dls, ratings_learner,
-                            read_ratings, recommend, similar_items)
+from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers, create_params, extreme_items, factor_map, ratings_dls,
+                            ratings_learner, read_ratings, recommend, similar_items)
+from lesson6.engine.ratings import range_for
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
@@ -171,7 +172,7 @@ def test_learner_methods(small, monkeypatch):
     assert torch.equal(targs, dls.train_ds.y)                   # in the order of the rows, though training shuffles
     assert learn.validate()[0] == pytest.approx(float(F.mse_loss(*learn.get_preds())), rel=1e-5)
     shown = []
-    monkeypatch.setattr('lesson6.collab.display_df', shown.append)
+    monkeypatch.setattr('lesson6.engine.ratings.display_df', shown.append)
     learn.show_results(max_n=3), dls.show_batch(max_n=3)
     assert [list(o) for o in shown] == [['user', 'title', 'rating', 'prediction'], ['user', 'title', 'rating']] and [len(o) for o in shown] == [3, 3]
     assert Learner(dls, learn.model).loss_func is not None
@@ -185,7 +186,7 @@ def test_predict_a_row(learn):
         for row in {'user': user, 'title': title}, (user, title), pd.Series({'title': title, 'user': user}):
             assert learn.predict(row)[0] == pytest.approx(stars)
         preds, targs = learn.get_preds(dl=learn.dls.test_dl(planted()[:50]))
-    assert preds.shape == (50, 1) and targs is None
+    assert preds.shape == (50, 1) and targs.flatten().tolist() == planted().rating[:50].tolist(), 'a table with ratings brings them along'
 
 
 @pytest.mark.parametrize('make', [lambda dls: DotProduct(*sizes(dls), 5), lambda dls: DotProductBias(*sizes(dls), 5), lambda dls: CollabNN(*get_emb_sz(dls))])
@@ -289,7 +290,7 @@ def test_other_models_are_read_too(small):
     for learn in collab_learner(dls, n_factors=5, y_range=(0, 5.5)), Learner(dls, DotProductBias(*sizes(dls), 5)):
         assert len(extreme_items(learn, 3)) == 6
     for learn in collab_learner(dls, use_nn=True, y_range=(0, 5.5)), Learner(dls, CollabNN(*get_emb_sz(dls))), Learner(dls, DotProduct(*sizes(dls), 5)):
-        with pytest.raises(ValueError, match='has no biases of films to read; DotProductBias has'): extreme_items(learn)
+        with pytest.raises(ValueError, match='has no biases of titles to read; DotProductBias has'): extreme_items(learn)
         assert len(similar_items(learn, 'Film 03')) == 5 and len(recommend(learn, 3, 2)) == 2 and len(recommend(learn)) == 5
         assert len(factor_map(learn, 8)) == 8
 
@@ -426,11 +427,14 @@ def test_forgiven(folder):
     assert table.columns.tolist() == ['user', 'movie', 'rating', 'timestamp', 'title'] and table.dtypes[:4].eq('int64').all()
 
 
-def test_half_stars_are_read(folder): assert read_ratings(folder(good.replace('\t3\t8', '\t2.5\t8'))).rating.tolist() == [2.5, 5, 4]
+def test_half_stars_are_read(folder):
+    table = read_ratings(folder(good.replace('\t3\t8', '\t2.5\t8')))
+    assert table.rating.tolist() == [2.5, 5, 4] and table.attrs['scale'] == (2.5, 5)
 
 
 def test_another_scale(folder):
-    assert read_ratings(folder(good.replace('\t3\t8', '\t10\t8')), scale=(1, 10)).rating.tolist() == [10, 5, 4]
+    table = read_ratings(folder(good.replace('\t3\t8', '\t10\t8')), scale=(1, 10))
+    assert table.rating.tolist() == [10, 5, 4] and table.attrs['scale'] == (1, 10)
 
 
 second = good.splitlines()[1]
@@ -445,37 +449,44 @@ second = good.splitlines()[1]
     (good.replace(second, '2\t1\t5'), titles, r"u\.data, line 2: '2\\t1\\t5' is not four fields"),
     (good.replace(second, second+'\t9'), titles, r"u\.data, line 2: .* is not four fields"),
     (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2: '2 1 5 880000001' is not four fields with tabs between"),
-    (good.replace(second, '2\t1\tfive\t880000001'), titles, r"u\.data, line 2: the rating is 'five'; it must be a number from 1 to 5"),
+    (good.replace(second, '2\t1\tfive\t880000001'), titles, r"u\.data, line 2: the rating is 'five'; it must be a number"),
     (good.replace(second, '2\t1\tnan\t880000001'), titles, r"u\.data, line 2: the rating is 'nan'"),
-    (good.replace(second, '2\t1\t6\t880000001'), titles, r"u\.data, line 2: the rating is '6'; it must be a number from 1 to 5"),
-    (good.replace(second, '2\t1\t0\t880000001'), titles, r"u\.data, line 2: the rating is '0'"),
-    (good.replace(second, '2\t1\t-3\t880000001'), titles, r"u\.data, line 2: the rating is '-3'"),
     (good.replace(second, 'Ann\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
     (good.replace(second, '2.5\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '2\.5'"),
     (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '1000"),
-    (good.replace(second, '2\tone\t5\t880000001'), titles, r"u\.data, line 2: the film is 'one'"),
+    (good.replace(second, '2\tone\t5\t880000001'), titles, r"u\.data, line 2: the item is 'one'"),
     (good.replace(second, '2\t1\t5\ttoday'), titles, r"u\.data, line 2: the time is 'today'"),
     ('user\titem\trating\ttimestamp\n' + good, titles, r"u\.data, line 1: the user is 'user'"),
-    (good.replace(second, '2\t2\t5\t880000001'), titles, r"u\.data, line 2: film 2 has no title in u\.item; add it there"),
-    (good, '', r"u\.data, line 1: film 1 has no title in u\.item"),
+    (good.replace(second, '2\t2\t5\t880000001'), titles, r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
+    (good, '', r"u\.data, line 1: item 1 has no title in u\.item"),
     (good, titles + '4\n', r"u\.item, line 3: there is no title"),
     (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3: there is no title"),
-    (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the number of the film is 'x'"),
-    (good, titles + '3|Quiet Raid (1980)\n', r"u\.item, line 3: film 3 already has the title 'Ninth Ambush, The \(1987\)'"),
+    (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the number of the item is 'x'"),
+    (good, titles + '3|Quiet Raid (1980)\n', r"u\.item, line 3: item 3 already has the title 'Ninth Ambush, The \(1987\)'"),
     (b'\x00\xff\xfe\x80', titles, r"u\.data, line 1: .* is not four fields"),
 ])
 def test_bad_files(folder, data, item, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says) as e: read_ratings(folder(data, item))
-    assert '\n' not in str(e.value) and len(e.traceback) <= 5 and not any('pandas' in str(t.path) for t in e.traceback)
+    assert '\n' not in str(e.value) and len(e.traceback) <= 7 and not any('pandas' in str(t.path) for t in e.traceback)
 
 
 @pytest.mark.parametrize('change, kw, says', [
-    (lambda t: t[:40], {}, 'There are 32 ratings to train on, fewer than a batch of 64; give more ratings, or a smaller bs'),
-    (lambda t: t[:0], {}, 'There are 0 ratings to train on'),
+    (lambda t: t[:40], {'bs': 64}, 'There are 32 ratings to train on, fewer than a batch of 64; give more ratings, or a smaller bs'),
+    (lambda t: t[:0], {}, '0 ratings leave none for validation'),
+    (lambda t: t.assign(rating=4), {}, 'All 300 ratings are 4: there is nothing to learn'),
+    (lambda t: t, {'scale': (1, 4)}, 'The ratings go from 1 to 5, outside the scale (1, 4)'),
+    (lambda t: t, {'valid': 'fold'}, "no column 'fold' to split by"),
+    (lambda t: t, {'valid': 'time'}, "needs a column timestamp, and the ratings have none"),
+    (lambda t: t, {'valid': 'title'}, "The column title must say train or valid, or false or true; row 0 says"),
+    (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
+    (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
+    (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
+    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, 'needs a time in every row; row 0 has none'),
     (lambda t: t[:4], {'bs': 2}, '4 ratings leave none for validation'),
     (lambda t: t.drop(columns='title'), {}, 'need the columns user, title and rating; title is missing'),
-    (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'have a gap in the column user, first in row 7'),
-    (lambda t: t.assign(rating=t.rating.astype(str)), {}, 'The column rating must be numbers'),
+    (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The ratings, row 7: there is a gap in the column user'),
+    (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The ratings, row 5: the rating is 'x'; it must be a number"),
+    (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The ratings, row 5: the rating is 'inf'"),
     (lambda t: t, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
     (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must lie between 0 and 1'),
 ])
@@ -490,14 +501,262 @@ def test_bad_tables(small, change, kw, says):
     (lambda l: similar_items(l, '#na#'), "has not seen the title '#na#'"),
     (lambda l: similar_items(l, None), 'has not seen the title None'),
     (lambda l: recommend(l, 99), 'has not seen the user 99; the nearest it knows are .* For somebody new take user=None'),
-    (lambda l: recommend(l, '7'), "has not seen the user '7'; the nearest it knows are '7'"),
-    (lambda l: recommend(l, 3, 0), 'n is 0; at least one film'),
+    (lambda l: recommend(l, '7'), "has not seen the user '7', which is text; it knows 7, which is a number"),
+    (lambda l: l.dls.test_dl(pd.DataFrame({'user': ['3'], 'title': ['Film 03']})), "has not seen the user '3', which is text; it knows 3"),
+    (lambda l: recommend(l, 3, 0), 'n is 0; at least one title'),
     (lambda l: l.predict({'user': 3, 'title': 'Film 77'}), "has not seen the title 'Film 77'"),
     (lambda l: l.predict({'user': 3}), 'need the columns user and title; title is missing'),
 ])
 def test_unknown_names(small, ask, says):
     dls = ratings_dls(small, bs=16, device='cpu')
     with pytest.raises(ValueError, match=says): ask(Learner(dls, DotProductBias(*sizes(dls), 5)))
+
+
+# The forms that ratings come in
+
+def family(to, ratings, form):
+    "The same ratings as MovieLens 1M, as MovieLens 25M, and as a table of any kind"
+    to.mkdir(exist_ok=True)
+    four = ratings[['user', 'movie', 'rating', 'timestamp']]
+    titles = ratings.drop_duplicates('movie')[['movie', 'title']]
+    if form == '1m':
+        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row)) for row in four.itertuples(index=False)) + '\n')
+        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama' for i, t in titles.itertuples(index=False)) + '\n', encoding='latin-1')
+    elif form == '25m':
+        four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(to/'ratings.csv', index=False)
+        titles.set_axis(['movieId', 'title'], axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
+        (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
+    elif form == 'tsv': ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars', 'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
+    elif form == 'utf-16': ratings.to_csv(to/'sheet.csv', sep=';', index=False, encoding='utf-16')
+    elif form == 'parquet': ratings.to_parquet(to/'all.parquet')
+    return to
+
+
+@pytest.fixture
+def named(): return planted().assign(timestamp=880_000_000 + np.arange(40_000), title='"Café", ' + planted().title + ' (1950)')
+
+
+@pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
+def test_the_forms_are_read_alike(tmp_path, named, form):
+    table = read_ratings(family(tmp_path/form, named, form))
+    pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
+    assert table.attrs['scale'] == (1, 5)
+    pd.testing.assert_frame_equal(read_ratings(named), table)
+
+
+def test_the_names_of_columns_can_be_given(tmp_path):
+    (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\nBob,Rum,7.5,2021-01-01\n', encoding='utf-8')
+    table = read_ratings(tmp_path/'log.csv', user='who', title='what', rating='how much', timestamp='when')
+    assert list(table) == ['user', 'title', 'rating', 'timestamp'] and table.rating.tolist() == [4, 7.5] and table.user.tolist() == ['Ann', 'Bob']
+    with pytest.raises(ValueError, match=r"log\.csv need the columns user, title and rating; user is missing\. There are who, what, how much, when: say user='\.\.\.'"): read_ratings(tmp_path/'log.csv')
+    with pytest.raises(ValueError, match="no column 'whom' for the user; there are who"): read_ratings(tmp_path/'log.csv', user='whom')
+
+
+def test_identifiers_that_begin_with_zero_stay_text(tmp_path):
+    (tmp_path/'books.csv').write_text('User-ID;ISBN;Book-Rating\n7;0155061224;5\n8;155061224;3\n')
+    table = read_ratings(tmp_path)
+    assert table.title.tolist() == ['0155061224', '155061224'] and table.user.tolist() == [7, 8] and table.rating.tolist() == [5, 3]
+
+
+head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
+
+
+@pytest.mark.parametrize('text, says', [
+    ('', r'ratings\.csv is empty'),
+    (head.splitlines()[0] + '\n', r'ratings\.csv are none: there is a header and no row'),
+    (head + '2,1,,880000000\n', r'ratings\.csv, line 3: there is a gap in the column rating'),
+    (head + '\n2,1,four,880000000\n', r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
+    (head + '2,1,4\n', r'ratings\.csv, line 3: there are 3 fields here, and 4 in the first line'),
+    (head + ',1,4,880000000\n', r'ratings\.csv, line 3: there is a gap in the column user'),
+    (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add it there'),
+    (head + '2,1,inf,880000000\n', r"ratings\.csv, line 3: the rating is 'inf'"),
+])
+def test_bad_tables_in_files(tmp_path, text, says):
+    (tmp_path/'ratings.csv').write_text(text)
+    (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,"Raid, The (1950)",Drama\n2,Waltz (1960),Drama\n')
+    with pytest.raises(ValueError, match=says) as e: read_ratings(tmp_path)
+    assert '\n' not in str(e.value)
+
+
+def test_a_bad_line_of_ratings_dat_is_named(tmp_path, named):
+    family(tmp_path, named[:50], '1m')
+    lines = (tmp_path/'ratings.dat').read_text().split('\n')
+    (tmp_path/'ratings.dat').write_text('\n'.join([*lines[:30], '1::1::x::3', *lines[30:]]))
+    with pytest.raises(ValueError, match=r"ratings\.dat, line 31: the rating is 'x'; it must be a number"): read_ratings(tmp_path)
+
+
+def test_what_was_looked_for_and_found(tmp_path):
+    (tmp_path/'notes.txt').write_text('')
+    with pytest.raises(FileNotFoundError, match=r'has no ratings: u\.data is missing, and so are ratings\.dat, ratings\.csv and .*; there is notes\.txt'): read_ratings(tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere is missing'): read_ratings(tmp_path/'nowhere')
+
+
+def test_one_title_with_several_numbers_is_counted(folder):
+    with pytest.warns(UserWarning, match='^1 titles have more than one number; the ratings of a title are taken together'):
+        table = read_ratings(folder(good, titles.replace('3|Ninth Ambush, The (1987)', '3|Café in Köln (1950)')))
+    assert table.title.nunique() == 1
+
+
+def test_a_pair_that_is_there_twice_is_counted_and_kept(small):
+    with pytest.warns(UserWarning, match='^2 ratings are of a pair of user and title that is there before; all are kept'):
+        dls = ratings_dls(pd.concat([small, small[:2]]), device='cpu')
+    assert len(dls.train_ds) + len(dls.valid_ds) == 302
+
+
+def test_mixed_identifiers_become_text(small):
+    mixed = small.assign(user=[str(u) if i%3 else u for i, u in enumerate(small.user)])
+    with pytest.warns(UserWarning, match=r'column user mixes numbers \(100\) and text \(200\); all are taken as text'): dls = ratings_dls(mixed, device='cpu')
+    assert set(dls.classes['user'][1:]) == {str(u) for u in range(1, 13)}
+
+
+# Scales
+
+def test_the_range_of_the_lesson(): assert range_for((1, 5)) == (0, 5.5)
+
+
+scaled = pytest.mark.parametrize('scale, step', [((1, 5), 1), ((.5, 5), .5), ((1, 10), 1), ((-10, 10), .1), ((0, 1), 1), ((0, 100), 1)])
+
+
+@scaled
+def test_any_scale_is_learnt(scale, step, capsys):
+    "Predictions span the scale, and the error is below that of always saying the mean, for each model and with fastai's own `Learner`"
+    lo, hi = scale
+    r = np.random.default_rng(0)
+    good = r.normal(size=60)
+    pairs = r.permutation(60*60)[:2400]
+    rating = (lo+hi)/2 + (hi-lo)/4*(good[pairs%60] + .4*r.normal(size=2400))
+    table = pd.DataFrame({'user': pairs//60, 'title': [f'T{i}' for i in pairs%60], 'rating': np.clip(np.round(rating/step)*step, lo, hi).round(1)})
+    dls = ratings_dls(table, device='cpu')
+    assert dls.y_range == pytest.approx(range_for(scale))
+    said = capsys.readouterr().out
+    assert (f'Ratings from {lo:g} to {hi:g}' in said) == (scale != (1, 5))
+    set_seed(1, reproducible=True)
+    for cls in Learner, LeanLearner:
+        learn = cls(dls, DotProductBias(*sizes(dls), 10), loss_func=MSELossFlat())
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 2e-2, wd=.1)
+        preds, targs = learn.get_preds()
+        assert ((preds - targs)**2).mean() < .6*targs.var()
+        assert preds.max() - preds.min() > .55*(hi - lo)
+        best = recommend(learn, 3, 60).prediction
+        assert best.between(*range_for(scale)).all()
+
+
+def test_a_model_that_cannot_reach_the_ratings_is_refused_before_training(small):
+    "By ours when it is made, by fastai's before the first step"
+    dls = ratings_dls(small.assign(rating=2*small.rating), bs=16, device='cpu')
+    model = DotProductBias(*sizes(dls), 5, y_range=(0, 5.5))
+    says = r'go from 2 to 10, and the model can only predict from 0 to 5\.5; make it with y_range=\(0\.0, 11\.0\)'
+    with pytest.raises(ValueError, match=says): LeanLearner(dls, model, loss_func=MSELossFlat())
+    with pytest.raises(ValueError, match=says): ratings_learner(dls, 5, y_range=(0, 5.5))
+    before = [p.detach().clone() for p in model.parameters()]
+    learn = Learner(dls, model, loss_func=MSELossFlat())
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match=says): learn.fit(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert LeanLearner(dls, DotProductBias(*sizes(dls), 5, y_range=(2, 10)), loss_func=MSELossFlat())
+
+
+def test_a_scale_that_is_known_is_kept(folder, small):
+    "By the table that was read, also for a part of it; but not for ratings that have been rescaled"
+    table = read_ratings(small.assign(movie=1), scale=(1, 7))
+    assert ratings_dls(table[table.rating > 2], device='cpu').scale == (1, 7)
+    assert ratings_dls(table.assign(rating=2*table.rating), device='cpu').scale == (2, 10)
+    assert ratings_dls(small, scale=(0, 5), device='cpu').y_range == range_for((0, 5))
+
+
+def test_the_scale_goes_with_an_exported_learner(small, tmp_path):
+    dls = ratings_dls(small.assign(rating=2*small.rating), bs=16, device='cpu')
+    Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat(), path=tmp_path).export('never_trained.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'never_trained.pkl')
+    assert recommend(again, 3).prediction.between(5, 6).all(), 'the middle of 0 to 11, which a fresh model says'
+
+
+# Splits of one's own
+
+def held(dls): return sorted((str(dls.classes['user'][u]), str(dls.classes['title'][i]), r) for (u, i), r in zip(dls.valid_ds.x.tolist(), dls.valid_ds.y.flatten().tolist(), strict=True))
+
+
+def test_a_split_of_ones_own(small):
+    "A column, positions, truth values, a second table or the latest share hold the same ratings back"
+    when = np.random.default_rng(0).permutation(300)
+    table = small.assign(timestamp=when, is_valid=when >= 240, part=np.where(when >= 240, 'Test', 'train'), date=pd.to_datetime(when, unit='D').astype(str))
+    late = np.flatnonzero(when >= 240)
+    made = [ratings_dls(table, valid=v, device='cpu') for v in ('time', 'is_valid', 'part', late, late.tolist(), when >= 240)]
+    made += [ratings_dls(table[when < 240], valid=table[when >= 240], device='cpu'), ratings_dls(table, valid_idx=late, device='cpu'),
+             ratings_dls(table.drop(columns='timestamp').rename(columns={'date': 'timestamp'}), valid='time', device='cpu')]
+    assert len(held(made[0])) == 60 and all(held(o) == held(made[0]) for o in made)
+    assert all(o.train_ds.x.tolist() == made[1].train_ds.x.tolist() for o in made[1:])
+    for o in made: assert_once(o)
+
+
+def test_published_splits_are_read_as_they_are(folder, capsys):
+    here = folder(''.join(f'{u}\t{i}\t{u%5+1}\t88000000{u}\n' for u in range(1, 9) for i in (1, 3)))
+    lines = (here/'u.data').read_text().splitlines(keepends=True)
+    (here/'u1.base').write_text(''.join(lines[:14])), (here/'u1.test').write_text(''.join(lines[14:]))
+    dls = ratings_dls(read_ratings(here/'u1.base'), valid=read_ratings(here/'u1.test'), bs=4, device='cpu')
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (14, 2)
+    assert 'Of 2 ratings to validate on, 2 have a user and 0 a title that the training ratings do not have' in capsys.readouterr().out
+
+
+def test_all_of_a_table_to_train_on(small):
+    dls = ratings_dls(small[:280], valid_pct=0, device='cpu')
+    learn = ratings_learner(dls, 5)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, 5e-3)
+        (mse,) = learn.validate(dl=dls.test_dl(small[280:]))
+    assert len(dls.train_ds) == 280 and 0 < mse < 9
+
+
+def test_strangers_in_a_table_are_counted(small, capsys):
+    dls = ratings_dls(small, bs=16, device='cpu')
+    learn = Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat())
+    rows = pd.DataFrame({'user': [3, 99, 98], 'title': ['Film 03', 'Film 03', 'Other'], 'rating': [1, 2, 3]})
+    dl = dls.test_dl(rows)
+    assert 'Of 3 rows, 2 have a user and 1 a title that the training ratings do not have; these count as #na#' in capsys.readouterr().out
+    assert dl.dataset.x[:,0].tolist()[1:] == [0, 0] and dl.dataset.y.flatten().tolist() == [1, 2, 3]
+    with learn.no_bar(), learn.no_logging():
+        assert learn.validate(dl=dl)[0] > 0
+        assert learn.get_preds(dl=dls.test_dl(rows, with_labels=False))[1] is None
+        assert learn.get_preds(dl=dls.test_dl(rows.drop(columns='rating')))[1] is None
+    assert len(dls.test_dl(rows.rename(columns={'user': 'userId'})).dataset) == 3
+    with pytest.raises(ValueError, match='no column rating, so there are no labels'): dls.test_dl(rows.drop(columns='rating'), with_labels=True)
+
+
+def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
+    import pickle
+    dls = ratings_dls(small, bs=16, device='cpu')
+    again = pickle.loads(pickle.dumps(dls))
+    assert torch.equal(again.train_ds.x, dls.train_ds.x) and again.scale == dls.scale
+    empty = pickle.loads(pickle.dumps(dls.new_empty()))
+    assert len(empty.train_ds) == 0 and torch.equal(empty.seen, dls.seen)
+    assert dls.train_ds.new_empty().x.untyped_storage().nbytes() == 0
+
+
+def test_a_small_set_gets_small_batches(small): assert ratings_dls(small[:40], device='cpu').train.bs == 8 and ratings_dls(small, device='cpu').train.bs == 60
+
+
+# Newcomers
+
+def test_newcomers_are_the_average_user_before_they_answer(learn):
+    newcomers = Newcomers(learn)
+    ours, theirs = newcomers.recommend({}, 240), recommend(learn, None, 240)
+    assert ours.title.tolist() == theirs.title.tolist() and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4)
+
+
+def test_answers_change_what_newcomers_are_told(learn):
+    newcomers = Newcomers(learn)
+    near = similar_items(learn, '010', 239).title.tolist()
+    stars = lambda rated: newcomers.recommend(rated, 240).set_index('title').prediction
+    fan, foe = stars({'010': 5}), stars({'010': 1})
+    assert (fan - foe)[near[:10]].mean() > (fan - foe)[near[-10:]].mean() and '010' not in fan
+    assert newcomers.error_after(10) < newcomers.error_after(0)
+    with pytest.raises(ValueError, match="has not seen the title 'Film'"): newcomers.recommend({'Film': 5})
+
+
+def test_nobody_has_enough_ratings_to_ask(small):
+    dls = ratings_dls(small, bs=16, device='cpu')
+    assert np.isnan(Newcomers(train(dls, DotProductBias(*sizes(dls), 5), epochs=1)).error_after(10))
 
 
 # Real ratings
@@ -562,3 +821,22 @@ def test_real_range_helps(real):
     dot, in_range, _, _ = np.mean([real_four(real/'ml-100k', split) for split in (42, 1, 2)], axis=0)
     print(f'means: {dot:.4f}, {in_range:.4f}')
     assert dot > in_range
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split', [42, 1])
+def test_real_biases_help_where_both_decay(real, split):
+    "By about a hundredth, on each of two splits"
+    dls = ratings_dls(read_ratings(real/'ml-100k'), seed=split)
+    without, biases = final(train(dls, lambda: DotProduct(*sizes(dls), 50), .1))[1], final(real_learner(real/'ml-100k', split))[1]
+    print(f'split {split}: {without:.4f} without biases, {biases:.4f} with them')
+    assert .003 < without - biases < .03
+
+
+def test_real_splits(real):
+    "By time and by a second table; what the data has twice is counted"
+    with pytest.warns(UserWarning, match='^18 titles have more than one number'): table = read_ratings(real/'ml-100k')
+    with pytest.warns(UserWarning, match='^307 ratings are of a pair'): by_time = ratings_dls(table, valid='time', device='cpu')
+    order = table.timestamp.argsort(kind='stable')
+    with pytest.warns(UserWarning): by_table = ratings_dls(table.iloc[order[:80_000]], valid=table.iloc[order[80_000:]], device='cpu')
+    assert held(by_time) == held(by_table) and len(by_time.valid_ds) == 20_000 and by_time.scale == (1, 5)

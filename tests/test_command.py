@@ -21,8 +21,7 @@ import pytest
 from fastcore.script import CliError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lesson6 import run as command
-from lesson6 import site
+from lesson6.book import command, running, site
 
 root = Path(__file__).parent.parent
 
@@ -38,8 +37,8 @@ def nbs(tmp_path, environment):
     folder = tmp_path/'nbs'
     folder.mkdir()
     environment.chdir(tmp_path)
-    environment.setattr(command, 'notebooks_path', lambda: folder)
-    environment.setattr(site, 'can_build', lambda: False)
+    for module in command, running: environment.setattr(module, 'notebooks_path', lambda: folder)
+    environment.setattr(command, 'can_build', lambda: False)
     return folder
 
 
@@ -53,11 +52,11 @@ def lesson6(monkeypatch, *words):
 PROGRAM = """
 import sys
 from pathlib import Path
-from lesson6 import run, site
-run.notebooks_path = lambda: Path('nbs')
-site.can_build = lambda: False
+from lesson6.book import command, running
+command.notebooks_path = running.notebooks_path = lambda: Path('nbs')
+command.can_build = lambda: False
 sys.argv = ['lesson6', *sys.argv[1:]]
-sys.exit(run.main())
+sys.exit(command.main())
 """
 
 
@@ -180,7 +179,7 @@ def test_timeout(nbs, environment, capsys):
 
 @pytest.mark.parametrize('words, says', [(('run', 'poetry'), "There is no notebook 'poetry'; there are 00_one."),
                                          (('run', '--data', 'nowhere'), '--data nowhere: that is neither mini, nor full, nor a folder.'),
-                                         (('data', 'cats'), "There is no data set 'cats'; there are pets, pascal, biwi, movielens.")])
+                                         (('data', 'cats'), "There is no section and no data set 'cats'; there are pets, multilabel, head_pose, collab, regularisation, pascal, biwi, movielens.")])
 def test_wrong_words(words, says, nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', '1')
     assert lesson6(environment, *words) == 1
@@ -210,7 +209,7 @@ def test_claims_close_the_run(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', CLAIMS)
     assert lesson6(environment, 'run') == 1
     out, err = capsys.readouterr()
-    assert '  holds   Half of four is two. Here: 2; the lesson: 2\n  FAILS   Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
+    assert '  holds     Half of four is two. Here: 2; the lesson: 2\n  FAILS     Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
     assert '00_one.ipynb, code cell 1 of 1 failed with AssertionError' in err
 
 
@@ -289,12 +288,12 @@ def test_notebooks(tmp_path, environment, capsys):
     here = {p.relative_to('mine') for p in Path('mine').rglob('*.ipynb')}
     assert here == {p.relative_to(command.notebooks_path()) for p in command.find_notebooks()}
     assert lesson6(environment, 'notebooks', 'mine') == 0
-    Path('mine/00_data.ipynb').write_text('mine')
+    Path('mine/claims.ipynb').write_text('mine')
     assert lesson6(environment, 'notebooks', 'mine') == 1
-    assert capsys.readouterr().err.strip() == 'mine/00_data.ipynb is there and differs: nothing was copied; name another folder, or add --overwrite to replace it.'
+    assert capsys.readouterr().err.strip() == 'mine/claims.ipynb is there and differs: nothing was copied; name another folder, or add --overwrite to replace it.'
     assert lesson6(environment, 'notebooks', 'mine', '--overwrite') == 0
-    assert Path('mine/00_data.ipynb').read_bytes() == (command.notebooks_path()/'00_data.ipynb').read_bytes()
-    assert lesson6(environment, 'notebooks', 'mine/00_data.ipynb') == 1
+    assert Path('mine/claims.ipynb').read_bytes() == (command.notebooks_path()/'claims.ipynb').read_bytes()
+    assert lesson6(environment, 'notebooks', 'mine/claims.ipynb') == 1
     assert 'is a file; name a folder.' in capsys.readouterr().err
 
 
@@ -334,7 +333,7 @@ def test_doctor_names_what_is_too_old(environment):
 
 
 def test_site_needs_what_builds_it(environment, capsys):
-    environment.setattr(site, 'can_build', lambda: False)
+    environment.setattr(command, 'can_build', lambda: False)
     assert lesson6(environment, 'site') == 1
     assert 'the extra `docs`' in capsys.readouterr().err
 
@@ -387,13 +386,13 @@ def test_make_lab(tmp_path):
         url = next(m[0] for line in lab.stdout if (m := re.search(r'http://127\.0\.0\.1:\d+', line)))
         until = time.time() + 30
         while True:  # the line stands there a moment before the door is open
-            try: held = json.loads(urlopen(f'{url}/api/contents/00_data.ipynb?token=letmein', timeout=20).read())
+            try: held = json.loads(urlopen(f'{url}/api/contents/index.ipynb?token=letmein', timeout=20).read())
             except URLError:
                 if time.time() > until: raise
                 time.sleep(.2)
             else: break
-        assert held['content']['cells'][0]['source'].startswith('# Data')
-        assert b'JupyterLab' in urlopen(f'{url}/lab/tree/00_data.ipynb?token=letmein', timeout=20).read()
+        assert held['content']['cells'][0]['source'].startswith('# lesson6')
+        assert b'JupyterLab' in urlopen(f'{url}/lab/tree/index.ipynb?token=letmein', timeout=20).read()
         urlopen(Request(f'{url}/api/shutdown?token=letmein', method='POST', headers={'Authorization': 'token letmein'}), timeout=20).close()
         lab.communicate(timeout=20)
     finally:

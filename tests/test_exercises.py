@@ -96,8 +96,9 @@ def test_checking_leaves_random_numbers_alone():
 @pytest.mark.parametrize('section', sections)
 def test_the_notebook_shows_the_tasks_as_they_are_here(section):
     cells = json.loads((notebooks/f'{sections[section]}.ipynb').read_text(encoding='utf-8'))['cells']
-    text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-    assert ex.exercises_text(section) in text
+    sources = [''.join(c['source']).strip() for c in cells]
+    shown = [(text, code) for text,code in zip(sources, sources[1:]) if code.startswith(("check('", 'from lesson6.exercises import'))]
+    assert shown == ex.exercises_cells(section)
 
 
 # Right answers in several forms, and wrong ones with the sentence that they get

@@ -2,16 +2,20 @@
 import io
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from lesson6 import head_pose
-from lesson6.head_pose import biwi_dls, get_ctr, img2pose, pixel_error, plot_function, read_calibration, read_centre, sigmoid_range
+from lesson6.engine import points
+from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, pixel_error, pixel_point, plot_function, point_errors, point_of,
+                               points_dls, pose_learner, read_calibration, read_centre, read_points, show_points, sigmoid_range)
 from lesson6.mini import biwi
 
 REAL_CAL = '517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 0 \n\n640 480 \n'
@@ -187,7 +191,7 @@ def test_each_person_has_a_calibration_of_their_own(person):
 def test_the_calibration_is_kept_but_not_when_it_changes(person, monkeypatch):
     f = person()
     read = []
-    monkeypatch.setattr(head_pose, 'read_calibration', lambda p, real=read_calibration: read.append(p) or real(p))
+    monkeypatch.setattr(points, 'read_calibration', lambda p, real=read_calibration: read.append(p) or real(p))
     before = [get_ctr(f) for _ in range(5)][-1]
     assert len(read) == 1
     cal = f.parent/'rgb.cal'
@@ -200,6 +204,16 @@ def test_get_ctr_can_be_pickled(person):
     f = person()
     get_ctr(f)
     assert torch.equal(pickle.loads(pickle.dumps(get_ctr))(f), get_ctr(f))
+
+
+def test_each_direction_has_a_focal_length_of_its_own(person):
+    "BIWI's two are alike, so that a formula that takes one of them for both passes everything above"
+    f = person('100 50 1000 \n', cal='500 0 310 \n0 400 250 \n0 0 1 \n')
+    np.testing.assert_allclose(get_ctr(f), (500*.1 + 310, 400*.05 + 250), atol=1e-4)
+
+
+def test_an_ending_may_have_any_length():
+    assert img2pose('01/frame_00003_rgb.jpeg').as_posix() == img2pose('01/frame_00003_rgb.PNG').as_posix() == '01/frame_00003_pose.txt'
 
 
 def test_windows_line_ends_and_missing_last_newline(person):
@@ -264,17 +278,32 @@ def test_nobody_is_in_both_sets(few):
     assert [f.parent.name for f in dls.train_ds.items] == ['01']*6 and [f.parent.name for f in dls.valid_ds.items] == ['02']*6
 
 
-@pytest.mark.parametrize('who', ['13', 'Ada', 3])
+@pytest.mark.parametrize('who', ['13', 'Ada', 3, '', '.'])
 def test_a_person_without_frames(few, who):
-    with pytest.raises(ValueError, match=f'no frames of person {who:0>2}; there are frames of 01, 02'): biwi_dls(few, who, bs=2)
+    with pytest.raises(ValueError, match=f'no frames of person {re.escape(str(who))}; there are frames of 01, 02'): biwi_dls(few, who, bs=2)
 
 
-def test_a_person_may_be_a_number(few):
-    assert {f.parent.name for f in biwi_dls(few, 2, size=(24, 32), bs=2, num_workers=0).valid_ds.items} == {'02'}
+def test_a_person_may_be_a_name_a_number_or_a_path(few):
+    for who in '02', '2', 2, few/'02', str(few/'02'): assert kept_out(read_points(few), who) == '02'
+    assert {f.parent.name for f in biwi_dls(few, 2, size=(24, 32)).valid_ds.items} == {'02'}
+
+
+@pytest.mark.parametrize('there, chosen', [(['01', '13', '24'], '13'), (['1', '2', '10'], '10'), (['anna', 'ben'], 'ben'), (['a/13', 'b/02'], 'a/13'),
+    (['a/13', 'b/13'], 'b/13'), (['013', '02'], '013'), (['only'], None), ([], None), ([None, None], None)])
+def test_who_is_kept_out_if_nobody_is_named(there, chosen):
+    assert kept_out(pd.DataFrame({'group': there})) == chosen
+
+
+def test_two_people_of_one_name_are_both_listed():
+    with pytest.raises(ValueError, match='Several people are called 13: a/13, b/13;'): kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
 
 
 def test_fewer_frames_than_a_batch(few):
-    with pytest.raises(ValueError, match='6 frames to train on, fewer than a batch of 64'): biwi_dls(few, '02')
+    with pytest.raises(ValueError, match='6 frames to train on, fewer than a batch of 64'): biwi_dls(few, '02', bs=64)
+
+
+def test_a_small_set_has_small_batches(few):
+    assert biwi_dls(few, size=(24, 32)).train.bs == 2
 
 
 @pytest.mark.parametrize('where', ['.', 'nothing'])
@@ -284,7 +313,7 @@ def test_no_frames_at_all(tmp_path, where):
 
 def test_centres_outside_the_frame_are_counted(few, person):
     for i, centre in enumerate(['900 10 900', '0 -800 900', '0 10 900']): person(centre + ' \n', folder='02', frame=f'frame_{90+i:05d}')
-    with pytest.warns(UserWarning, match='In 2 of 15 frames the centre of the head is outside the picture, the first is .*frame_00090_rgb.jpg'):
+    with pytest.warns(UserWarning, match='In 2 of 15 pictures the point is outside the picture, the first is .*frame_00090_rgb.jpg'):
         biwi_dls(few, '02', size=(24, 32), bs=2, num_workers=0)
 
 
@@ -297,10 +326,189 @@ def test_centres_inside_the_frame_warn_of_nothing(few, recwarn):
     (lambda f: img2pose(f).unlink(), FileNotFoundError, 'has no pose'),
     (lambda f: img2pose(f).write_text(TURN), ValueError, 'cut short'),
     (lambda f: (f.parent/'rgb.cal').write_text('1 2'), ValueError, 'camera matrix'),
+    (lambda f: f.write_bytes(f.read_bytes()[:900]), ValueError, 'frame_00004_rgb.jpg cannot be read to its end'),
+    (lambda f: f.write_bytes(b''), ValueError, 'frame_00004_rgb.jpg is empty'),
+    (lambda f: f.write_text('no picture'), ValueError, 'frame_00004_rgb.jpg is no picture'),
 ])
 def test_what_cannot_be_read_is_said_before_training(few, break_it, error, says):
     break_it(few/'01'/'frame_00004_rgb.jpg')
     with pytest.raises(error, match=says): biwi_dls(few, '02', size=(24, 32), bs=2, num_workers=0)
+
+
+def test_one_person_alone_is_split_at_random_and_says_so(few):
+    shutil.rmtree(few/'02')
+    with pytest.warns(UserWarning, match='All frames in .* are of 01, so a random fifth'): dls = biwi_dls(few, size=(24, 32))
+    assert len(dls.valid_ds) == 1 and len(dls.train_ds) == 5
+
+
+def test_folders_of_any_name_and_depth_and_pictures_of_any_ending(few):
+    (few/'02').rename(few/'zo\u0308e')                                     # as macOS writes it
+    (few/'session 1').mkdir()
+    (few/'01').rename(few/'session 1'/'01')
+    for f in sorted(few.rglob('*.jpg'))[::2]: Image.open(f).save(f.with_suffix('.PNG')); f.unlink()
+    (few/'session 1'/'01'/'._frame_00001_rgb.jpg').write_bytes(b'\0\5\26\7')
+    (few/'.trash').mkdir()
+    Image.new('RGB', (9, 9)).save(few/'.trash'/'frame_00001_rgb.jpg')
+    frames = read_points(few)
+    assert len(frames) == 12 and sorted(set(frames.group)) == ['session 1/01', 'z\u00f6e']
+    assert {f.parent.name for f in biwi_dls(few, 'z\u00f6e', size=(24, 32)).valid_ds.items} == {'zo\u0308e'}
+    assert len(biwi_dls(few, few/'session 1'/'01', size=(24, 32)).valid_ds) == 6
+
+
+def test_frames_without_folders(person, tmp_path):
+    for i in range(10): person(f'{20*i} 10 900 \n', folder='.', frame=f'frame_{i:05d}')
+    with pytest.warns(UserWarning, match='random fifth'): assert len(biwi_dls(tmp_path, size=(24, 32)).valid_ds) == 2
+
+
+def contents(path): return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in path.rglob('*')}
+
+
+def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
+    "Not by the loaders, and not by a learner of them, whose finder writes into its folder"
+    from fastai.callback import schedule  # noqa: F401
+    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
+    before = contents(few)
+    from lesson6.mini.network import drawnet10
+    learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
+    assert contents(few) == before
+
+
+def test_loaders_can_be_pickled(few, table):
+    for dls in biwi_dls(few, size=(24, 32)), points_dls(table()): assert pickle.loads(pickle.dumps(dls)).train_ds.items == dls.train_ds.items
+
+
+@pytest.mark.ci
+def test_loaders_work_in_spawned_processes(few, tmp_path_factory):
+    script = tmp_path_factory.mktemp('spawn')/'train.py'
+    script.write_text(f'''
+import multiprocessing
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    from lesson6.head_pose import biwi_dls
+    dls = biwi_dls({str(few)!r}, size=(24, 32), bs=2, keep=False, num_workers=1)
+    print(sum(len(y) for x,y in dls.train))
+''')
+    done = subprocess.run([sys.executable, '-W', 'ignore', script], capture_output=True, text=True)
+    assert done.stdout.strip() == '6', done.stderr
+
+
+# Tables of points
+
+@pytest.fixture
+def table(tmp_path):
+    "A folder with ten pictures and a points.csv; returns the folder"
+    def make(text=None, encoding='utf-8', sizes=((80, 60),), **kw):
+        path = tmp_path/'table'
+        (path/'in here').mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(0)
+        for i in range(10):
+            w,h = sizes[i%len(sizes)]
+            Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(path/f'{"in here/" if i > 7 else ""}p{i}.jpg', **kw)
+        lines = [f'{"in here/" if i > 7 else ""}p{i}.jpg,{10+i}.5,{20+i},{"ab"[i%2]}' for i in range(10)]
+        (path/'points.csv').write_bytes(('\n'.join(['fname,x,y,group', *lines]) + '\n' if text is None else text(lines)).encode(encoding))
+        return path
+    return make
+
+
+def as_read(path): return [tuple(r) for r in read_points(path)[['fname', 'x', 'y', 'group']].values]
+
+
+def test_a_table(table):
+    frames = read_points(table())
+    assert len(frames) == 10 and set(frames.group) == {'a', 'b'} and set(zip(frames.width, frames.height)) == {(80, 60)}
+    row = frames[frames.fname == 'p3.jpg'].iloc[0]
+    assert (row.x, row.y, row.group) == (13.5, 23, 'b')
+
+
+@pytest.mark.parametrize('name, text, encoding', [
+    ('semicolons and decimal commas', lambda ls: 'fname;x;y;group\n' + '\n'.join(l.replace(',', ';').replace('.5', ',5') for l in ls), 'utf-8-sig'),
+    ('tabs, line ends of Windows', lambda ls: 'fname\tx\ty\tgroup\r\n' + '\r\n'.join(l.replace(',', '\t') for l in ls), 'utf-8'),
+    ('UTF-16', lambda ls: 'fname,x,y,group\n' + '\n'.join(ls), 'utf-16'),
+    ('capitals, other columns, another order, empty lines', lambda ls: 'Group, Y,Note,X ,FNAME\n\n' + '\n'.join(f'{g},{y},"a, b",{x},{n}' for n,x,y,g in (l.split(',') for l in ls)) + '\n\n', 'utf-8'),
+    ('slashes of Windows, and ./', lambda ls: 'fname,x,y,group\n' + '\n'.join(('./' if l[0] == 'p' else '') + l.replace('/', '\\') for l in ls), 'utf-8'),
+    ('names without their folder', lambda ls: 'fname,x,y,group\n' + '\n'.join(l.replace('in here/', '') for l in ls), 'utf-8'),
+])
+def test_other_forms_of_the_same_table(table, name, text, encoding):
+    right = as_read(table())
+    assert as_read(table(text, encoding)) == right
+
+
+@pytest.mark.parametrize('text, says', [
+    (lambda ls: '', 'points.csv is empty; its first line should name the columns'),
+    (lambda ls: 'file,x,y\np0.jpg,12,3', r"needs the columns fname, x and y in its first line; that line is 'file,x,y'"),
+    (lambda ls: 'fname,x,y,group\n', 'a first line and no rows'),
+    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\np77.jpg,1,2,a', r"points.csv, line 3: there is no picture 'p77.jpg'"),
+    (lambda ls: 'fname,x,y,group\n/etc/passwd,1,2,a', r"points.csv, line 2: there is no picture '/etc/passwd'"),
+    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\n' + ls[0], 'points.csv, line 3 gives p0.jpg a second point'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,left,2,a', r"points.csv, line 2: x and y should be numbers, in pixels; they are 'left' and '2'"),
+    (lambda ls: 'fname,x,y,group\np0.jpg,,2,a', 'points.csv, line 2: x and y should be numbers'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,nan,2,a', 'points.csv, line 2: x and y should be numbers'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,1e999,2,a', 'points.csv, line 2: x and y should be numbers'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,1_0,2,a', 'points.csv, line 2: x and y should be numbers'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a', r'points.csv, line 2 \(p0.jpg\), has 5 fields where there should be 4'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,1,2,', 'points.csv, line 2 has no group'),
+    (lambda ls: 'fname,x,y,group\n"p0.jpg,1,2,a', 'points.csv, line 2, is no row of a table'),
+    (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,.{i},.5' for i in range(8)), 'between -1 and 1, as if they were shares of the picture'),
+])
+def test_a_table_that_is_wrong(table, text, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says): points_dls(table(text))
+
+
+def test_a_table_that_is_not_text(table):
+    with pytest.raises(ValueError, match='points.csv is not text in UTF-8 or UTF-16'): read_points(table(lambda ls: 'fname,x,y\np\u00e9.jpg,1,2', 'latin-1'))
+
+
+def test_pictures_without_a_row_are_counted(table):
+    with pytest.warns(UserWarning, match='2 of 10 pictures have no row in .*points.csv and are left out; the first is'):
+        dls = points_dls(table(lambda ls: 'fname,x,y,group\n' + '\n'.join(ls[:8])))
+    assert len(dls.train_ds) + len(dls.valid_ds) == 8
+
+
+def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn):
+    assert {f.name for f in points_dls(table()).valid_ds.items} == {'p1.jpg', 'p3.jpg', 'p5.jpg', 'p7.jpg', 'p9.jpg'}
+    assert {f.name for f in points_dls(table(), valid_group='a').valid_ds.items} == {'p0.jpg', 'p2.jpg', 'p4.jpg', 'p6.jpg', 'p8.jpg'}
+    path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
+    assert len(points_dls(path).valid_ds) == 2
+    with pytest.raises(ValueError, match='no column group'): points_dls(path, valid_group='a')
+    assert not [w for w in recwarn if 'random' in str(w.message)]
+
+
+def test_points_of_a_table_reach_the_model(table):
+    path = table(sizes=((80, 60), (60, 90)))
+    dls = points_dls(path, size=(24, 32), bs=2)
+    y = torch.cat([y.as_subclass(torch.Tensor) for _,y in dls.valid]).view(-1, 2)
+    by_hand = [[2*(10.5+i)/w - 1, 2*(20+i)/h - 1] for i in sorted(int(f.stem[1:]) for f in dls.valid_ds.items) for w,h in [((80, 60), (60, 90))[i%2]]]
+    torch.testing.assert_close(y.sort(0).values, torch.tensor(by_hand).sort(0).values)
+
+
+def test_a_row_that_changes_is_read_again(table):
+    path = table()
+    point, f = point_of(path), path/'p0.jpg'
+    assert point(f).tolist() == [10.5, 20]
+    csv = path/'points.csv'
+    csv.write_text(csv.read_text().replace('p0.jpg,10.5', 'p0.jpg,11.5'))
+    os.utime(csv, ns=(1, 1))
+    assert point(f).tolist() == [11.5, 20]
+    with pytest.raises(ValueError, match='p99.jpg has no row'): point(path/'p99.jpg')
+
+
+def test_points_refer_to_the_upright_picture(table):
+    "Pictures that a phone stored on their side: 80 wide and 60 high as stored, 60 wide and 80 high as a viewer shows them"
+    e = Image.Exif()
+    e[0x0112] = 6
+    path = table(exif=e)
+    assert set(zip(*read_points(path)[['width', 'height']].values.T)) == {(60, 80)}
+    dls = points_dls(path, bs=2)
+    assert dls.valid.one_batch()[0].shape[-2:] == (80, 60)
+    first = dls.valid_ds.items[0]
+    x,y = point_of(path)(first).tolist()
+    np.testing.assert_allclose(dls.valid.one_batch()[1][0].flatten().tolist(), (2*x/60 - 1, 2*y/80 - 1), atol=1e-5)
+
+
+@pytest.mark.parametrize('size, right', [((640, 480), (240, 320)), ((480, 640), (320, 240)), ((80, 60), (60, 80)), ((4000, 3000), (240, 320)), ((20, 20), (32, 32))])
+def test_the_size_follows_the_pictures(size, right):
+    assert fit_size(pd.DataFrame({'width': [size[0]], 'height': [size[1]]})) == right
 
 
 # The small parts
@@ -319,6 +527,11 @@ def test_plot_function_draws_the_function():
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(x, x*x) for x in range(-3, 4)])
     assert (ax.get_xlabel(), ax.get_title()) == ('x', 'a square')
     assert plot_function(torch.sin, ax=ax) is ax and len(ax.lines) == 2
+
+
+def test_each_frame_may_have_a_size_of_its_own():
+    preds, targs = torch.zeros(2, 2), torch.tensor([[.5, 0.], [0., .5]])
+    torch.testing.assert_close(pixel_error(preds, targs, torch.tensor([[480, 640], [90, 60]])), torch.tensor([160., 22.5]))
 
 
 @pytest.mark.parametrize('shape', [(5, 2), (5, 1, 2)])
@@ -356,9 +569,67 @@ def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
     np.testing.assert_allclose([float(o) for o in done.stdout.split()], raw.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_real_network_whose_body_stays_frozen(twin, capsys):
+    "ImageNet's weights on a CPU: the body computed once, and beside it three epochs that compute it again each time"
+    from fastai.torch_core import set_seed
+    from lesson6.engine.frozen_body import fit_head
+    from lesson6.engine.networks import efficientnet_lite0
+    dls, off = biwi_dls(twin, size=(120, 160), device=torch.device('cpu')), {}
+    for name, fit in {'fit_head': lambda learn: fit_head(learn, 8, 1e-2), 'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}.items():
+        set_seed(42, reproducible=True)
+        learn = pose_learner(dls, efficientnet_lite0)
+        with learn.no_bar(), learn.no_logging(): fit(learn)
+        errors = point_errors(learn)
+        off[name] = errors.off.mean()
+    with capsys.disabled(): print({**off, 'the constant guess': errors.constant.mean()})
+    assert off['fit_head'] <= errors.constant.mean()/2
+
+
+@pytest.mark.ci
+def test_a_prediction_in_pixels_of_the_picture(exported):
+    from fastai.learner import load_learner
+    path, frame, raw = exported
+    learn = load_learner(path)
+    by_hand = (raw+1)*torch.tensor([320., 240.])
+    for picture in frame, str(frame), Image.open(frame): torch.testing.assert_close(pixel_point(learn, picture), by_hand, atol=.2, rtol=0)
+    small = Image.open(frame).resize((320, 240))
+    torch.testing.assert_close(pixel_point(learn, small), by_hand/2, atol=3, rtol=0)
+
+
+@pytest.mark.ci
+def test_a_learner_of_something_else_has_no_point(few):
+    from lesson6.mini.network import drawnet10
+    from fastai.vision.learner import vision_learner
+    learn = vision_learner(biwi_dls(few, size=(24, 32)), drawnet10, n_out=5)
+    with pytest.raises(ValueError, match='predicts 5 numbers; a point has two'): pixel_point(learn, few/'01'/'frame_00001_rgb.jpg')
+
+
+@pytest.mark.ci
+def test_errors_are_those_of_the_predictions(few):
+    from lesson6.mini.network import drawnet10
+    learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
+    errors = point_errors(learn)
+    with learn.no_bar(): preds, targs = learn.get_preds()
+    np.testing.assert_allclose(errors.off, pixel_error(preds, targs, (480, 640)), rtol=1e-4)
+    assert errors.file.tolist() == learn.dls.valid_ds.items
+    np.testing.assert_allclose(errors[['x', 'y']].values, np.stack([get_ctr(f) for f in errors.file]), rtol=1e-5)
+    mean = torch.stack([get_ctr(f) for f in learn.dls.train_ds.items]).mean(0)
+    np.testing.assert_allclose(errors.constant, (torch.tensor(errors[['x', 'y']].values) - mean).norm(dim=1), rtol=1e-4)
+    import matplotlib
+    matplotlib.use('agg')
+    assert [a.get_title() for a in show_points(learn, 3).axes] == [f'{e.file.name}: {e.off:.0f} pixels off' for e in errors.iloc[[0, 2, 5]].itertuples()]
+
+
 @pytest.mark.ci
 def test_importing_the_section_is_no_dearer_than_fastai():
     "Nothing is trained, drawn or read; no module of another section or of a twin comes along"
-    code = 'import sys, lesson6.head_pose; print([m for m in sys.modules if m.startswith("lesson6")])'
+    code = 'import sys, lesson6.head_pose; print({m for m in sys.modules if m.startswith("lesson6")})'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
-    assert eval(done.stdout) == ['lesson6', 'lesson6.data', 'lesson6.pictures', 'lesson6.train', 'lesson6.head_pose']
+    assert eval(done.stdout) == {'lesson6', 'lesson6.data', 'lesson6.head_pose', 'lesson6.engine',
+                                 *(f'lesson6.engine.{m}' for m in ('frozen_body', 'picture_loaders', 'pictures', 'points', 'training'))}
+
+
+def test_what_was_importable_still_is():
+    from lesson6 import head_pose
+    for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range', 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'): assert hasattr(head_pose, name)

@@ -1,8 +1,13 @@
-"What the multi-label notebook cannot show: bad input, properties, a learner loaded elsewhere, the drawn set as a whole."
+"What the multi-label notebook cannot show: tables of all kinds, bad input, properties, a learner loaded elsewhere, the twin as a whole."
 import csv
+import json
+import os
+import pickle
 import subprocess
 import sys
 import textwrap
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,10 +52,17 @@ def test_a_good_table_is_read_as_it_is(folder):
 bad_tables = {
     'no fname': ('labels,is_valid\ncar,True\n', 'no column fname'),
     'no labels': ('fname,is_valid\n000012.jpg,True\n', 'no column labels'),
-    'no is_valid': ('fname,labels\n000012.jpg,car\n', 'no column is_valid'),
     'an empty label': (head + '000012.jpg,car,False\n000013.jpg,,True\n', r'line 3 \(000013.jpg\) has no label'),
     'a label of spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 \(000012.jpg\) has no label'),
-    'an unknown label': (head + '000012.jpg,car perosn,False\n000013.jpg,car,True\n', r"line 2 \(000012.jpg\) has the label 'perosn'"),
+    'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n', r"line 3 \(000013.jpg\) has the label 'car,dog'.*label_delim=','"),
+    'a comma and a space': (head + '000012.jpg,"car, dog",False\n000013.jpg,car,True\n', r"line 2 .*label_delim=','"),
+    'a bar between labels': (head + '000012.jpg,car|dog,False\n000013.jpg,car,True\n', r"line 2 .*label_delim='\|'"),
+    'a semicolon between labels': (head + '000012.jpg,car;dog,False\n000013.jpg,car,True\n', r"line 2 .*label_delim=';'"),
+    'a list as text': (head + '000012.jpg,car,False\n000013.jpg,"[\'car\', \'dog\']",True\n', r'line 3 \(000013.jpg\) has a list written as text'),
+    'two words in quotes': (head + '000012.jpg,"sports car",False\n000013.jpg,car,True\n', r"line 2 \(000012.jpg\) has 'sports car' in quotes"),
+    'a number': (head + '000012.jpg,car,False\n000013.jpg,7,True\n', r"line 3 \(000013.jpg\) has the label '7', a number"),
+    'a one-hot row': (head + '000012.jpg,0 1 0,False\n000013.jpg,1 0 0,True\n', r"line 2 \(000012.jpg\) has the label '0', a number"),
+    'no picture': (head + '000012.jpg,car,False\n,car,True\n', r'line 3 \(\) names no picture'),
     'a picture named twice': (head + '000012.jpg,car,False\n000012.jpg,dog,True\n', 'line 3: 000012.jpg is there a second time'),
     'no validation rows': (head + '000012.jpg,car,False\n000013.jpg,car,False\n', 'no validation rows'),
     'no training rows': (head + '000012.jpg,car,True\n000013.jpg,car,True\n', 'no training rows'),
@@ -84,10 +96,21 @@ def test_a_missing_folder_of_pictures_is_named(folder):
     with pytest.raises(FileNotFoundError, match='3 of the 3 pictures'): ml.read_labels(folder)
 
 
-def test_background_and_other_vocabularies_are_let_in_when_asked(folder):
+def test_with_a_vocabulary_a_slip_is_named(folder):
+    write(folder, ['000012.jpg,car perosn,False', '000013.jpg,car,True'])
+    assert ml.read_labels(folder)['labels'].tolist() == ['car perosn', 'car']
+    with pytest.raises(ValueError, match=r"line 2 \(000012.jpg\) has the label 'perosn', which is not one of aeroplane"): ml.read_labels(folder, vocab=ml.voc_labels)
+
+
+def test_a_vocabulary_says_that_numbers_and_commas_are_meant(folder):
+    write(folder, ['000012.jpg,7,False', '000013.jpg,"a,b",True'])
+    assert ml.read_labels(folder, vocab=['7', 'a,b'])['labels'].tolist() == ['7', 'a,b']
+
+
+def test_background_is_let_in_when_asked(folder):
     write(folder, ['000012.jpg,,False', '000013.jpg,unicorn,False', '000014.jpg,unicorn,True'])
-    with pytest.raises(ValueError, match='000012.jpg'): ml.read_labels(folder, vocab=None)
-    df = ml.read_labels(folder, vocab=None, empty_ok=True)
+    with pytest.raises(ValueError, match='000012.jpg'): ml.read_labels(folder)
+    df = ml.read_labels(folder, empty_ok=True)
     assert [ml.get_y(r) for _,r in df.iterrows()] == [[], ['unicorn'], ['unicorn']]
 
 
@@ -98,7 +121,169 @@ def test_a_picture_may_be_called_na(folder):
     assert ml.read_labels(folder)['fname'].iloc[0] == 'NA'
 
 
+# --- the forms in which tables come
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le-bom'])
+@pytest.mark.parametrize('separator', [',', ';', '\t'])
+@pytest.mark.parametrize('columns', ['fname labels is_valid', 'File_Name Tags split', 'image label is_val'])
+def test_encodings_separators_and_names_of_columns(folder, encoding, separator, columns):
+    rows = [columns.split(' ')] + [r.replace('car', 'Möwe').split(',') for r in good]
+    text = '\r\n'.join(separator.join(r) for r in rows)
+    raw = '\ufeff'.encode('utf-16-le') + text.encode('utf-16-le') if encoding == 'utf-16-le-bom' else text.encode(encoding)
+    (folder/'train.csv').write_bytes(raw)
+    assert ml.read_labels(folder).values.tolist() == [['000012.jpg', 'Möwe', False], ['000013.jpg', 'Möwe person', False], ['000014.jpg', 'dog', True]]
+
+
+@pytest.mark.parametrize('raw', ['fname,labels\n000012.jpg,Möwe\n'.encode('latin-1'), 'fname,labels\n000012.jpg,car\n'.encode('utf-16-le'), b'PK\x03\x04\x00\x00', bytes(range(256))])
+def test_other_encodings_are_refused_and_not_guessed(folder, raw):
+    (folder/'train.csv').write_bytes(raw)
+    with pytest.raises(ValueError, match=r'train.csv is not text in UTF-8 or UTF-16 \(byte \d+\); save it as UTF-8.'): ml.read_labels(folder)
+
+
+@pytest.mark.parametrize('where', ['metadata.csv', 'train/metadata.csv'])
+def test_metadata_is_read(folder, where):
+    (folder/'train.csv').unlink()
+    (folder/where).write_text('file_name,labels,split\n000012.jpg,car,train\n000013.jpg,car person,train\n000014.jpg,dog,validation\n')
+    assert ml.read_labels(folder)['is_valid'].tolist() == [False, False, True]
+
+
+def test_pictures_beside_the_table_are_found(folder):
+    for f in (folder/'train').iterdir(): f.rename(folder/f.name)
+    (folder/'train').rmdir()
+    df = ml.read_labels(folder)
+    assert all((folder/'train'/r['fname']).is_file() and ml.get_x(r, folder).is_file() for _,r in df.iterrows())
+    assert ml.multilabel_dls(df, folder, size=16, bs=2).train.one_batch()[0].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize('written', ['x/000012.jpg', 'train/x/000012.jpg', 'x\\000012.jpg'])
+def test_names_with_folders(folder, written):
+    (folder/'train'/'x').mkdir()
+    (folder/'train'/'000012.jpg').rename(folder/'train'/'x'/'000012.jpg')
+    write(folder, [good[0].replace('000012.jpg', written), *good[1:]])
+    assert ml.read_labels(folder)['fname'].iloc[0] == 'x/000012.jpg'
+
+
+@pytest.mark.parametrize('disk, table', [('NFC', 'NFD'), ('NFD', 'NFC'), ('NFD', 'NFD')])
+def test_accents_in_either_form(folder, disk, table):
+    name = 'plage été.jpg'
+    (folder/'train'/'000012.jpg').rename(folder/'train'/unicodedata.normalize(disk, name))
+    write(folder, [f'{unicodedata.normalize(table, name)},{unicodedata.normalize("NFD", "été")},False', f'000013.jpg,{unicodedata.normalize("NFC", "été")},False', good[2]])
+    df = ml.read_labels(folder)
+    assert ml.get_x(df.iloc[0], folder).is_file()
+    assert list(ml.multilabel_dls(df, folder, size=16, bs=2).vocab) == ['dog', 'été']
+
+
+def test_the_same_picture_in_two_spellings_is_there_twice(folder):
+    write(folder, [*good, 'train/000013.jpg,dog,False'])
+    with pytest.raises(ValueError, match='line 5: 000013.jpg is there a second time'): ml.read_labels(folder)
+
+
+@pytest.mark.parametrize('delim, cell', [('|', 'sports car|person'), (',', '"sports car, person"'), (';', 'sports car;person;')])
+def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
+    write(folder, [f'000012.jpg,{cell},False', '000013.jpg,sports car,False', '000014.jpg,person,True'])
+    df = ml.read_labels(folder, label_delim=delim)
+    assert [ml.get_y(r, delim) for _,r in df.iterrows()] == [['sports car', 'person'], ['sports car'], ['person']]
+    dls = ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=delim)
+    assert list(dls.vocab) == ['person', 'sports car']
+    assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
+
+
+def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
+    write(folder, ['"000012.jpg","car dog","False"', '"000013.jpg","car","True"'], header='"fname","labels","is_valid"\n')
+    assert ml.read_labels(folder)['labels'].tolist() == ['car dog', 'car']
+    write(folder, ['000012.jpg,"sports car",False', '000013.jpg,car,True'])
+    assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
+
+
+def test_without_a_split_a_fifth_is_sampled_and_said(folder):
+    write(folder, [r.rpartition(',')[0] for r in good], header='fname,labels\n')
+    with pytest.warns(UserWarning, match='train.csv has no column is_valid: 1 of its 3 pictures, sampled with seed 42, are for validation'): one = ml.read_labels(folder)
+    with pytest.warns(UserWarning, match='seed 42'): same = ml.read_labels(folder)
+    assert one.equals(same) and one['is_valid'].sum() == 1
+    chosen = set()
+    for seed in range(20):
+        with pytest.warns(UserWarning): chosen.add(int(ml.read_labels(folder, seed=seed)['is_valid'].argmax()))
+    assert chosen == {0, 1, 2}
+
+
+def test_test_is_a_word_for_validation_unless_there_is_another(folder):
+    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test'], header='fname,labels,split\n')
+    assert ml.read_labels(folder)['is_valid'].tolist() == [False, True]
+    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test', '000014.jpg,car,valid'], header='fname,labels,split\n')
+    with pytest.raises(ValueError, match=r"line 3 \(000013.jpg\): the column split .* it holds 'test'"): ml.read_labels(folder)
+
+
+# --- a DataFrame of one's own
+
+def frame(**columns): return pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'], 'labels': ['car', 'car person', 'dog'], 'is_valid': [False, False, True], **columns})
+
+
+def test_a_dataframe_goes_through_the_same_checks(folder):
+    for bad,says in ((frame(labels=['car', 'car,dog', 'dog']), r"row 1 \(000013.jpg\) has the label 'car,dog'"), (frame(fname=['000012.jpg', '000013.jpg', '99.jpg']), r'99.jpg \(row 2'),
+                     (frame(is_valid=[False, 'perhaps', True]), r"row 1 \(000013.jpg\): the column is_valid"), (frame(is_valid=False), 'no validation rows'),
+                     (frame(fname=['000012.jpg', '000012.jpg', '000014.jpg']), 'second time'), (frame().drop(columns='labels'), 'The table has no column labels'), (frame()[:0], 'no rows')):
+        with pytest.raises((ValueError, FileNotFoundError), match=says) as e: ml.multilabel_dls(bad, folder, size=16, bs=1)
+        assert '\n' not in str(e.value) and str(e.value).endswith('.')
+
+
+def test_nan_is_background_and_numbers_are_names_and_both_are_said(folder):
+    with pytest.warns(UserWarning, match=r'1 of the 3 pictures have no label, the first is row 1 \(000013.jpg\)'):
+        dls = ml.multilabel_dls(frame(labels=['car', np.nan, 'dog']), folder, size=16, bs=2)
+    assert sorted(y.sum().item() for _,y in dls.train_ds) == [0, 1]
+    with pytest.warns(UserWarning, match=r'row 0 \(000012.jpg\) has the label 1, a number'):
+        assert list(ml.multilabel_dls(frame(labels=[1, 2, 1]), folder, size=16, bs=2).vocab) == ['1', '2']
+
+
+def test_lists_of_labels_and_usual_names_are_taken(folder):
+    df = frame(labels=[['car'], ['car', 'person'], ['dog']]).rename(columns={'fname': 'image', 'labels': 'tags'}).set_index(pd.Index([30, 10, 20]))
+    dls = ml.multilabel_dls(df, folder, size=16, bs=2)
+    assert list(dls.vocab) == ['car', 'dog', 'person'] and len(dls.valid_ds) == 1
+
+
+def test_a_list_of_labels_of_two_words_is_not_torn(folder):
+    df = frame(labels=[['sports car'], ['sports car', 'person'], ['dog']])
+    with pytest.raises(ValueError, match=r"row 0 \(000012.jpg\) has the label 'sports car', which would be torn at ' '; pass label_delim"): ml.multilabel_dls(df, folder, size=16, bs=2)
+    assert list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab) == ['dog', 'person', 'sports car']
+
+
+def test_a_broken_picture_is_named_before_any_training(folder):
+    file = folder/'train'/'000013.jpg'
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match='000013.jpg cannot be read'): ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
+
+
+def test_nothing_is_written_into_the_folder(folder):
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+    ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2).train.one_batch()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob('*')} == before
+
+
 # --- batches
+
+def test_loaders_can_be_sent_to_other_processes(folder):
+    dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=True)
+    for dl in dls.loaders: assert len(pickle.loads(pickle.dumps(dl)).one_batch()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
+    (tmp_path/'script.py').write_text(textwrap.dedent(f"""
+        import multiprocessing
+        def main():
+            from fastai.vision.all import defaults, vision_learner
+            from lesson6.mini.network import drawnet10
+            from lesson6.multilabel import multilabel_dls, read_labels
+            defaults.cpus = 1
+            multiprocessing.set_start_method({method!r}, force=True)
+            learn = vision_learner(multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2), drawnet10)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
+            print('trained')
+        if __name__ == '__main__': main()
+        """))
+    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'], capture_output=True, text=True)
+    assert done.stdout == 'trained\n', done.stderr[-2000:]
+
 
 def test_a_batch_larger_than_the_training_set_is_refused(folder):
     with pytest.raises(ValueError, match='2 training pictures, fewer than a batch of 64'): ml.multilabel_dls(ml.read_labels(folder), folder)
@@ -112,7 +297,7 @@ def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):
 
 
 def test_a_label_outside_a_given_vocabulary_is_refused(folder):
-    with pytest.raises(ValueError, match="000014.jpg has the label 'dog'"):
+    with pytest.raises(ValueError, match=r"\(000014.jpg\) has the label 'dog', which is not one of car, person"):
         ml.multilabel_dls(ml.read_labels(folder), folder, bs=1, vocab=['car', 'person'])
 
 
@@ -287,3 +472,54 @@ def test_a_thing_changes_the_picture_where_its_mask_says(name):
     assert marked.sum() > 150
     assert (changed & marked).sum() > .8*marked.sum()
     assert (changed & ~marked).sum() < .35*changed.sum()
+
+
+# --- the section on sets of one's own
+
+def own_set(root, n, labels, valid, name='train.csv', sep=',', columns='fname,labels,is_valid'):
+    "A folder for LESSON6_DATA: `n` pictures whose colours go with their labels."
+    folder, r, rows = root/'pascal_2007', np.random.default_rng(0), [columns]
+    (folder/'train').mkdir(parents=True)
+    for i in range(n):
+        a = r.integers(0, 40, (60, 80, 3))
+        for l in labels(i).split(): a[..., len(l) % 3] += 90
+        Image.fromarray(a.astype(np.uint8)).save(folder/'train'/f'p{i}.png')
+        rows.append(','.join([f'p{i}.png', labels(i), str(valid(i))][:columns.count(',')+1]))
+    (folder/name).write_text('\n'.join(rows).replace(',', sep))
+    return root
+
+
+three, quarter = ['sand', 'woods', 'iceice'], lambda i: i % 4 == 0
+own = {
+    '24 pictures of 3 labels': dict(n=24, labels=lambda i: three[i % 3] + ' people'*(i % 2), valid=quarter),
+    'one label each': dict(n=24, labels=lambda i: three[i % 3], valid=quarter),
+    'a label that only validation has': dict(n=24, labels=lambda i: 'rare' if i == 4 else three[i % 3], valid=quarter),
+    'a label that validation has not': dict(n=24, labels=lambda i: 'rare' if i == 5 else three[i % 3], valid=quarter),
+    'so easy that all is right': dict(n=240, labels=lambda i: three[i % 3], valid=quarter),
+    'one label in all': dict(n=20, labels=lambda i: 'sand', valid=quarter),
+    'another table': dict(n=30, labels=lambda i: three[i % 3], valid=quarter, name='metadata.csv', sep=';', columns='image,tags'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', own)
+def test_the_section_runs_to_its_end(kind, tmp_path):
+    "Every code cell, in one process; what the data cannot show is said, and claims that it cannot answer are not asked."
+    notebook = Path(__file__).parent.parent/'nbs'/'02_multi_label.ipynb'
+    cells = [''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    (tmp_path/'cells.json').write_text(json.dumps([c for c in cells if '%pip' not in c]))
+    script = textwrap.dedent("""
+        import json, matplotlib
+        from IPython.core.interactiveshell import InteractiveShell
+        matplotlib.use('agg')
+        shell = InteractiveShell.instance()
+        for cell in json.load(open('cells.json')): shell.run_cell(cell).raise_error()
+        from lesson6.claims import verdicts
+        print('VERDICTS', json.dumps({k: v.word for k,v in verdicts.items()}))
+        """)
+    env = {**os.environ, 'LESSON6_DATA': str(own_set(tmp_path/'data', **own[kind])), 'LESSON6_ARCH': 'drawnet10'}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    words = json.loads(done.stdout.rpartition('VERDICTS ')[2])
+    assert words['multilabel-onehot'] == words['multilabel-bce'] == 'holds'
+    assert words['multilabel-nothing'] == 'not asked' and set(words) == {f'multilabel-{c}' for c in ('onehot', 'bce', 'threshold', 'fair', 'nothing')}

@@ -17,7 +17,7 @@ from torch import nn
 
 from lesson6.mini import network
 from lesson6.mini.network import drawnet10, drawnet18, draw_picture, load_weights, read_weights, save_weights, weights_path
-from lesson6.pictures import KeepBatches
+from lesson6.engine.picture_loaders import KeepBatches
 
 both = pytest.mark.parametrize('arch', [drawnet10, drawnet18])
 

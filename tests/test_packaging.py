@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import sysconfig
 import zipfile
 from configparser import ConfigParser
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lesson6 import site
+from lesson6.book import site
 
 root = Path(__file__).parent.parent
 settings = ConfigParser(delimiters=['='], interpolation=None)
@@ -140,18 +141,33 @@ def test_one_version():
     assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text(encoding='utf-8')
 
 
-def test_one_address():
-    "Where the address has to be spelt out, it is the one in pyproject.toml."
-    slug = site.repository().removeprefix('https://github.com/')
-    files = [root/n for n in ('README.md', 'CITATION.cff', 'CONTRIBUTING.md')] + sorted((root/'nbs').glob('0*.ipynb'))
-    for path in files:
-        for found in re.findall(r'github\.com/([\w.-]+/lesson6)\b', path.read_text(encoding='utf-8')): assert found == slug, f'{path.name} says {found}'
-    assert site.first_cell() in (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
+def test_one_address(tmp_path):
+    "Set on a copy, set again and taken out, it stands in every place that has to spell it out, and nowhere stays an old one."
+    from lesson6.book.address import set_address
+    files = ['pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md', *(f'nbs/{p.name}' for p in sorted((root/'nbs').glob('0*.ipynb')))]
+    (tmp_path/'nbs').mkdir()
+    for name in files: shutil.copy(root/name, tmp_path/name)
+    assert set_address(site.repository(), tmp_path) == []
+    def saying(url): return [n for n in files if url in (tmp_path/n).read_text(encoding='utf-8')]
+    first, second = 'https://git.example.org/our/lesson6', 'https://github.com/someone/other'
+    set_address(first, tmp_path)
+    assert saying(first) == files
+    set_address(second, tmp_path)
+    assert saying(second) == files and not saying(first)
+    assert tomllib.loads((tmp_path/'pyproject.toml').read_text())['project']['urls'] == {'Repository': second}
+    set_address(site.repository(), tmp_path)
+    assert not saying(second) and all((tmp_path/n).read_bytes() == (root/n).read_bytes() for n in files)
+
+
+@pytest.mark.parametrize('url', ['lesson6', 'http://example.org/a', 'https://example.org', 'https://example.org/a b', 'https://example.org/a"'])
+def test_what_is_no_address_is_refused(url, tmp_path):
+    from lesson6.book.address import set_address
+    with pytest.raises(ValueError, match='is no address of a repository'): set_address(url, tmp_path)
 
 
 def test_citation_and_forms_can_be_read():
     citation = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
-    assert {'cff-version', 'title', 'message', 'authors', 'version', 'license', 'repository-code'} <= set(citation)
+    assert {'cff-version', 'title', 'message', 'authors', 'version', 'license'} <= set(citation)
     for path in [*(root/'.github').rglob('*.y*ml'), root/'.pre-commit-config.yaml']: assert yaml.safe_load(path.read_text(encoding='utf-8')), path
     for path in (root/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
         form = yaml.safe_load(path.read_text(encoding='utf-8'))

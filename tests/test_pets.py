@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -90,12 +91,43 @@ def test_a_name_without_a_breed(tmp_path):
     with pytest.raises(ValueError, match=r'173\.jpg: there is no breed'): pets_dls(tmp_path/'set', 40, 32, bs=8)
 
 
+def test_a_name_may_hold_anything_before_the_number():
+    assert breed('images/no.5_3.png') == 'no.5' and breed('chat perché_12.WEBP') == 'chat perché' and breed('a_1_2.jpg') == 'a_1'
+    for name in ('pug_1.txt', 'pug_1.heic', 'pug_1', 'pug.jpg', '_1.jpg'):
+        with pytest.raises(ValueError, match='there is no breed in this file name'): breed(name)
+
+
 def test_one_breed(tmp_path):
     with pytest.raises(ValueError, match='one breed only, beagle'): pets_dls(draw_some(tmp_path/'set', ('beagle',)), 40, 32, bs=8)
 
 
 def test_fewer_pictures_than_a_batch(tmp_path):
     with pytest.raises(ValueError, match='16 pictures to train on, fewer than a batch of 64'): pets_dls(draw_some(tmp_path/'set'), 40, 32, bs=64)
+
+
+@pytest.mark.parametrize('each, bs', [(10, 4), (60, 16)])
+def test_batches_follow_the_size_of_the_set(tmp_path, each, bs):
+    dls = pets_dls(draw_some(tmp_path/'set', each=each), 40, 32)
+    assert dls.train.bs == bs and 2 <= bs <= len(dls.train_ds)//4
+
+
+def test_a_picture_is_seen_as_its_camera_was_held(tmp_path):
+    path = draw_some(tmp_path/'set')
+    e = Image.Exif(); e[0x112] = 6
+    Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(path/'images'/'beagle_0.jpg', exif=e)
+    dls = pets_dls(path, 40, 32)
+    sizes = {f.name: x.size for dl in dls.loaders for f,(x,_) in zip(dl.dataset.items, dl.dataset)}
+    assert sizes['beagle_0.jpg'] == (30, 60) and sizes['beagle_1.jpg'] == (40, 40)
+
+
+def test_loaders_can_be_sent_to_another_process(dls):
+    again = pickle.loads(pickle.dumps(dls))
+    assert again.one_batch()[0].shape == dls.one_batch()[0].shape and list(again.vocab) == list(dls.vocab)
+
+
+def test_what_predict_may_be_given(learn, dls):
+    with learn.no_bar():
+        for item in (dls.valid_ds.items[0], str(dls.valid_ds.items[0]), np.zeros((40, 40, 3), np.uint8)): assert learn.predict(item)[0] in dls.vocab
 
 
 def test_no_folder_and_no_pictures(tmp_path):
@@ -105,6 +137,7 @@ def test_no_folder_and_no_pictures(tmp_path):
 
 
 def test_weights_that_do_not_fit(dls, learn, tmp_path):
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)  # which leaves NumPy's numbers in what is saved
     saved = learn.save('mine')
     assert pets_learner(dls, small_net, saved=saved).model is not None
     wide = pets_dls(draw_some(tmp_path/'three', ('Abyssinian', 'beagle', 'pug')), 40, 32, bs=8)
@@ -129,9 +162,11 @@ def test_cross_entropy_is_pytorchs(scale):
 def test_the_split_is_the_same_whatever_order_the_disk_has(tmp_path, monkeypatch):
     path = draw_some(tmp_path/'set')
     first = [f.name for f in pets_dls(path, 40, 32, bs=8).valid_ds.items]
-    import lesson6.pets as module
-    real_files = module.get_image_files
-    monkeypatch.setattr(module, 'get_image_files', lambda p: list(reversed(sorted(real_files(p)))))
+    import os
+    walk = os.walk
+    def backwards(*args, **kwargs):
+        for here,folders,names in walk(*args, **kwargs): yield here, folders, names[::-1]
+    monkeypatch.setattr(os, 'walk', backwards)
     assert [f.name for f in pets_dls(path, 40, 32, bs=8).valid_ds.items] == first
 
 
@@ -140,6 +175,17 @@ def test_timing_changes_nothing(learn):
     torch.manual_seed(0); a = torch.rand(1); torch.manual_seed(0)
     assert training_time(learn, 2, batches=1) > 0
     assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
+
+
+def test_the_finder_says_that_it_found_nothing(learn):
+    "The loss grows fourfold within a few batches, as that of a model that makes no mistakes does"
+    from fastai.callback.core import Callback
+    class Explode(Callback):
+        order = -8
+        def after_loss(self): self.learn.loss = self.loss*10**self.iter
+    learn.add_cb(Explode())
+    with pytest.raises(ValueError, match='exploded before any rate lowered it'): suggest_lr(learn, num_it=20)
+    with pytest.raises(ValueError, match='at least 20'): suggest_lr(learn, num_it=5)
 
 
 def test_the_finder_leaves_nothing_behind(learn, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from fastai.data.core import TfmdLists, Transform
 from PIL import Image
 
-from lesson6.pictures import CropSquare, InParts, KeepBatches, KeepItems, PresizedBlock, PresizedDL, PresizedPictures
+from lesson6.engine.picture_loaders import CropSquare, InParts, KeepBatches, KeepItems, PresizedBlock, PresizedDL, PresizedPictures
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 
-from lesson6.collab import ratings_learner, recommend
-from lesson6.ratings_at_scale import RowsInPlace, draw_ratings, large_ratings_learner, parquet_dls
+from lesson6.collab import DotProductBias, recommend
+from lesson6.engine.rating_learners import fused_learner
+from lesson6.engine.ratings_at_scale import RowsInPlace, draw_ratings, large_ratings_learner, parquet_dls
 
 
 @pytest.fixture(scope='module')
@@ -22,9 +23,12 @@ def file(tmp_path_factory):
     return file
 
 
+def model(dls): return DotProductBias(*[len(names) for names in dls.classes.values()], 10)
+
+
 def fit(make, dls, **kwargs):
     set_seed(42, reproducible=True)
-    learn = make(dls, 10, eps=1e-8, **kwargs)
+    learn = make(dls, model(dls), eps=1e-8, **kwargs)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 0.02, wd=[1., 0.])
     return learn
 
@@ -34,7 +38,7 @@ def test_the_same_numbers(file, accumulated):
     "As from the learner that makes its gradients anew, to the last digit; nearly so where those of several batches are added up"
     dls = parquet_dls(file, device='cpu')
     cbs = lambda: [GradientAccumulation(4*dls.train.bs)] if accumulated else []
-    ours, theirs = (fit(make, dls, cbs=cbs()) for make in (large_ratings_learner, ratings_learner))
+    ours, theirs = (fit(make, dls, cbs=cbs()) for make in (large_ratings_learner, fused_learner))
     for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-4) if accumulated else torch.equal(a, b), name
     assert list(ours.model.state_dict()) == list(theirs.model.state_dict())
@@ -42,7 +46,8 @@ def test_the_same_numbers(file, accumulated):
 
 def test_the_tables_are_kept(file):
     "A step empties the gradients and leaves them where they are"
-    learn = large_ratings_learner(parquet_dls(file, device='cpu'), 10)
+    dls = parquet_dls(file, device='cpu')
+    learn = large_ratings_learner(dls, model(dls))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)
     where = [p.grad.data_ptr() for p in learn.model.parameters()]
     assert all(not p.grad.any() for p in learn.model.parameters())
@@ -83,12 +88,82 @@ def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
     assert set(names(mixed)) <= set(zip(*pd.read_parquet(file)[['user', 'title', 'rating']].values.T.tolist(), strict=True)) and len(names(mixed)) > 19_000
 
 
+def test_what_is_exported_has_no_ratings(file, tmp_path):
+    "Only the names and who has seen what, on the CPU"
+    learn = fit(large_ratings_learner, parquet_dls(file, device='cpu'), path=tmp_path)
+    learn.export('large.pkl')
+    held = sum(o.numel()*o.element_size() for o in [*learn.model.parameters(), learn.dls.seen])
+    assert (tmp_path/'large.pkl').stat().st_size < held + 4*20_000, 'as many bytes as the ratings themselves'
+
+
+# A table of another kind
+
+def table(file, **columns): return pd.read_parquet(file).assign(**columns)
+
+
+@pytest.mark.parametrize('scale', [(.5, 5), (1, 10), (-10, 10)])
+def test_another_scale(file, tmp_path, scale, capsys):
+    "Predictions go with it, and the error is below that of always saying the mean"
+    lo, hi = scale
+    t = table(file)
+    t['rating'] = (lo + (t.rating - 1)*(hi - lo)/4).round(1)
+    t.to_parquet(tmp_path/'scaled.parquet')
+    dls = parquet_dls(tmp_path/'scaled.parquet', device='cpu')
+    assert dls.scale == scale and f'Ratings from {lo:g} to {hi:g}' in capsys.readouterr().out
+    set_seed(1, reproducible=True)
+    learn = large_ratings_learner(dls, model(dls))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 0.02, wd=[1., 0.])
+    assert learn.recorder.values[-1][1] < dls.valid_ds.y.var()
+    preds = learn.get_preds()[0]
+    assert preds.max() - preds.min() > (hi - lo)/2 and preds.min() > dls.y_range[0] and preds.max() < dls.y_range[1]
+
+
+def test_the_usual_names_of_columns(file, tmp_path):
+    table(file).rename(columns={'user': 'userId', 'title': 'item', 'rating': 'Stars'}).to_parquet(tmp_path/'named.parquet')
+    assert torch.equal(parquet_dls(tmp_path/'named.parquet', device='cpu').train_ds.x, parquet_dls(file, device='cpu').train_ds.x)
+
+
+def held(dls):
+    names = [np.array([None, *o[1:]], dtype=object) for o in dls.classes.values()]
+    return sorted((str(names[0][u]), str(names[1][i]), r) for (u, i), r in zip(dls.valid_ds.x.tolist(), dls.valid_ds.y.flatten().tolist(), strict=True))
+
+
+def test_a_split_of_ones_own(file, tmp_path, capsys):
+    "A column, positions, a second file or the latest share hold the same ratings back"
+    rows = np.random.default_rng(0).permutation(20_000)
+    t = table(file, timestamp=rows, part=np.where(rows >= 16_000, 'test', 'train'))
+    t.to_parquet(tmp_path/'all.parquet')
+    late = (rows >= 16_000)
+    t[~late].to_parquet(tmp_path/'base.parquet'), t[late].to_parquet(tmp_path/'test.parquet')
+    made = [parquet_dls(tmp_path/'all.parquet', valid=v, device='cpu') for v in ('time', 'part', np.flatnonzero(late))]
+    made.append(parquet_dls(tmp_path/'base.parquet', valid=tmp_path/'test.parquet', device='cpu'))
+    assert all(held(o) == held(made[0]) for o in made) and len(made[0].valid_ds) == 4_000
+    assert sorted(held(made[0]))[0][2] in (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize('columns, kw, says', [
+    ({'rating': 3.}, {}, 'All 20,000 ratings are 3: there is nothing to learn'),
+    ({}, {'valid': 'fold'}, "no column 'fold' to split by"),
+    ({}, {'valid': 'time'}, 'needs a column timestamp'),
+    ({}, {'valid': [20_000]}, 'positions from 0 to 19999'),
+    ({}, {'scale': (1, 4)}, r'go from 1 to 5, outside the scale \(1, 4\)'),
+])
+def test_what_is_refused(file, tmp_path, columns, kw, says):
+    table(file, **columns).to_parquet(tmp_path/'t.parquet')
+    with pytest.raises(ValueError, match=says): parquet_dls(tmp_path/'t.parquet', device='cpu', **kw)
+
+
+def test_a_pair_that_is_there_twice_is_counted(file, tmp_path):
+    pd.concat([table(file), table(file)[:7]]).to_parquet(tmp_path/'t.parquet')
+    with pytest.warns(UserWarning, match='^7 ratings are of a pair of user and title that is there before'): parquet_dls(tmp_path/'t.parquet', device='cpu')
+
+
 @pytest.mark.ci
 def test_processes_that_share_a_training_average_its_gradients(tmp_path):
     "Two processes with other batches end with the mean of their gradients, as `DistributedDataParallel` promises"
     code = """
 import sys, torch, torch.distributed as dist
-from lesson6.ratings_at_scale import RowsInPlace
+from lesson6.engine.ratings_at_scale import RowsInPlace
 rank = int(sys.argv[1])
 dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=2)
 table = RowsInPlace(torch.nn.Parameter(torch.zeros(4, 2)))

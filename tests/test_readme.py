@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lesson6.data import lesson_path
-from lesson6.site import open_links, repository
+from lesson6.book.site import repository
 
 root = Path(__file__).parent.parent
 readme = (root/'README.md').read_text(encoding='utf-8')
@@ -19,10 +19,8 @@ written += re.findall(r'^\| `([^`]+)` \|', readme, re.M) + re.findall(r'`((?:mak
 
 # A command, and the place that runs it: a file, and what stands there.
 run_by = {
-    'git clone https://github.com/lesson6/lesson6': ('.github/workflows/test.yaml', 'actions/checkout'),
-    'cd lesson6': ('.ci/run', 'cd "$(dirname "$0")/.."'),
     'make run': ('.github/workflows/docs.yaml', '- run: make run'),
-    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=run']"),
+    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=book/running']"),
     'make run NB=01_pet_breeds DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make run DATA=/path/to/data': ('tests/test_command.py', "make('run', 'NB=04_collab', 'DATA=/my data')"),
     'make lab': ('tests/test_command.py', "['make', 'lab'"),
@@ -33,13 +31,17 @@ run_by = {
     'python3 -m venv .venv': ('Makefile', '$(PYTHON) -m venv .venv'),
     ".venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'": ('Makefile', "--constraint constraints.txt --editable '.[dev,docs]'"),
     '.venv/bin/lesson6 run': ('Makefile', '$(bin)/lesson6 run'),
-    'pip install git+https://github.com/lesson6/lesson6': ('tests/test_packaging.py', "'pip', '--python'"),
+    'pip install /path/to/the/clone': ('tests/test_packaging.py', "'pip', '--python'"),
     'lesson6 notebooks': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
     'lesson6 notebooks my-lesson6': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
     'lesson6 data': ('tests/test_packaging.py', "lesson6('data')"),
     'lesson6 run': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
     'lesson6 run collab': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
+    'lesson6 train': ('tests/test_command.py', "name, '--help'"),
+    'lesson6 train collab': ('tests/test_train.py', "'lesson6.train', 'collab'"),
     'lesson6 doctor': ('tests/test_packaging.py', "lesson6('doctor')"),
+    'lesson6 train pets --out runs': ('tests/test_train.py', "'lesson6.train', 'collab'"),
+    'lesson6 predict runs/pets/learner.pkl holiday.jpg': ('tests/test_predict.py', "'predict', pets, *files"),
     'lesson6 run --help': ('tests/test_command.py', "name, '--help'"),
 }
 
@@ -88,15 +90,18 @@ def my_pictures(to):
 
 
 def my_heads(to):
+    from lesson6.head_pose import get_ctr
     path = lesson_path('biwi')
-    for person in '01', '02', '03':
-        few('biwi', to, [f'{person}/rgb.cal'] + [f.relative_to(path) for p in sorted((path/person).glob('*_rgb.jpg'))[:18] for f in (p, p.with_name(p.name.replace('_rgb.jpg', '_pose.txt')))])
+    frames = [p for person in ('01', '02', '03') for p in sorted((path/person).glob('*_rgb.jpg'))[:18]]
+    few('biwi', to, [p.relative_to(path) for p in frames])
+    rows = [(p.relative_to(path), *get_ctr(p).tolist(), p.parent.name) for p in frames]
+    (to/'points.csv').write_text('fname,x,y,group\n' + ''.join(f'{f},{x},{y},{who}\n' for f,x,y,who in rows))
 
 
 def my_ratings(to):
-    few('movielens', to, ['u.item', 'u.data'])
-    lines = (to/'u.data').read_text().splitlines(keepends=True)
-    (to/'u.data').write_text(''.join(lines[:2000]))
+    from lesson6.collab import read_ratings
+    to.mkdir()
+    read_ratings(lesson_path('movielens'))[['user', 'title', 'rating']].head(2000).to_csv(to/'ratings.csv', index=False)
 
 
 @pytest.mark.ci
@@ -127,8 +132,7 @@ def test_own_data(code, tmp_path, environment, monkeypatch):
 
 def test_every_section_is_in_the_table():
     for path in sorted((root/'nbs').glob('0[1-9]_*.ipynb')):
-        row = next(l for l in readme.splitlines() if f'](nbs/{path.name})' in l)
-        for where, link in open_links(path.stem).items(): assert f'[{where}]({link})' in row
+        assert [l for l in readme.splitlines() if f'](nbs/{path.name})' in l and l.startswith('|')]
 
 
 def test_links_lead_somewhere():
@@ -136,5 +140,9 @@ def test_links_lead_somewhere():
         if not target.startswith('http'): assert (root/target).exists(), target
 
 
-def test_own_address():
-    for link in re.findall(r'https://github\.com/[\w.-]+/[\w.-]+', readme): assert link == repository() or 'lesson6' not in link, link
+def test_the_places_of_the_address_say_what_is_set():
+    "As `make address` writes them."
+    from lesson6.book.address import parts
+    there = dict(re.findall(r'<!-- address: ([\w-]+) -->\n(.*?)\n<!-- end -->', readme, re.DOTALL))
+    assert set(there) == {'clone', 'cloud', 'install'}
+    for name,text in there.items(): assert text == parts(repository())[name]

@@ -1,11 +1,15 @@
-"What the regularisation notebook cannot show: input that can't be meant, properties of the maps, and the curve on real ratings."
+"What the regularisation notebook cannot show: input that can't be meant, properties of the maps, data of one's own, and the curve on real ratings."
 import math
 
+import numpy as np
 import pytest
 import torch
+from conftest import root
+from PIL import Image
 from torch import nn
 
 from lesson6 import regularisation as reg
+from lesson6.data import folders
 
 
 @pytest.mark.parametrize('wd', [-.1, float('nan')])
@@ -64,6 +68,76 @@ def test_a_dot_is_where_its_point_is(angle, size):
     mat = torch.tensor([[c, -s*r, .05], [s/r, c, -.1]])
     off = (reg.find_dots(reg.affine_picture(x, mat)) - reg.affine_points(p, mat))*torch.tensor([size[1]/2, size[0]/2])
     assert off.norm(dim=-1).max() < 1
+
+
+def test_the_maps_are_the_engines():
+    from lesson6.engine import augmentation
+    for name in augmentation.__all__: assert getattr(reg, name) is getattr(augmentation, name)
+
+
+# Whole sections on sets such as people have: few or many ratings of any scale, heads of anybody in any layout, or only one of the two
+
+def own_ratings(folder, r):
+    lo, hi, step = [(1, 5, 1), (1, 10, 1), (.5, 5, .5), (-10, 10, 1)][r.integers(4)]
+    n_users, n_items, n = int(r.integers(5, 80)), int(r.integers(5, 60)), int(r.integers(25, 2500))
+    pairs = sorted({(int(u), int(i)) for u, i in zip(r.integers(1, n_users+1, n), r.integers(1, n_items+1, n))})
+    mild, good = r.normal(size=n_users+1), r.normal(size=n_items+1)
+    rows = [(u, i, float(np.clip(step*round(((lo+hi)/2 + (hi-lo)/8*(mild[u]+good[i]+r.normal()))/step), lo, hi))) for u, i in pairs]
+    folder.mkdir()
+    if r.integers(2):
+        return (folder/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'reader {u},Book {i},{y:g}\n' for u, i, y in rows), encoding='utf-8')
+    (folder/'u.data').write_text(''.join(f'{u}\t{i}\t{y:g}\t{880000000+u}\n' for u, i, y in rows))
+    (folder/'u.item').write_text(''.join(f'{i}|Book {i}\n' for i in range(1, n_items+1)))
+
+
+def face(r, w, h, x, y):
+    down, right = np.mgrid[:h, :w]
+    pixels = 40 + r.integers(0, 30, (h, w, 3))
+    pixels[((right-x)**2 + (down-y)**2) < (h/8)**2] += 150
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def own_heads(folder, r):
+    sizes, ending = [(80, 60), (120, 160), (640, 480)], ['.jpg', '.png', '.PNG', '.bmp'][r.integers(4)]
+    people = [['1', '2'], ['01', '02', '13'], ['anna', 'ben'], ['d\u00e9j\u00e0', '\u592a\u90ce', 'x y'], ['only']][r.integers(5)]
+    table = r.integers(2)
+    groups = table and r.integers(2)
+    rows = ['fname,x,y' + ',group'*groups]
+    for i in range(int(r.integers(22, 60))):
+        who, (w, h) = people[i % len(people)], sizes[i % len(people) % 3]
+        x, y = r.uniform(.2, .8)*w, r.uniform(.2, .8)*h
+        name = f'{who}/frame_{i:05}_rgb{ending}'
+        (folder/who).mkdir(parents=True, exist_ok=True)
+        face(r, w, h, x, y).save(folder/name)
+        rows.append(f'{name},{x:.1f},{y:.1f}' + f',{who}'*groups)
+        if table: continue
+        (folder/who/'rgb.cal').write_text(f'{w} 0 {w/2}\n0 {w} {h/2}\n0 0 1\n')
+        (folder/who/f'frame_{i:05}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-w/2)*1000/w} {(y-h/2)*1000/w} 1000\n')
+    if table: (folder/'points.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
+    return len(people) > 1 and (not table or groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(12))
+def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
+    from lesson6.book.running import read_claims, run_notebook
+    from lesson6.claims import statements
+    r, data, log = np.random.default_rng(seed), tmp_path/'own', tmp_path/'claims.jsonl'
+    data.mkdir()
+    has = ['movielens', 'biwi'] if seed % 3 else [['movielens'], ['biwi']][seed//3 % 2]
+    if 'movielens' in has: own_ratings(data/folders['movielens'], r)
+    several = own_heads(data/folders['biwi'], r) if 'biwi' in has else True
+    before = sorted(data.rglob('*'))
+    run_notebook(root/'nbs'/'05_regularisation.ipynb', {'LESSON6_DATA': str(data), 'LESSON6_CLAIMS': str(log)}, progress=False)
+    assert sorted(data.rglob('*')) == before, 'something was written into the data'
+    found = {v.id: v for v in read_claims(log)}
+    assert set(found) == {o for o in statements if o.startswith('reg-')}
+    heads = [found[o] for o in ('reg-augmentation', 'reg-point-forgotten')]
+    ratings = [v for o, v in found.items() if o in ('reg-overfits', 'reg-wd-middle', 'reg-wd-lesson', 'reg-wd-shrinks', 'reg-early-stopping')]
+    for name, of in (('movielens', ratings), ('biwi', heads)):
+        if name not in has: assert all(v.holds is None and folders[name] in v.measured for v in of)
+    if not several: assert all(v.holds is None and 'one person' in v.measured for v in heads)
+    assert all(v.holds for v in found.values() if v not in heads + ratings), 'what needs no data holds on any'
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 "Training from the command line: broken off, taken up again, and shared by two processes of which one is killed."
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,15 +9,8 @@ import pytest
 import torch
 
 
-def free_port(): # older versions of accelerate don't find one themselves
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 command = [sys.executable, '-m', 'lesson6.train', 'collab', '--bs', '256']
-launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-          '--dynamo_backend', 'no', '--num_cpu_threads_per_process', '1', '--main_process_port', str(free_port()), '-m', 'lesson6.train', 'collab', '--bs', '256']
+launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'lesson6.train', 'collab', '--bs', '256']
 
 
 def history(out):

@@ -79,9 +79,10 @@ def test_nothing_is_asked_of_a_network(environment, tmp_path):
         def refuse(*args, **kw): raise AssertionError(f'somebody asks a network: {args}')
         socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
         for m in sys.argv[1:]: importlib.import_module(m)
-        from lesson6.data import folders, lesson_path, profile
+        from lesson6.data import folders, lesson_path
+        from lesson6.engine.networks import lesson_arch
         for name in folders: lesson_path(name)
-        for name in 'resnet34', 'resnet50': profile.arch(name)(pretrained=True) if 'pretrained' in profile.arch(name).__code__.co_varnames else profile.arch(name)()
+        for name in 'resnet34', 'resnet50': lesson_arch(name)()
         print('quiet')
         ''', *modules)
     assert r.stdout.split()[-1] == 'quiet', r.stderr
@@ -99,7 +100,7 @@ everything = '''
     for m in {modules!r}: importlib.import_module(m)
     import lesson6
     from lesson6.data import folders, lesson_path, profile
-    from lesson6.run import main
+    from lesson6.book.command import main
     assert lesson6.__file__.startswith({here!r}), lesson6.__file__
     print(profile.about('movielens'))
     os.chdir({work!r})

@@ -1,0 +1,211 @@
+"""The house: what stands in which wing, what a student meets first, and that importing changes nothing.
+
+A section opens with the whole game: a picture, a trained model and what it can do.
+"""
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lesson6.book.running import find_notebooks, sections
+
+root = Path(__file__).parent.parent
+nbs = root/'nbs'
+TRAINS = re.compile(r'\b(fine_tune|fit|fit_one_cycle|fit_head|fit_discriminative|fit_pose|wd_sweep)\(')
+
+
+def cells(name):
+    return json.loads((nbs/f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
+
+
+def source(cell): return ''.join(cell['source'])
+def lines(text): return [l for l in text.splitlines() if l.strip()]
+def folded(cell): return cell['metadata'].get('jupyter', {}).get('source_hidden', False)
+def exports(cell): return source(cell).lstrip().startswith('#| export')
+
+
+def opening(cells):
+    "What a student passes up to the first trained model: code cells, their lines, and words; cells that are folded don't count."
+    code, words = [], 0
+    for c in cells:
+        if c['cell_type'] == 'markdown': words += len(re.findall(r'\S+', source(c)))
+        elif not folded(c):
+            code.append(lines(source(c)))
+            if TRAINS.search(source(c)): return len(code), sum(map(len, code)), words
+    raise AssertionError('nothing is trained')
+
+
+def exported_share(cells):
+    "The share of the lines of code that are exported."
+    code = [c for c in cells if c['cell_type'] == 'code']
+    return sum(len(lines(source(c))) for c in code if exports(c)) / sum(len(lines(source(c))) for c in code)
+
+
+def too_wide(cells, most=100):
+    return [l for c in cells if c['cell_type'] == 'code' for l in source(c).splitlines() if len(l) > most and not l.startswith('#| fig-alt')]
+
+
+def only_machinery(cell):
+    "Whether a cell holds nothing but what the machinery needs: installing, imports, the name of the module, a filter of warnings."
+    tree = ast.parse(re.sub(r'^(\s*)%pip.*$', r'\1pass', source(cell), flags=re.M))
+    def fine(node):
+        if isinstance(node, ast.Try): return all(map(fine, node.body)) and all(isinstance(o, (ast.Raise, ast.Pass)) for h in node.handlers for o in h.body)
+        return isinstance(node, (ast.Import, ast.ImportFrom)) or 'warnings.filterwarnings' in ast.unparse(node)
+    return all(map(fine, tree.body))
+
+
+@pytest.mark.parametrize('name', sections)
+class TestSection:
+    def test_the_whole_game_comes_first(self, name):
+        n, long, words = opening(cells(name))
+        assert n <= 8 and long <= 45 and words <= 350, f'{n} code cells, {long} lines and {words} words before the first trained model'
+
+    def test_a_picture_and_a_result_are_shown_in_it(self, name):
+        "Something is drawn before the first training or within five cells of it, and the table of its losses is shown."
+        code = [c for c in cells(name) if c['cell_type'] == 'code' and not folded(c)]
+        at = next(i for i,c in enumerate(code) if TRAINS.search(source(c)))
+        def shows(c, kind): return any(m.startswith(kind) for o in c['outputs'] for m in o.get('data', {}))
+        assert any(shows(c, 'image/') for c in code[:at+6]) and shows(code[at], 'text/html')
+
+    def test_engineering_is_elsewhere(self, name):
+        assert exported_share(cells(name)) <= .25
+
+    def test_no_line_is_wider_than_the_page(self, name):
+        assert not too_wide(cells(name))
+
+    def test_the_machinery_is_folded(self, name):
+        "The cells that only the machinery needs, and no others."
+        for c in cells(name):
+            if c['cell_type'] != 'code': continue
+            machine = source(c).startswith(('#| default_exp', '#| hide\n# Does nothing where')) or (exports(c) and only_machinery(c))
+            if machine: assert folded(c), source(c)
+            if folded(c): assert only_machinery(c) or source(c).startswith('#| hide'), source(c)
+
+
+def test_the_counts_can_fail():
+    def cell(text, kind='code', **metadata): return {'cell_type': kind, 'source': [text], 'metadata': metadata, 'outputs': []}
+    long = [cell('word '*351, 'markdown'), *[cell('a = 1\nb = 2')]*30, cell('learn.fit(1)')]
+    assert opening(long) == (31, 61, 351)
+    assert opening([cell('import os', jupyter={'source_hidden': True}), cell('learn.fine_tune(2)')]) == (1, 1, 0)
+    assert exported_share([cell('#| export\ndef f(): pass'), cell('f()')]) == 2/3
+    assert too_wide([cell('x'*101)]) and not too_wide([cell('#| fig-alt: ' + 'x'*200)])
+    assert only_machinery(cell('#| export\nimport os')) and not only_machinery(cell('import os\nx = 1'))
+    assert only_machinery(cell('try: import lesson6\nexcept ImportError:\n    %pip install x'))
+
+
+# The wings
+
+def test_layers_hold():
+    "Imports run from the book to the lesson to the engine to the data."
+    done = subprocess.run([Path(sys.executable).parent/'lint-imports'], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('module, line', [('pets', 'import lesson6.book.running'), ('engine/pictures', 'from lesson6.pets import breed'), ('data', 'from lesson6.engine import pictures')])
+def test_a_wrong_import_is_noticed(module, line, tmp_path):
+    import shutil
+    shutil.copytree(root/'lesson6', tmp_path/'lesson6')
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    with open(tmp_path/'lesson6'/f'{module}.py', 'a', encoding='utf-8') as f: f.write(f'\n{line}\n')
+    done = subprocess.run([Path(sys.executable).parent/'lint-imports'], cwd=tmp_path, env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, capture_output=True, text=True)
+    assert done.returncode == 1 and 'is not allowed to import' in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize('wing', ['engine', 'data', 'book'])
+def test_the_page_of_a_wing_names_every_notebook_in_it(wing):
+    page = ''.join(source(c) for c in cells(f'{wing}/index'))
+    for path in sorted((nbs/wing).rglob('*.ipynb')):
+        name = path.relative_to(nbs/wing).as_posix()
+        if name != 'index.ipynb' and '.ipynb_checkpoints' not in name: assert f']({name})' in page, name
+
+
+def test_the_start_page_leads_to_every_section_and_wing():
+    page = ''.join(source(c) for c in cells('index'))
+    for name in [*sections, 'claims', 'exercises', 'engine/index', 'data/index', 'book/index']: assert f']({name}.ipynb)' in page, name
+
+
+def test_every_module_comes_from_a_notebook():
+    made = {p.relative_to(root).as_posix() for p in (root/'lesson6').rglob('*.py') if 'AUTOGENERATED' in p.read_text(encoding='utf-8')}
+    by_hand = {p.relative_to(root).as_posix() for p in (root/'lesson6').rglob('*.py')} - made
+    assert by_hand == {'lesson6/train.py', *(f'lesson6/{d}__init__.py' for d in ('', 'engine/', 'mini/', 'book/'))} | {'lesson6/_modidx.py'}
+
+
+# Importing
+
+modules = sorted('.'.join(p.relative_to(root).with_suffix('').parts) for p in (root/'lesson6').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
+LOOK = '''
+import copy, json, os, sys, warnings
+import fastai.vision.all, fastai.collab, fastai.tabular.all, matplotlib, pandas, torch
+from fastcore.basics import defaults
+def state(): return {'defaults': {k: list(map(str, v)) if isinstance(v, list) else str(v) for k,v in vars(defaults).items()}, 'environ': dict(os.environ),
+    'filters': [str(f) for f in warnings.filters], 'matplotlib': matplotlib.rcParams['figure.figsize'], 'threads': torch.get_num_threads(), 'seed': torch.initial_seed(),
+    'path': sys.path[:], 'hook': str(sys.excepthook)}
+import importlib
+changed = {}
+for name in sys.argv[1:]:
+    before = copy.deepcopy(state())
+    importlib.import_module(name)
+    after = state()
+    if after != before: changed[name] = [k for k in before if after[k] != before[k]]
+print(json.dumps(changed))
+'''
+
+
+def test_importing_changes_nothing():
+    "Neither fastai's defaults, nor the environment, nor the filters of warnings."
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', LOOK, *modules], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {}
+
+
+def test_a_change_is_noticed(tmp_path):
+    (tmp_path/'careless.py').write_text('import os, warnings; os.environ["X"] = "1"; warnings.filterwarnings("ignore", "no such"); from fastcore.basics import defaults; defaults.callbacks.append(print)')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', LOOK, 'careless'], cwd=tmp_path, env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {'careless': ['defaults', 'environ', 'filters']}
+
+
+# What could be imported from a section before the engine had a wing of its own
+NAMES = {
+    'pets': 'breed is_cat check_picture pet_files pets_dls cross_entropy pets_learner training_time suggest_lr fit_discriminative CPUMixedPrecision mixed_precision',
+    'multilabel': 'voc_labels read_labels get_x get_y splitter multilabel_dls one_hot_encode decode_one_hot binary_cross_entropy threshold_curve best_threshold plot_threshold_curve label_report prediction_table',
+    'head_pose': 'img2pose read_centre read_calibration get_ctr sigmoid_range plot_function pixel_error point_head biwi_dls',
+    'collab': 'read_titles read_ratings Ratings RatingsDL RatingsDataLoaders ratings_dls LeanLearner DotProduct DotProductBias create_params extreme_items factor_map similar_items recommend factors_and_biases ratings_learner CollabNN',
+    'regularisation': 'l2_penalty weight_decay_step wd_sweep affine_picture affine_points dots find_dots point_drift',
+    'data': 'folders urls profile full_counts Profile check_dataset cache_path draw_twin download_real lesson_path',
+    'train': 'sections section_learner train_section main', 'claims': 'claim claims_table statements', 'exercises': 'check hint solution',
+}
+
+
+@pytest.mark.parametrize('module', NAMES)
+def test_old_names_can_be_imported(module):
+    import importlib
+    m = importlib.import_module(f'lesson6.{module}')
+    assert [n for n in NAMES[module].split() if not hasattr(m, n)] == []
+
+
+def test_one_set_of_names():
+    "Each section goes by the name of its module, everywhere; the name of its file will do too."
+    from lesson6.book.running import section_name
+    for file,name in sections.items():
+        assert [p.stem for p in find_notebooks([name])] == [p.stem for p in find_notebooks([file])] == [file]
+        assert section_name(name) == section_name(file) == section_name(file.partition('_')[2]) == name
+
+
+def test_no_address_is_named_until_one_is_set():
+    "A name that nobody has registered could be registered by anybody."
+    from lesson6.book.site import repository
+    if repository(): pytest.skip(f'the address is {repository()}')
+    done = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True)
+    files = [root/f for f in done.stdout.split()] if done.returncode == 0 else [p for p in root.rglob('*') if p.is_file() and '.venv' not in p.parts]
+    for f in files:
+        if f.suffix in ('.py', '.ipynb', '.md', '.toml', '.ini', '.yaml', '.yml', '.cff') and f.exists():
+            assert not re.search(r'(github\.com|mybinder\.org/v2/gh|colab\.research\.google\.com/github|kaggle\.com/kernels/welcome\?src=)/lesson6', f.read_text(encoding='utf-8')), f
+
+
+def test_a_run_leaves_nothing_in_the_folder_of_notebooks():
+    left = [p for p in nbs.rglob('*') if p.is_dir() and p.name in ('models', 'runs', '_run', '_site')]
+    assert not left

@@ -1,0 +1,289 @@
+"One label a picture, in the ways that people write it down: what is right is read, and what is not is named."
+import json
+import pickle
+import random
+import unicodedata
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from promises import rounds
+
+from lesson6.engine.picture_labels import LabelledPictures, labelled_pictures
+from lesson6.engine.pictures import picture_files
+from lesson6.pets import breed, pet_labels, pets_dls, pets_learner
+
+
+def draw(folder, *names, side=24):
+    for i,name in enumerate(names):
+        path = folder/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (side, side+i%5, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def truth(found): return {f.name: found.label(f) for f in found.files}
+
+
+# The three layouts
+
+@pytest.mark.parametrize('where', ['', 'images/'])
+@pytest.mark.parametrize('ending', ['.jpg', '.JPEG', '.png', '.webp', '.bmp', '.tif'])
+def test_in_the_name(where, ending, tmp_path):
+    draw(tmp_path, *(f'{where}{b}_{i}{ending}' for b in ('pug', 'great_pyrenees') for i in range(3)), f'{where}._pug_1.png', '.hidden/pug_9.png')
+    found = pet_labels(tmp_path)
+    assert found.vocab == ['great_pyrenees', 'pug'] and len(found) == 6 and found.where == 'the names of the files'
+
+
+@pytest.mark.parametrize('where', ['', 'images/'])
+def test_in_the_folder(where, tmp_path):
+    draw(tmp_path, *(f'{where}{b}/IMG_{i}.jpg' for b in ('pug', 'Golden retriever') for i in range(3)))
+    found = pet_labels(tmp_path)
+    assert found.vocab == ['Golden retriever', 'pug'] and found.valid is None
+
+
+def test_one_folder_with_names_is_read_by_name(tmp_path):
+    draw(tmp_path, *(f'images/sub/{b}_{i}.jpg' for b in ('pug', 'Corgi') for i in range(3)))
+    assert pet_labels(tmp_path).vocab == ['Corgi', 'pug']
+
+
+@pytest.mark.parametrize('held', ['valid', 'validation', 'val', 'test', 'Test'])
+def test_a_split_in_folders_is_used(held, tmp_path):
+    draw(tmp_path, *(f'{part}/{b}/{i}.jpg' for part,n in (('train', 4), (held, 2)) for b in ('a', 'b') for i in range(n)))
+    found = labelled_pictures(tmp_path, breed)
+    train, valid = found.split()
+    assert [found.files[i].parts[-3] for i in valid] == [held]*4 and len(train) == 8
+    dls = pets_dls(tmp_path, 24, 16)
+    assert {f.parts[-3] for f in dls.valid_ds.items} == {held} and {f.parts[-3] for f in dls.train_ds.items} == {'train'}
+
+
+def test_a_split_with_breeds_in_the_names(tmp_path):
+    draw(tmp_path, *(f'{part}/{b}_{i}.jpg' for part in ('train', 'test') for b in ('a', 'b') for i in range(4)))
+    found = labelled_pictures(tmp_path, breed)
+    assert found.vocab == ['a', 'b'] and len(found.valid) == 8 and found.where == 'the names of the files'
+
+
+def test_beside_a_validation_set_the_test_set_is_left_out(tmp_path):
+    draw(tmp_path, *(f'{part}/{b}/{i}.jpg' for part in ('train', 'valid', 'test') for b in ('a', 'b') for i in range(3)))
+    found = labelled_pictures(tmp_path, breed)
+    assert len(found) == 12 and {f.parts[-3] for f in found.files} == {'train', 'valid'}
+
+
+def test_train_alone_is_no_split(tmp_path):
+    draw(tmp_path, *(f'train/{b}/{i}.jpg' for b in ('a', 'b') for i in range(3)))
+    found = labelled_pictures(tmp_path, breed)
+    assert found.vocab == ['a', 'b'] and found.valid is None
+
+
+@pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('sep', [',', ';', '\t'])
+def test_a_table(sep, coding, tmp_path):
+    draw(tmp_path, *(f'deep/{i}.png' for i in range(4)))
+    rows = [('file_name', 'Breed', 'note'), *((f'deep/{i}.png', ('pug', 'Bär')[i%2], '"a, b; c"') for i in range(4))]
+    (tmp_path/'metadata.csv').write_text('\n'.join(sep.join(r) for r in rows), encoding=coding)
+    found = labelled_pictures(tmp_path, breed)
+    assert truth(found) == {'0.png': 'pug', '1.png': 'Bär', '2.png': 'pug', '3.png': 'Bär'} and 'Breed' in found.where
+
+
+def test_a_table_of_json_lines_with_a_split(tmp_path):
+    draw(tmp_path, *(f'{i}.png' for i in range(6)))
+    (tmp_path/'metadata.jsonl').write_text('\n'.join(json.dumps({'file_name': f'{i}.png', 'label': i%2, 'split': ('train', 'validation')[i > 3]}) for i in range(6)))
+    found = labelled_pictures(tmp_path, breed)
+    assert found.labels == ['0', '1']*3 and found.valid == [4, 5]
+
+
+def test_a_table_in_each_folder_of_the_split(tmp_path):
+    for part in ('train', 'test'):
+        draw(tmp_path, *(f'{part}/{i}.png' for i in range(4)))
+        (tmp_path/part/'metadata.csv').write_text('file_name,label\n' + ''.join(f'{i}.png,{"ab"[i%2]}\n' for i in range(4)))
+    found = labelled_pictures(tmp_path, breed)
+    assert len(found) == 8 and [found.files[i].parts[-2] for i in found.valid] == ['test']*4
+
+
+def test_a_table_that_names_pictures_in_images(tmp_path):
+    draw(tmp_path, 'images/a.png', 'images/b.png')
+    (tmp_path/'metadata.csv').write_text('file_name,label\na.png,x\nb.png,y\n')
+    assert truth(labelled_pictures(tmp_path, breed)) == {'a.png': 'x', 'b.png': 'y'}
+
+
+def test_names_that_another_system_wrote(tmp_path):
+    composed, apart = (unicodedata.normalize(form, 'Épagneul') for form in ('NFC', 'NFD'))
+    draw(tmp_path, f'images/{composed}_1.jpg', f'images/{apart}_2.jpg', 'images/柴犬_1.jpg')
+    assert pet_labels(tmp_path).vocab == [composed, '柴犬']
+    (tmp_path/'images'/'metadata.csv').write_text(f'file_name,label\n{apart}_1.jpg,{apart}\n{composed}_2.jpg,{composed}\n柴犬_1.jpg,b\n', encoding='utf-8')
+    assert pet_labels(tmp_path).vocab == ['b', composed]
+
+
+# What is doubtful is said
+
+def test_folders_and_names_that_differ(tmp_path):
+    draw(tmp_path, *(f'{where}/{b}_{i}.jpg' for where in ('holiday', 'home') for b in ('pug', 'Corgi') for i in range(2)))
+    with pytest.warns(UserWarning, match="perhaps another in their name.*by=\"name\""): assert pet_labels(tmp_path).vocab == ['holiday', 'home']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert pet_labels(tmp_path, by='name').vocab == ['Corgi', 'pug']
+    same = draw(tmp_path/'same', *(f'{b}/{b}_{i}.jpg' for b in ('pug', 'Corgi') for i in range(2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert pet_labels(same).vocab == ['Corgi', 'pug']
+
+
+def test_labels_that_differ_in_case_only(tmp_path):
+    draw(tmp_path, 'images/pug_1.jpg', 'images/Pug_2.jpg', 'images/Corgi_1.jpg')
+    with pytest.warns(UserWarning, match="'Pug' and 'pug' count as different labels"): pet_labels(tmp_path)
+
+
+def test_pictures_that_the_table_leaves_out(tmp_path):
+    draw(tmp_path, 'a.png', 'b.png', 'c.png')
+    (tmp_path/'metadata.csv').write_text('file_name,label\na.png,x\nb.png,y\n')
+    with pytest.warns(UserWarning, match='1 of 3 pictures .* are in no row .*c.png'): assert len(labelled_pictures(tmp_path, breed)) == 2
+
+
+# What is wrong is named, in one sentence
+
+def table(text):
+    def make(p):
+        draw(p, 'a.png', 'b.png')
+        (p/'metadata.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+    return make
+
+
+def lines(*rows):
+    def make(p):
+        draw(p, 'a.png', 'b.png')
+        (p/'metadata.jsonl').write_text('\n'.join(rows))
+    return make
+
+
+WRONG = [
+    (lambda p: None, {}, 'images is not there'),
+    (lambda p: (p/'images').mkdir(), {}, 'images holds no pictures'),
+    (lambda p: draw(p, 'images/holiday.jpg', 'images/pug_1.jpg'), {}, 'holiday.jpg: there is no breed in this file name.*great_pyrenees_173.jpg; nor does'),
+    (lambda p: draw(p, 'pug/1.jpg', 'Corgi/1.jpg', 'stray.jpg'), {}, 'there is no breed in this file name.*nor does every picture lie in one of several folders'),
+    (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'folder'}, 'lies in no folder of its breed'),
+    (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'table'}, 'holds no metadata.csv'),
+    (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'colour'}, "by is 'colour'"),
+    (lambda p: (draw(p, 'pug_1.jpg'), (p/'pug_2.heic').write_bytes(b'\0')), {}, 'pug_2.heic is a picture of a kind that cannot be read here'),
+    (table('file_name,label\na.png,x\n,y\n'), {}, 'metadata.csv, line 3: there is no file name'),
+    (table('file_name,label\na.png,x\nb.png,\n'), {}, 'metadata.csv, line 3: b.png has no label'),
+    (table('file_name,label\na.png,x\nc.png,y\n'), {}, 'metadata.csv, line 3: c.png is not among the pictures'),
+    (table('file_name,label\na.png,x\n../../b.png,y\n'), {}, 'line 3: .*b.png is not among the pictures'),
+    (table('file_name,label\na.png,x\na.png,y\n'), {}, "metadata.csv, line 3: a.png is 'y' here and 'x' further up"),
+    (table('file_name,label\na.png,x,black\nb.png,y\n'), {}, r'metadata.csv, line 2 \(a.png\), has 3 fields where there should be 2'),
+    (table('file_name,label,split\na.png,x,train\nb.png,y,later\n'), {}, "metadata.csv, line 3: 'later' is no split"),
+    (table('file_name,colour\na.png,x\nb.png,y\n'), {}, "no column for the label: looked for label.*found 'file_name', 'colour'"),
+    (table('picture,label\na.png,x\nb.png,y\n'), {}, "no column for the file"),
+    (table('file_name,label\na.png,x\nb.png,y\n'), {'column': 'breeds'}, "has no column 'breeds'; it has 'file_name', 'label'"),
+    (table('file_name,label\n'), {}, 'metadata.csv holds no rows'),
+    (table(b'file_name,label\na.png,x\xff\n'), {}, 'metadata.csv is not text in UTF-8 or UTF-16'),
+    (lines('{"file_name": "a.png", "label": "x"}', '{"file_name": "b.png"'), {}, 'metadata.jsonl, line 2: that is no JSON'),
+    (lines('{"file_name": "a.png", "label": ["x", "y"]}'), {}, r"metadata.jsonl, line 1: the label \['x', 'y'\] is no single one"),
+    (lines('["a.png", "x"]'), {}, 'metadata.jsonl, line 1: that is no object'),
+]
+
+
+@pytest.mark.parametrize('make, how, says', WRONG, ids=[w[2][:40] for w in WRONG])
+def test_what_is_wrong_is_named(make, how, says, tmp_path):
+    make(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: pet_labels(tmp_path, **how)
+    assert '\n' not in str(e.value) and str(e.value).endswith('.')
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='images is not there'): pet_labels(tmp_path/'nowhere')
+
+
+def test_nothing_is_written_into_the_set(tmp_path):
+    draw(tmp_path, *(f'{b}/{i}.jpg' for b in ('a', 'b') for i in range(10)))
+    before = sorted(tmp_path.rglob('*'))
+    pets_dls(tmp_path, 24, 16).one_batch()
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+# The split
+
+def test_every_label_has_a_picture_to_train_on(tmp_path):
+    draw(tmp_path, *(f'{b}_{i}.jpg' for b in 'abcdefghij' for i in range(2)))
+    found = pet_labels(tmp_path)
+    for seed in range(30):
+        train, valid = found.split(.5, seed)
+        assert {found.labels[i] for i in train} == set(found.vocab) and sorted(train+valid) == list(range(20)) and valid
+
+
+def test_a_split_that_cannot_be(tmp_path):
+    draw(tmp_path, 'train/a/1.jpg', 'train/b/1.jpg', 'valid/a/2.jpg', 'valid/c/1.jpg')
+    with pytest.raises(ValueError, match=r"c.1.jpg shows 'c', and no picture to train on does"): labelled_pictures(tmp_path, breed).split()
+    few = draw(tmp_path/'few', 'a_1.jpg', 'b_1.jpg')
+    with pytest.raises(ValueError, match='leave none to judge by'): labelled_pictures(few, breed).split()
+
+
+def test_the_split_of_a_set_without_one_is_fastais(tmp_path):
+    from fastai.data.transforms import RandomSplitter
+    found = LabelledPictures([f'{i}.jpg' for i in range(40)], lambda f: int(f[:-4])%2, 'here')
+    assert [list(o) for o in found.split(.25, 7)] == [list(o) for o in RandomSplitter(.25, 7)(found.files)]
+
+
+# Any plausible set, through reading, loaders and a pickle; some through a short training
+
+def plausible(seed, folder):
+    "A small set of made-up kind; returns what each picture shows, by its path, and which are held back"
+    r = random.Random(seed)
+    classes = r.sample(['pug', 'Corgi', 'great_pyrenees', 'chat perché', '柴犬', 'no.5', 'Bär', 'a-b', '12', 'кот'], r.randint(2, 5))
+    ending, layout, split = r.choice(['.jpg', '.jpeg', '.JPG', '.png', '.webp', '.bmp']), r.choice(['name', 'folder', 'csv', 'jsonl']), r.random() < .4
+    where, sep, coding = r.choice(['', 'images/']), r.choice([',', ';', '\t']), r.choice(['utf-8', 'utf-8-sig', 'utf-16'])
+    held, shows, rows = r.choice(['valid', 'validation', 'val', 'test']), {}, []
+    for i in range(r.randint(20, 40)):
+        b, part = classes[i % len(classes)], ('train' if i < 14 else held) if split else ''
+        top = where + (f'{part}/' if split and layout in ('name', 'folder') else '')
+        name = f'{top}{b}_{i}{ending}' if layout == 'name' else f'{top}{b}/{i}{ending}' if layout == 'folder' else f'{where}{i}{ending}'
+        shows[name] = (unicodedata.normalize('NFC', b), part == held)
+        rows.append((name, b, part))
+    draw(folder, *shows)
+    if layout == 'csv':
+        (folder/'metadata.csv').write_text('\n'.join(sep.join(row) for row in [('file_name', 'label', 'split'), *rows]), encoding=coding)
+    if layout == 'jsonl':
+        (folder/'metadata.jsonl').write_text('\n'.join(json.dumps({'file_name': n, 'breed': b, **({'split': p} if p else {})}) for n,b,p in rows), encoding='utf-8')
+    return shows, split
+
+
+sets = max(40, rounds)
+
+
+@pytest.mark.parametrize('part', range(4))
+def test_any_plausible_set(part, tmp_path):
+    for seed in range(part, sets, 4):
+        folder = tmp_path/str(seed)
+        shows, split = plausible(seed, folder)
+        found = pet_labels(folder)
+        assert {f.relative_to(folder).as_posix(): b for f,b in zip(found.files, found.labels)} == {n: b for n,(b,_) in shows.items()}, seed
+        dls = pickle.loads(pickle.dumps(pets_dls(folder, 24, 16)))
+        if split: assert {f.relative_to(folder).as_posix() for f in dls.valid_ds.items} == {n for n,(_,held) in shows.items() if held}, seed
+        x, y = dls.one_batch()
+        assert x.shape == (dls.train.bs, 3, 16, 16) and 2 <= dls.train.bs <= max(2, len(dls.train_ds)//4)
+        assert [dls.vocab[i] for i in y] and list(dls.vocab) == sorted({b for b,_ in shows.values()})
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2, 3])
+def test_a_plausible_set_can_be_trained_on(seed, tmp_path):
+    from test_pets import small_net
+    plausible(seed, tmp_path/'set')
+    dls = pets_dls(tmp_path/'set', 24, 16)
+    learn = pets_learner(dls, small_net, pretrained=False, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
+    with learn.no_bar(): assert learn.predict(picture_files(tmp_path/'set')[0])[0] in dls.vocab
+
+
+# Whole sections on small sets of one's own
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(10))
+def test_the_section_runs_to_its_end(seed, tmp_path):
+    from lesson6.book.running import find_notebooks, read_claims, run_notebook
+    plausible(seed, tmp_path/'oxford-iiit-pet')
+    env = {'LESSON6_DATA': str(tmp_path), 'LESSON6_ARCH': 'drawnet10', 'LESSON6_CLAIMS': str(tmp_path/'claims.jsonl'), 'OMP_NUM_THREADS': '1'}
+    nb = run_notebook(find_notebooks(['pets'])[0], env=env, progress=False)
+    assert not any(o.output_type == 'error' for c in nb.cells if c.cell_type == 'code' for o in c.outputs)
+    claims = {v.id: v.holds for v in read_claims(tmp_path/'claims.jsonl')}
+    assert len(claims) == 9 and all(claims[c] for c in ('pets-cross-entropy', 'pets-diagonal', 'pets-transfer', 'pets-frozen', 'pets-slice'))
+    assert claims['pets-look-alikes'] is None and claims['pets-deeper'] is None
