@@ -13,6 +13,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lesson6.book.command.doctor': ('book/command.html#doctor', 'lesson6/book/command.py'),
                                       'lesson6.book.command.look_at_data': ('book/command.html#look_at_data', 'lesson6/book/command.py'),
                                       'lesson6.book.command.main': ('book/command.html#main', 'lesson6/book/command.py'),
+                                      'lesson6.book.command.networks_here': ('book/command.html#networks_here', 'lesson6/book/command.py'),
                                       'lesson6.book.command.notebooks': ('book/command.html#notebooks', 'lesson6/book/command.py'),
                                       'lesson6.book.command.predict': ('book/command.html#predict', 'lesson6/book/command.py'),
                                       'lesson6.book.command.print_claims': ('book/command.html#print_claims', 'lesson6/book/command.py'),

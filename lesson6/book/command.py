@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'print_claims', 'run', 'site', 'notebooks', 'dataset_path', 'look_at_data', 'data', 'requirements_missing',
-           'slow_here', 'doctor', 'train', 'predict', 'main']
+           'slow_here', 'networks_here', 'doctor', 'train', 'predict', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
 import os, sys, time
@@ -194,12 +194,35 @@ def slow_here(
     "What would be slow on such a machine"
     said = []
     if device == 'cpu' and data != 'mini':
-        said.append('There is no GPU, and the data is real: readers have waited 30 to 45 minutes for the first training alone (fastbook issue 540). LESSON6_DATA=mini needs no GPU.')
+        said.append('There is no GPU, and the data is real: the sections take a smaller network and compute its frozen body once, which takes minutes; every epoch with the whole network unfrozen takes longer. LESSON6_DATA=mini needs seconds.')
     if device == 'cpu' and nvidia: said.append('There is an NVIDIA driver, but this torch does not see a GPU: see https://pytorch.org/get-started/locally.')
     if load > cores/2 and threads != '1':
         said.append(f'Other programs keep the processor busy (load {load:.1f} on {cores} cores). The batches of the collaborative-filtering section are small, and threads that wait for each other made it four times slower: OMP_NUM_THREADS=1 avoids that.')
     if free_gb < 2: said.append(f'Only {free_gb:.1f} GB of memory are free. Close what you can.')
     return said
+
+# %% ../../nbs/book/command.ipynb #22b1e067
+def networks_here() -> list: # one line for each section whose pictures are there; none on the synthetic data
+    "Which network each section of pictures would take of the chosen data, and how long it would need to see all of them once"
+    import torch
+    from fastai.torch_core import default_device
+    from lesson6.data import check_dataset, profile
+    from lesson6.engine.networks import lesson_arch
+    if profile.drawn: return []
+    lines, device = [], default_device()
+    for section,name,lesson in ('pets', 'pets', 'resnet34'), ('multilabel', 'pascal', 'resnet50'), ('head_pose', 'biwi', 'resnet18'):
+        if not dataset_path(name).is_dir(): continue
+        try: n, arch = next(iter(check_dataset(name, dataset_path(name)).values())), lesson_arch(lesson)
+        except (OSError, ValueError) as e: lines.append(f'{section:<10} {e}'); continue
+        network = (arch(weights=None) if arch.__module__.startswith('torchvision') else arch(pretrained=False)).eval().to(device)
+        x = torch.zeros(8, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            network(x[:1]) # the first call prepares
+            began = time.perf_counter()
+            network(x)[0,0].item() # waits for the device
+        each = (time.perf_counter()-began)/len(x)
+        lines.append(f'{section:<10} {arch.__name__}, {1000*each:.0f} ms a picture of 224 pixels: about {n*each:.0f} s to see all {n:,} once')
+    return lines
 
 # %% ../../nbs/book/command.ipynb #68668adb
 @call_parse
@@ -220,6 +243,7 @@ def doctor():
     print(f"settings: {', '.join(f'{k}={v}' for k,v in chosen.items()) or 'none, so everything is as the notebooks have it'}")
     print(f'notebooks in {_home(notebooks_path())}, synthetic data in {_home(cache_path())}')
     for name in folders: print(f'  {look_at_data(name)[1]}')
+    if lines := networks_here(): print('networks, for the data chosen:', *lines, sep='\n  ')
     said = requirements_missing()
     said += slow_here(profile.data, device, cores, os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0, memory.available/2**30, os.environ.get('OMP_NUM_THREADS', ''), bool(shutil.which('nvidia-smi')))
     if os.environ.get('MPLBACKEND'): said.append(f"MPLBACKEND={os.environ['MPLBACKEND']} may hide the figures in JupyterLab: unset it.")
@@ -248,6 +272,7 @@ def main():
     "The command `lesson6`"
     import warnings
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning) # fastai still uses it, and warns at import
+    warnings.showwarning = lambda message, *_: print(message, file=sys.stderr) # a sentence, without the line of code that says it
     words = ['--n' if w == '-n' else w for w in sys.argv[1:]] # fastcore spells every option with two dashes
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
