@@ -183,7 +183,7 @@ def _(frozen, discriminative): # error rates
 
 @statement('pets-deeper', 'A deeper network takes longer (and is not always better)', lesson='resnet50 in mixed precision 5.5 %, the same as resnet34')
 def _(time, time_deep, error, error_deep): # seconds that an epoch spends on steps; error rates after as many epochs
-    return time_deep > time, f'the steps take {time_deep/time:.1f} times as long; after 3 epochs {error_deep:.1%} error, the shallow one {error:.1%}'
+    return time_deep > time, f'the steps take {time_deep/time:.1f} times as long; after as many epochs {error_deep:.1%} error, the shallow one {error:.1%}'
 
 # %% ../nbs/claims.ipynb #c50d6c95
 @statement('multilabel-onehot', 'One-hot: as many zeros and ones as labels, and `vocab[idxs]` gives the labels back')
