@@ -107,7 +107,7 @@ def _check_pets(path:Path):
         names = [l.split()[0] for l in _read(listed, 'pets').splitlines() if l.strip() and not l.startswith('#')]
         _missing(path, [f'images/{n}.jpg' for n in names if n not in there], 'pets', 'pictures named in annotations/list.txt')
     named = [f.stem.rpartition('_') for f in files]
-    in_names = all(number.isdigit() for *_,number in named) # else the reader of labels knows where they are
+    in_names = all(breed and number.isdigit() for breed,_,number in named) # else the reader of labels knows where they are
     return {'pictures': len(files), **({'breeds': len({breed for breed,*_ in named})} if in_names else {})}
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
