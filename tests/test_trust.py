@@ -48,8 +48,9 @@ def test_unsafe_is_found():
 
 
 def test_no_pickle_is_loaded_but_by_load_learner():
+    "A round trip in memory, `pickle.loads(pickle.dumps(...))`, loads nothing that comes from elsewhere."
     sources = {p.name: p.read_text(encoding='utf-8') for p in (root/'lesson6').rglob('*.py')} | {f'{p.name}, cell {i}': c for p in notebooks() for i, c in enumerate(code_cells(p)) if not c.lstrip().startswith('%%')}
-    found = {where: bad for where, source in sources.items() if (bad := list(unsafe(source)))}
+    found = {where: bad for where, source in sources.items() if (bad := list(unsafe(source.replace('pickle.loads(pickle.dumps(', 'copied((')))) }
     assert not found
     loading = [p for p in notebooks() if any(name.rpartition('.')[2] == 'load_learner' for c in code_cells(p) if not c.lstrip().startswith('%%') for name, _ in calls(c))]
     silent = [p.name for p in loading if not re.search('pickle|trust', prose(p), re.IGNORECASE)]
