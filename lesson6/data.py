@@ -68,7 +68,7 @@ class Profile:
     ) -> str:     # one line for a person
         "Which data `name` is, where it lies and how large it is"
         path = lesson_path(name)
-        how = {'mini': 'drawn on this machine', 'full': 'the real set'}.get(self.data, 'from your own folder')
+        how = {'mini': 'made on this machine', 'full': 'the real set'}.get(self.data, 'from your own folder')
         counts = ', '.join(f'{n:,} {what}' for what,n in check_dataset(name, path).items())
         return f'{name}: {how} (LESSON6_DATA={_with_home(Path(self.data))}), {counts}, in {_with_home(path)}'
 
@@ -107,7 +107,7 @@ def _check_pets(path:Path):
         names = [l.split()[0] for l in _read(listed, 'pets').splitlines() if l.strip() and not l.startswith('#')]
         _missing(path, [f'images/{n}.jpg' for n in names if n not in there], 'pets', 'pictures named in annotations/list.txt')
     named = [f.stem.rpartition('_') for f in files]
-    in_names = all(number.isdigit() for *_,number in named) # else the reader of labels knows where they are
+    in_names = all(breed and number.isdigit() for breed,_,number in named) # else the reader of labels knows where they are
     return {'pictures': len(files), **({'breeds': len({breed for breed,*_ in named})} if in_names else {})}
 
 # %% ../nbs/data/datasets.ipynb #85148ab0

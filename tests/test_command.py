@@ -368,7 +368,7 @@ def test_make_test_leaves_out_what_takes_long_and_nothing_else():
     "What it leaves out is marked, and `make test-all` runs it"
     def made(target): return subprocess.run(['make', '--dry-run', target], cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     quick, all_of_it = made('test'), made('test-all')
-    assert 'nbdev-test' in quick[-2] and quick[-1] == all_of_it[-1] + ' -m "not ci and not slow"' and quick[:-1] == all_of_it[:-1]
+    assert 'lesson6.book.testing' in quick[-2] and quick[-1] == all_of_it[-1] + ' -m "not ci and not slow"' and quick[:-1] == all_of_it[:-1]
 
 
 @pytest.mark.ci

@@ -188,7 +188,7 @@ def test_no_home_folder_means_the_temporary_one(environment, tmp_path):
     environment.setattr('tempfile.tempdir', None)
     assert data.cache_path().parent == tmp_path
     assert lesson_path('movielens').is_relative_to(tmp_path)
-    assert profile.about('movielens').startswith('movielens: drawn on this machine')
+    assert profile.about('movielens').startswith('movielens: made on this machine')
 
 
 @pytest.mark.parametrize('how', [KeyboardInterrupt, MemoryError, OSError(28, 'No space left on device')])

@@ -110,7 +110,7 @@ notebook = '''
     from pathlib import Path
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
-    from lesson6.book import command as run, running
+    from lesson6.book import command as run, running, site
     here = Path({here!r})
     nbs, pids = here/'nbs', here/'pids'
     nbs.mkdir(exist_ok=True); pids.mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ notebook = '''
     nb = nbformat.v4.new_notebook(cells=[new_code_cell(c, id=f'cell{{i}}') for i,c in enumerate(cells)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     source = nbformat.writes(nb)
     (nbs/'01_small.ipynb').write_text(source)
-    run.notebooks_path = running.notebooks_path = lambda: nbs
+    run.notebooks_path = running.notebooks_path = site.notebooks_path = lambda: nbs
 '''
 
 @pytest.mark.ci

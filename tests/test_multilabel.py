@@ -286,7 +286,7 @@ def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(folder):
-    with pytest.raises(ValueError, match='2 training pictures, fewer than a batch of 64'): ml.multilabel_dls(ml.read_labels(folder), folder)
+    with pytest.raises(ValueError, match='2 training pictures, fewer than a batch of 64'): ml.multilabel_dls(ml.read_labels(folder), folder, bs=64)
 
 
 def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):

@@ -48,8 +48,9 @@ def test_unsafe_is_found():
 
 
 def test_no_pickle_is_loaded_but_by_load_learner():
+    "A round trip in memory, `pickle.loads(pickle.dumps(...))`, loads nothing that comes from elsewhere."
     sources = {p.name: p.read_text(encoding='utf-8') for p in (root/'lesson6').rglob('*.py')} | {f'{p.name}, cell {i}': c for p in notebooks() for i, c in enumerate(code_cells(p)) if not c.lstrip().startswith('%%')}
-    found = {where: bad for where, source in sources.items() if (bad := list(unsafe(source)))}
+    found = {where: bad for where, source in sources.items() if (bad := list(unsafe(source.replace('pickle.loads(pickle.dumps(', 'copied((')))) }
     assert not found
     loading = [p for p in notebooks() if any(name.rpartition('.')[2] == 'load_learner' for c in code_cells(p) if not c.lstrip().startswith('%%') for name, _ in calls(c))]
     silent = [p.name for p in loading if not re.search('pickle|trust', prose(p), re.IGNORECASE)]
@@ -134,7 +135,7 @@ def test_read_only_no_home_and_a_strange_path(environment, tmp_path):
     with read_only(to):
         r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=env, capture_output=True, text=True, timeout=600, cwd=work)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
-    assert 'movielens: drawn on this machine' in r.stdout
+    assert 'movielens: made on this machine' in r.stdout
     assert before == {p: p.read_bytes() for p in to.rglob('*') if p.is_file()}
     assert (work/'_site'/'index.html').is_file()
     kept('Trust', 'Installed read-only, without a home folder, under a path with spaces and other letters', 'all modules imported, a twin drawn, `lesson6 run` on a small notebook, the package lying in a folder that cannot be written, HOME naming no folder', 1,
