@@ -169,7 +169,7 @@ def _(p):
 @mistake('multilabel', 'fewer pictures than a batch', 'fewer than a batch of 64')
 def _(p):
     from lesson6.multilabel import multilabel_dls, read_labels
-    multilabel_dls(read_labels(pascal(p, good_rows)), p)
+    multilabel_dls(read_labels(pascal(p, good_rows)), p, bs=64)
 
 @mistake('multilabel', 'a label that the vocabulary lacks', "'unicorn' is not in the vocabulary")
 def _(p):
