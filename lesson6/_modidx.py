@@ -189,6 +189,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lesson6.data.Profile.biwi_size': ('data/datasets.html#profile.biwi_size', 'lesson6/data.py'),
                               'lesson6.data.Profile.data': ('data/datasets.html#profile.data', 'lesson6/data.py'),
                               'lesson6.data.Profile.drawn': ('data/datasets.html#profile.drawn', 'lesson6/data.py'),
+                              'lesson6.data.Profile.laptop': ('data/datasets.html#profile.laptop', 'lesson6/data.py'),
                               'lesson6.data.Profile.pascal_size': ('data/datasets.html#profile.pascal_size', 'lesson6/data.py'),
                               'lesson6.data.Profile.pets_presize': ('data/datasets.html#profile.pets_presize', 'lesson6/data.py'),
                               'lesson6.data.Profile.pets_size': ('data/datasets.html#profile.pets_size', 'lesson6/data.py'),

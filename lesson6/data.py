@@ -32,7 +32,7 @@ def _with_home(path:Path) -> str: # the path, with the home folder as `~`
 
 # %% ../nbs/data/datasets.ipynb #c2f0ca3a
 class Profile:
-    "The few values that differ between the drawn and the real data"
+    "The few values that differ between the drawn and the real data, and between a laptop and a GPU"
     @property
     def data(self) -> str: # `mini`, `full` or a folder
         "What `LESSON6_DATA` chooses"
@@ -44,19 +44,25 @@ class Profile:
         return self.data == 'mini'
 
     @property
+    def laptop(self) -> bool: # True on real pictures without a GPU
+        "Whether the sections keep the body of a network frozen and compute it once, because its epochs would be slow"
+        from fastai.torch_core import default_device
+        return not self.drawn and default_device().type == 'cpu'
+
+    @property
     def pets_presize(self) -> int: # pixels
         "Side to which a pet picture is cropped before it is augmented"
-        return 80 if self.drawn else 460
+        return 80 if self.drawn else 192 if self.laptop else 460
 
     @property
     def pets_size(self) -> int: # pixels
         "Side of a pet picture when it reaches the network"
-        return 64 if self.drawn else 224
+        return 64 if self.drawn else 160 if self.laptop else 224
 
     @property
     def pascal_size(self) -> int: # pixels
         "Side of a multi-label picture when it reaches the network"
-        return 64 if self.drawn else 128
+        return 64 if self.drawn else 224 if self.laptop else 128
 
     @property
     def biwi_size(self) -> tuple: # (height, width) in pixels
