@@ -1,4 +1,4 @@
-"The lesson's recipe for ratings on fastai as it comes, with true epochs, and ours; scikit-surprise's SVD and a bare PyTorch loop beside them."
+"The lesson's recipe for ratings on fastai as it comes, with true epochs, and ours; scikit-surprise, cmfrec and a bare PyTorch loop beside them."
 import json
 import os
 import subprocess
@@ -24,6 +24,7 @@ from lesson6.collab import DotProductBias, ratings_dls, ratings_learner, read_ra
 
 real = Path(os.environ.get('LESSON6_REAL', Path(__file__).parents[2]/'shared'/'real'))/'ml-100k'
 seeds = (42, 1, 2)
+als_settings = {'50 factors': dict(k=50, lambda_=14, niter=6)}
 
 
 def ratings():
@@ -89,31 +90,54 @@ print(json.dumps({'seconds': seconds, 'validation MSE': accuracy.mse(algo.test(t
 """
 
 
-def surprise_python():
-    "The Python of an environment with scikit-surprise, made on the first call (a few minutes); None, having said why, where it can't be made"
-    home = Path(tempfile.gettempdir())/f'lesson6-surprise-{sys.version_info[0]}{sys.version_info[1]}'
+# The strongest library for explicit ratings on a CPU: alternating least squares in C. Its settings were searched on the same splits as ours.
+als = """
+import json, sys, time, numpy as np, pandas as pd
+from cmfrec import CMF
+with np.load(sys.argv[1]) as f: train, test, seed = f['train'], f['test'], int(f['seed'])
+columns = ['UserId', 'ItemId', 'Rating']
+train, test = pd.DataFrame(train, columns=columns), pd.DataFrame(test, columns=columns)
+start = time.process_time()
+model = CMF(**json.loads(sys.argv[2]), nthreads=1, random_state=seed, verbose=False).fit(train)
+seconds = time.process_time() - start
+guess = np.nan_to_num(model.predict(test.UserId, test.ItemId), nan=train.Rating.mean())
+print(json.dumps({'seconds': seconds, 'validation MSE': float(((np.clip(guess, train.Rating.min(), train.Rating.max())-test.Rating)**2).mean())}))
+"""
+
+
+def environment(library, *installs):
+    "The Python of an environment of its own for a library, made on the first call (minutes); None, having said why, where it can't be made"
+    home = Path(tempfile.gettempdir())/f'lesson6-{library}-{sys.version_info[0]}{sys.version_info[1]}'
     python, ready = home/'bin'/'python', home/'ready'
     if ready.exists(): return python
-    print(f'scikit-surprise is being built in {home} ...', flush=True)
+    print(f'{library} is being built in {home} ...', flush=True)
     pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
-    for step in ([sys.executable, '-m', 'venv', '--clear', home], [*pip, 'numpy<2', 'pandas<3', 'cython<3.1', 'setuptools', 'wheel'],
-                 [*pip, '--no-build-isolation', 'scikit-surprise==1.1.4', 'numpy<2']):
+    for step in ([sys.executable, '-m', 'venv', '--clear', home], *[[*pip, *words] for words in installs]):
         done = subprocess.run(step, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
         if done.returncode:
-            print(f'scikit-surprise could not be installed and is left out: {(done.stderr.strip().splitlines() or ["no message"])[-1]}')
+            print(f'{library} could not be installed and is left out: {(done.stderr.strip().splitlines() or ["no message"])[-1]}')
             return
     ready.touch()
     return python
 
 
-def surprise(python, table, seed):
+def surprise_python():
+    return environment('surprise', ['numpy<2', 'pandas<3', 'cython<3.1', 'setuptools', 'wheel'], ['--no-build-isolation', 'scikit-surprise==1.1.4', 'numpy<2'])
+
+
+def cmfrec_python():
+    return environment('cmfrec', ['numpy', 'scipy', 'pandas', 'cython', 'setuptools', 'wheel', 'findblas'], ['--no-build-isolation', 'cmfrec>=3.5.1.post14'])
+
+
+def elsewhere(python, program, table, seed, **settings):
+    "The split of `ratings_dls` with this seed, trained and measured by a program in another environment"
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).numpy()
     held_back = int(0.2*len(table))
     rows = np.stack([table.user, pd.factorize(table.title)[0], table.rating], 1)[order]
     with tempfile.TemporaryDirectory() as d:
         np.savez(Path(d)/'split.npz', train=rows[held_back:], test=rows[:held_back], seed=seed)
-        done = subprocess.run([python, '-c', svd, Path(d)/'split.npz'], capture_output=True, text=True, check=True,
-                              env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
+        done = subprocess.run([python, '-c', program, Path(d)/'split.npz', json.dumps(settings)], capture_output=True, text=True, check=True,
+                              env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
     return json.loads(done.stdout)
 
 
@@ -134,7 +158,9 @@ def main(repeats=3):
         contenders[f'(c) ours, {how}'] = in_turn(ours, table, bs=bs, lr=lr, wd=wd, epochs=epochs)
         contenders[f'bare PyTorch, {how}'] = in_turn(bare, table, bs=bs, lr=lr, wd=wd, epochs=epochs)
         beside[f'(c) ours, {how}'] = f'bare PyTorch, {how}'
-    if python := surprise_python(): contenders['(d) scikit-surprise, SVD with 50 factors'] = in_turn(partial(surprise, python), table)
+    if python := surprise_python(): contenders['(d) scikit-surprise, SVD with 50 factors'] = in_turn(partial(elsewhere, python, svd), table)
+    if python := cmfrec_python():
+        for note, settings in als_settings.items(): contenders[f'(e) cmfrec, alternating least squares, {note}'] = in_turn(partial(elsewhere, python, als), table, **settings)
     ours(table, 42, 1024, 1e-2, 0.6, 1)    # the first training of a process is slower than all others
     result = side_by_side(contenders, true_epochs, repeats)
     seconds = result.attrs['seconds']

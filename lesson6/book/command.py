@@ -11,6 +11,7 @@ import os, sys, time
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
+from .kernels import Forked, ServerDied, can_fork
 from .running import (Stopped, find_notebooks, notebooks_at_once, notebooks_path, read_claims, run_together, section_name,
                                   sections, without_folders, write_whole)
 from .site import build_site, can_build, plain_pages
@@ -35,6 +36,14 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
         if not folder.is_dir(): raise CliError(f'--data {data}: that is neither mini, nor full, nor a folder.')
         data = str(folder.resolve())
     os.environ['LESSON6_DATA'] = data
+
+# %% ../../nbs/book/command.ipynb #dfe208b8
+def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
+    "The pages of what ran, made by a process forked from the kernels' server, which has imported most of what the reference describes"
+    if not can_build(): return plain_pages(work, out)
+    try: built = warm and can_fork and Forked(build_site, out, work).started().wait() == 0
+    except ServerDied: built = False
+    return out/'index.html' if built else build_site(out, work)
 
 # %% ../../nbs/book/command.ipynb #86a015c7
 @call_parse
@@ -63,7 +72,8 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(paths, 1)]
-    for path,nb,why in run_together(jobs, n, warm=not cold and len(jobs) > 2):
+    warm = not cold and len(jobs) > 2
+    for path,nb,why in run_together(jobs, n, warm=warm):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
@@ -74,7 +84,8 @@ def run(
         print(f'{unasked} of {len(rows)} claims could not be asked of this data; the table says why.', file=sys.stderr)
     if failed: print(f'\n{failed}\n')
     ran = f'{ran} notebook{"s"*(ran!=1)}, {time.time()-began:.0f} s.'
-    page = build_site(out, work) if can_build() else plain_pages(work, out)
+    sys.stdout.flush()
+    page = _pages(out, work, warm)
     print(f'\n{ran} Open {os.path.relpath(page)} in a browser.')
     if failed: raise CliError(str(failed).split('\n')[0])
 

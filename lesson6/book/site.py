@@ -10,10 +10,11 @@ __all__ = ['TWINS', 'repository', 'open_links', 'first_cell', 'changes', 'flags'
            'last_run', 'write_sources', 'setup', 'exported_names', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
-import inspect, json, re
+import inspect, json, os, re
 from importlib import import_module, metadata
 from pathlib import Path
 import lesson6
+from .figures import figure_file, figure_place, figure_places, numbers_of, vega_bundle
 from .running import find_notebooks, notebooks_path, write_whole
 
 # %% ../../nbs/book/site.ipynb #e97fbaea
@@ -114,7 +115,7 @@ def for_readers(
     from nbformat import from_dict
     from nbformat.v4 import new_markdown_cell, new_notebook
     module, cells, labelled = module_of(nb), [], set()
-    told = {i for i,_,_ in changes(nb)}
+    told, places = {i for i,_,_ in changes(nb)}, figure_places(nb, name) if name else {}
     for i,c in enumerate(nb.cells):
         marks = flags(c.source)
         if i in told: cells.append(new_markdown_cell(f'({label("changed", name)}-{i})=', id=f'{c.id}-changed'))
@@ -128,7 +129,9 @@ def for_readers(
             cells.append(new_markdown_cell('\n'.join(f'({label(module, n)})=' for n in names), id=f'{c.id}-label'))
         image = {'alt': marks.get('fig-alt') or 'A figure that has no words yet'}
         folded = {'tags': ['hide-input']} if c.metadata.get('jupyter', {}).get('source_hidden') else {}
-        cells.append(from_dict({**c, 'source': source, 'metadata': {**({'mystnb': {'image': image}} if figures(c) else {}), **folded}}))
+        outputs = [numbers_of(o)[0] for o in c.outputs]
+        cells.append(from_dict({**c, 'source': source, 'outputs': outputs, 'metadata': {**({'mystnb': {'image': image}} if figures(c) else {}), **folded}}))
+        if i in places: cells.append(new_markdown_cell(figure_place(places[i][0], places[i][1]['kind']), id=f'{c.id}-figure'))
     if re.match(r'0[1-9]_', name) and cells and open_links(name):
         cells.insert(1, new_markdown_cell(badges(name), id='open-it'))
     return new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'},
@@ -357,7 +360,7 @@ def docs_path() -> Path: # the folder of the site's settings
 def can_build() -> bool: # True with the extra `docs`
     "Whether what builds the site is installed, and its settings are there"
     from importlib.util import find_spec
-    return (docs_path()/'conf.py').exists() and all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo'))
+    return (docs_path()/'conf.py').exists() and all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo', 'altair', 'vl_convert'))
 
 def readme() -> str: # Markdown
     "The README, from the checkout or from the installed package"
@@ -441,6 +444,8 @@ def write_sources(
         labels |= {l[1:-2] for c in page.cells if c.cell_type == 'markdown' for l in c.source.splitlines() if re.fullmatch(r'\(def-.*\)=', l)}
         if module := module_of(nb): modules[module] = name
         write(f'{name}.ipynb', nbformat.writes(page))
+        for file,data in figure_places(nb, name).values(): write(f'extra/{file}', figure_file(file, data))
+    if (to/'extra').is_dir(): write('extra/_figures/vega.js', vega_bundle())
     # the reference
     rows = []
     for module,name in modules.items():
@@ -564,7 +569,8 @@ def build_site(
     work, said = out.parent/'_run', io.StringIO()
     verdicts = write_sources(work/'source', run)
     with patch_docutils(docs_path()), docutils_namespace():
-        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', status=None, warning=said)
+        extra = {'html_extra_path': [str(work/'source'/'extra')]} if (work/'source'/'extra').is_dir() else {}
+        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra, status=None, warning=said, parallel=os.cpu_count() or 1)
         app.build()
     write_whole(out/'claims.json', json.dumps([asdict(v) for v in verdicts], indent=1, ensure_ascii=False)+'\n')
     if said.getvalue().strip(): print(re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(str(work/'source')+'/', ''))
