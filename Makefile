@@ -6,6 +6,7 @@
 # make check  are the package and the notebooks in step, and is the code clean
 # make address  URL=https://... writes the repository's address into every place that has to spell it out
 # make bench  time each benchmark against what people would use instead; tables and charts in benchmarks/results
+# make mutants  put small faults into the package and see whether a test notices (SAMPLE=200 SEED=1); half an hour or more
 # make hooks  clean what you commit, and show differences of notebooks so that they can be read
 # What is printed is the same when another make calls this one, as `make test` does.
 MAKEFLAGS += --no-print-directory
@@ -14,7 +15,7 @@ WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test test-all nbdev_test lab docs check address bench hooks clean
+.PHONY: run test test-all nbdev_test lab docs check address bench mutants hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
@@ -54,6 +55,12 @@ check: $(ready)
 bench: $(ready)
 	@for f in $$(grep -l '^def main' benchmarks/*.py); do echo "$$f" && $(bin)/python "$$f" || exit 1; done
 
+SAMPLE ?= 200
+SEED ?= 1
+mutants: $(ready)
+	@$(bin)/python -c 'import cosmic_ray' 2> /dev/null || $(bin)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,docs,mutants]'
+	@$(bin)/python -B -W ignore tests/mutants.py --sample $(SAMPLE) --seed $(SEED) --workers $(WORKERS)
+
 address: $(ready)
 	@$(bin)/python -m lesson6.book.address "$(URL)"
 
@@ -62,7 +69,7 @@ hooks: $(ready)
 	$(bin)/pre-commit install
 
 clean:
-	rm -rf _site _run
+	rm -rf _site _run _mutants
 
 # Installed once, and again only when what is to be installed changes.
 $(ready): pyproject.toml settings.ini setup.py constraints.txt

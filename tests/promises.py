@@ -18,7 +18,7 @@ from packaging.version import Version
 from lesson6.book.site import prose, table
 
 rounds = int(os.environ.get('LESSON6_ROUNDS') or 5)
-parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tomorrow']
+parts = ['Interrupted', 'At once', 'No network, bad network', 'Bad input', 'The same twice', 'Trust', 'Tests that notice', 'Tomorrow']
 
 head = '''# Promises
 

@@ -62,7 +62,7 @@ def built(tmp_path_factory):
     return out
 
 
-def ready(tab, built, kind):
+def ready(tab, built, kind):  # noqa: F811
     "The page, scrolled to the figure, which has come"
     tab.goto((built/f'{where[kind]}.html').as_uri())
     place = tab.locator(f'.answering[data-kind={kind}]')

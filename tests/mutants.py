@@ -1,0 +1,223 @@
+"""Puts small faults into the package, one at a time, and says which of them no test notices.
+
+`python -B tests/mutants.py --sample 200 --seed 1` samples places in the modules of the lesson and of the engine, makes a mutant of each with an
+operator of cosmic-ray, and runs the quick tests of its module, and if they pass, its notebook. Every mutant lives in a copy of the package, in a
+process of its own, forked from one that has imported the libraries. What was seen is kept in FOLDER (--keep), so that a run that was stopped goes on.
+
+A survivor that changes nothing that anybody could notice is listed in tests/equivalent_mutants.json, with the reason; it is found again by the
+module, the definition and the two lines, wherever they move.
+"""
+import argparse
+import ast
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from promises import kept
+
+from lesson6.book.kernels import Forked
+from lesson6.book.testing import test_notebook as run_notebook
+
+root = Path(__file__).parent.parent
+equivalents = root/'tests'/'equivalent_mutants.json'
+# module: (its notebook, the files of tests that are about it)
+modules = {
+    'pets': ('01_pet_breeds', 'pets claims_pets picture_labels'), 'multilabel': ('02_multi_label', 'multilabel claims_multilabel'),
+    'head_pose': ('03_head_pose', 'head_pose claims_head_pose'), 'collab': ('04_collab', 'collab claims_collab'),
+    'regularisation': ('05_regularisation', 'regularisation claims_regularisation'),
+    'files': ('data/files', 'data bad_input multilabel head_pose'), 'data': ('data/datasets', 'data'),
+    'engine/pictures': ('engine/pictures', 'pictures pets bad_input'), 'engine/picture_labels': ('engine/picture_labels', 'picture_labels pets'),
+    'engine/labels': ('engine/labels', 'multilabel bad_input'), 'engine/points': ('engine/points', 'head_pose bad_input'),
+    'engine/ratings': ('engine/ratings', 'collab movielens own_ratings bad_input'), 'engine/rating_learners': ('engine/rating_learners', 'collab'),
+    'engine/recommending': ('engine/recommending', 'collab'), 'engine/ratings_at_scale': ('engine/ratings_at_scale', 'ratings_at_scale'),
+    'engine/picture_loaders': ('engine/picture_loaders', 'pictures'), 'engine/training': ('engine/training', 'train pets network'),
+    'engine/frozen_body': ('engine/frozen_body', 'frozen_body'), 'engine/networks': ('engine/networks', 'efficientnet'),
+}
+# Names swapped for others tell nothing that running the notebook wouldn't; a bar in a type is no operator.
+left_out = 'Variable', 'BitOr', 'BitAnd', 'BitXor', 'Shift'
+
+
+def places(module):
+    "Every place of a module where an operator of cosmic-ray applies: [(line, column), [(operator, occurrence), ...]]"
+    code = (root/'lesson6'/f'{module}.py').read_text(encoding='utf-8')
+    tree, found = get_ast(code), {}
+    for name in operator_names():
+        if any(o in name for o in left_out): continue
+        operator, n = get_operator(name)(), 0
+        for node in ast_nodes(tree):
+            for start, _ in operator.mutation_positions(node):
+                found.setdefault(start, []).append((name, n))
+                n += 1
+    skip = notes(code)
+    return code, [(at, ways) for at, ways in sorted(found.items()) if at[0] not in skip]
+
+
+def notes(code):
+    "Lines that nobody can test: __all__, and the annotations that are only read by people"
+    lines = set()
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__': lines |= set(range(node.lineno, node.end_lineno+1))
+    return lines
+
+
+def definition(code, line):
+    "The function or class that a line is in"
+    inside = [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.lineno <= line <= n.end_lineno]
+    return '.'.join(n.name for n in sorted(inside, key=lambda n: n.lineno)) or 'the module'
+
+
+def sample(n, seed, only=()):
+    "The mutants of a seed: as many of a module as it has places, and each place at most once"
+    r, every = random.Random(seed), []
+    for module in only or modules:
+        code, found = places(module)
+        for at, ways in found: every.append((module, code, at, ways))
+    chosen = []
+    for module, code, at, ways in r.sample(every, min(len(every), 3*n)):
+        family = r.choice(sorted({w.split('_')[0] for w, _ in ways}))
+        name, occurrence = r.choice([w for w in ways if w[0].split('_')[0] == family])
+        new = mutate_code(code, get_operator(name)(), occurrence)
+        if new is None or ast.dump(ast.parse(new)) == ast.dump(ast.parse(code)): continue
+        before, after = next(((a, b) for a, b in zip(code.split('\n'), new.split('\n'), strict=False) if a != b), ('', ''))
+        if before.split('#')[0] == after.split('#')[0]: continue
+        chosen.append({'module': module, 'definition': definition(code, at[0]), 'operator': name.partition('/')[2], 'before': before.strip(), 'after': after.strip(), 'code': new})
+        if len(chosen) == n: break
+    return chosen
+
+
+def key(m): return f"{m['module']} {m['definition']}: {m['before']} -> {m['after']}"
+
+
+def copy_of_the_package(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in 'lesson6', 'tests', 'nbs', 'docs', 'benchmarks':
+        shutil.copytree(root/name, folder/name, ignore=shutil.ignore_patterns('__pycache__', '*.safetensors', '.ipynb_checkpoints'))
+    for f in (root/'lesson6'/'mini').glob('*.safetensors'): (folder/'lesson6'/'mini'/f.name).symlink_to(f)
+    for name in 'pyproject.toml', 'settings.ini', 'setup.py', 'README.md', 'CONTRIBUTING.md', 'constraints.txt', 'Makefile': shutil.copy2(root/name, folder)
+    return folder
+
+
+def pytest_in(log, *words):
+    "What a forked process does: `python -m pytest`, its output in a file"
+    quiet(log)
+    sys.argv = ['pytest', *words]
+    runpy.run_module('pytest', run_name='__main__', alter_sys=True)
+
+
+def notebook_in(log, path):
+    quiet(log)
+    run_notebook(path)
+
+
+def quiet(log):
+    "Whatever the process writes goes into a file"
+    to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for fd in 1, 2: os.dup2(to, fd)
+
+
+def ended(folder, limit, work, *args):
+    "How a process ended: 'passed', 'failed' or 'time'; it and what it started are gone"
+    env = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1', 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+    for name in 'LESSON6_PROMISES', 'LESSON6_DATA', 'LESSON6_ARCH': env.pop(name, None)
+    process = Forked(work, str(folder/'log.txt'), *args, env=env, cwd=str(folder), preload=('pytest', 'hypothesis', 'nbdev.test', 'fastai.vision.all', 'fastai.collab')).started()
+    end = time.monotonic() + limit
+    while process.poll() is None and time.monotonic() < end: time.sleep(.05)
+    code = process.poll()
+    try: os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError: pass
+    process.wait()
+    return 'time' if code is None else 'passed' if code == 0 else 'failed'
+
+
+def tests_of(module): return [f'tests/test_{t}.py' for t in modules[module][1].split()]
+
+
+def judge(folder, module, limits):
+    "Who notices: 'tests', 'notebook', 'time limit'; or 'nobody'"
+    words = ['-x', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', '-m', 'not ci and not slow', *tests_of(module)]
+    how = ended(folder, limits[module][0], pytest_in, *words)
+    if how != 'passed': return 'tests' if how == 'failed' else 'time limit'
+    how = ended(folder, limits[module][1], notebook_in, f'nbs/{modules[module][0]}.ipynb')
+    return {'passed': 'nobody', 'failed': 'notebook', 'time': 'time limit'}[how]
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    ask.add_argument('--sample', type=int, default=200)
+    ask.add_argument('--seed', type=int, default=1)
+    ask.add_argument('--workers', type=int, default=2)
+    ask.add_argument('--keep', type=Path, default=root/'_mutants')
+    ask.add_argument('--only', nargs='*', default=(), help='modules, such as engine/points')
+    a = ask.parse_args()
+    began, log = time.monotonic(), a.keep/f'seed{a.seed}.jsonl'
+    a.keep.mkdir(parents=True, exist_ok=True)
+    mutants = sample(a.sample, a.seed, a.only)
+    seen = {key(r): r for r in map(json.loads, log.read_text(encoding='utf-8').splitlines())} if log.exists() else {}
+    folders = SimpleQueue()
+    for i in range(a.workers): folders.put(copy_of_the_package(a.keep/f'worker{i}'))
+    limits = {}
+    with ThreadPoolExecutor(a.workers) as pool, open(log, 'a', encoding='utf-8') as out:
+        def unchanged(module):
+            folder, took = folders.get(), []
+            for work, words in (pytest_in, ['-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', '-m', 'not ci and not slow', *tests_of(module)]), (notebook_in, [f'nbs/{modules[module][0]}.ipynb']):
+                start = time.monotonic()
+                how = ended(folder, 900, work, *words)
+                if how != 'passed': raise SystemExit(f'Without a fault, {words[-1]} {how}: {(folder/"log.txt").read_text()[-2000:]}')
+                took.append(time.monotonic() - start)
+            folders.put(folder)
+            return module, [30 + 4*t for t in took]
+        def one(m):
+            folder = folders.get()
+            file = folder/'lesson6'/f"{m['module']}.py"
+            right = file.read_text(encoding='utf-8')
+            try:
+                file.write_text(m['code'], encoding='utf-8')
+                noticed = judge(folder, m['module'], limits)
+            finally:
+                file.write_text(right, encoding='utf-8')
+                folders.put(folder)
+            return {**{k: v for k, v in m.items() if k != 'code'}, 'noticed': noticed}
+        todo = [m for m in mutants if key(m) not in seen]
+        limits.update(pool.map(unchanged, dict.fromkeys(m['module'] for m in todo)))
+        print(f'{len(mutants)} mutants, {len(todo)} of them to try; without a fault everything passed, {time.monotonic()-began:.0f} s', flush=True)
+        for r in pool.map(one, todo):
+            seen[key(r)] = r
+            out.write(json.dumps(r, ensure_ascii=False) + '\n')
+            out.flush()
+            if r['noticed'] == 'nobody': print(f'SURVIVES  {key(r)}', flush=True)
+    tell([seen[key(m)] for m in mutants], a.seed, time.monotonic()-began)
+    for i in range(a.workers): shutil.rmtree(a.keep/f'worker{i}')
+
+
+def tell(results, seed, seconds):
+    "Prints what came of the sample, and keeps it for the page of promises"
+    known = json.loads(equivalents.read_text(encoding='utf-8')) if equivalents.exists() else {}
+    survivors = [r for r in results if r['noticed'] == 'nobody']
+    unlisted = [r for r in survivors if key(r) not in known]
+    caught = len(results) - len(survivors)
+    words = f'{caught} noticed ({caught/len(results):.1%}); of the {len(survivors)} others {len(survivors)-len(unlisted)} change nothing that anybody could notice, and are listed with the reason'
+    print(f'{len(results)} mutants, seed {seed}: {words}; {seconds/60:.0f} min')
+    for r in unlisted: print('  nobody notices:', key(r))
+    rows = [['Module', 'Mutants', 'Noticed by the tests', 'by the notebook', 'by the time limit', 'by nobody']]
+    for module in dict.fromkeys(r['module'] for r in results):
+        mine = [r['noticed'] for r in results if r['module'] == module]
+        rows.append([module.replace('/', '.'), len(mine), *(mine.count(o) for o in ('tests', 'notebook', 'time limit', 'nobody'))])
+    kept('Tests that notice', 'A fault in the code is noticed', f'mutants made by cosmic-ray at places sampled with seed {seed}, each against the quick tests and the notebook of its module', len(results), words, rows)
+    if unlisted: raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    import mutants # a forked process finds what it is to do by the name of its module
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(root/'tests'), *filter(None, [os.environ.get('PYTHONPATH')])])
+    mutants.main()
