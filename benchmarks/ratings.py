@@ -24,7 +24,8 @@ from lesson6.collab import DotProductBias, ratings_dls, ratings_learner, read_ra
 
 real = Path(os.environ.get('LESSON6_REAL', Path(__file__).parents[2]/'shared'/'real'))/'ml-100k'
 seeds = (42, 1, 2)
-als_settings = {'50 factors': dict(k=50, lambda_=14, niter=6)}
+als_settings = {'50 factors': dict(k=50, lambda_=14, niter=6),
+                '50 factors, and who rated what': dict(k=50, lambda_=16, niter=6, add_implicit_features=True, w_implicit=1.)}
 
 
 def ratings():
@@ -126,7 +127,7 @@ def surprise_python():
 
 
 def cmfrec_python():
-    return environment('cmfrec', ['numpy', 'scipy', 'pandas', 'cython', 'setuptools', 'wheel', 'findblas'], ['--no-build-isolation', 'cmfrec>=3.5.1.post14'])
+    return environment('cmfrec', ['numpy', 'scipy', 'pandas', 'cython', 'setuptools', 'wheel', 'findblas', 'threadpoolctl'], ['--no-build-isolation', 'cmfrec>=3.5.1.post14'])
 
 
 def elsewhere(python, program, table, seed, **settings):

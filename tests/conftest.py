@@ -1,4 +1,6 @@
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,15 @@ def same_environment_afterwards():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    "Each test begins with the same random numbers, whatever ran before it and in whatever process."
+    import numpy
+    random.seed(42)
+    numpy.random.seed(42)
+    if torch := sys.modules.get('torch'): torch.manual_seed(42)
 
 
 def pytest_collection_modifyitems(items):

@@ -182,7 +182,7 @@ def test_the_finder_says_that_it_found_nothing(learn):
     from fastai.callback.core import Callback
     class Explode(Callback):
         order = -8
-        def after_loss(self): self.learn.loss = self.loss*10**self.iter
+        def after_loss(self): self.learn.loss = self.loss*0 + 10.**self.iter
     learn.add_cb(Explode())
     with pytest.raises(ValueError, match='exploded before any rate lowered it'): suggest_lr(learn, num_it=20)
     with pytest.raises(ValueError, match='at least 20'): suggest_lr(learn, num_it=5)
