@@ -380,6 +380,73 @@ mistakes('data',
     ('LESSON6_CACHE is a file', lambda p: ((p/'file').write_text(''), data('pets', LESSON6_CACHE='{p}/file')(p)), 'set LESSON6_CACHE to a folder that can be written'),
 )
 
+# Sets of one's own, in the forms of other collections
+
+def own_pets(table=None, ending='.jpg', name='metadata.csv', **kw):
+    def f(p):
+        for i in range(8): picture(p/f'{i}{ending}')
+        if table is not None: (p/name).write_text(table, encoding='utf-8')
+        pets_dls(p, **kw)
+    return f
+
+def rows_of_pets(*odd): return 'file_name,label\n' + ''.join(f'{i}.jpg,{("pug", "Bengal")[i%2]}\n' for i in range(8)) + ''.join(o + '\n' for o in odd)
+
+mistakes('pets',
+    ('pictures in the form of a phone that cannot be read here', lambda p: [(pets(p)/'images'/f'pug_{i}.heic').write_bytes(b'ftypheic') for i in (8, 9)] and pets_dls(p), 'pug_8.heic is a picture of a kind that cannot be read here (2 such files)'),
+    ('neither names nor folders nor a table say the breed', own_pets(), 'nor does every picture lie in one of several folders'),
+    ('a table without a column for the breed', own_pets('file_name,colour\n0.jpg,red\n'), "has no column for the label: looked for label"),
+    ('a table with a picture that is not there', own_pets(rows_of_pets('9.jpg,pug')), 'line 10: 9.jpg is not among the pictures'),
+    ('a table without a label in a row', own_pets(rows_of_pets().replace('3.jpg,Bengal', '3.jpg,')), 'line 5: 3.jpg has no label'),
+    ('a table that says two things of one picture', own_pets(rows_of_pets('0.jpg,Bengal')), "0.jpg is 'Bengal' here and 'pug' further up"),
+    ('a table of JSON with a line cut off', own_pets('{"file_name": "0.jpg", "la', name='metadata.jsonl'), 'line 1: that is no JSON'),
+    ('two columns of one name', own_pets('file_name,label,label\n0.jpg,pug,pug\n'), 'two columns of the same name'),
+)
+
+def points(table, n=8):
+    def f(p):
+        from lesson6.head_pose import points_dls
+        for i in range(n): picture(p/f'{i}.jpg')
+        (p/'points.csv').write_text(table, encoding='utf-8')
+        points_dls(p, (32, 32))
+    return f
+
+def rows_of_points(*odd, head='fname,x,y'): return head + '\n' + ''.join(f'{i}.jpg,{10+i},{12+i}\n' for i in range(8)) + ''.join(o + '\n' for o in odd)
+
+mistakes('head_pose',
+    ('points.csv has other columns', points(rows_of_points(head='file,left,top')), 'needs the columns fname, x and y'),
+    ('points.csv has a head and no rows', points('fname,x,y\n'), 'has a first line and no rows'),
+    ('points.csv names a picture that is not there', points(rows_of_points('9.jpg,1,2')), "line 10: there is no picture '9.jpg'"),
+    ('points.csv gives a picture two points', points(rows_of_points('0.jpg,1,2')), 'line 10 gives 0.jpg a second point'),
+    ('points.csv has a word for a number', points(rows_of_points().replace('3.jpg,13,15', '3.jpg,left,15')), "line 5: x and y should be numbers, in pixels; they are 'left'"),
+    ('points.csv has shares for pixels', points('fname,x,y\n' + ''.join(f'{i}.jpg,.{i+1},.5\n' for i in range(8))), 'multiply x by the width'),
+    ('points.csv has a row without a group', points('fname,x,y,group\n' + ''.join(f'{i}.jpg,1{i},12,{"a" if i else ""}\n' for i in range(8))), 'line 2 has no group'),
+)
+
+def own_ratings(text, name='shop.csv', **kw):
+    def f(p):
+        from lesson6.collab import ratings_dls, read_ratings
+        (p/name).write_text(text, encoding='utf-8')
+        with warnings.catch_warnings(action='ignore'): ratings_dls(read_ratings(p), **{'bs': 2, **kw})
+    return f
+
+def rows_of_ratings(rating=lambda i: i%5+1, extra=''): return f'user,title,rating{extra and ",is_valid"}\n' + ''.join(f'{i%4},film {i%6},{rating(i)}{extra and ","+extra}\n' for i in range(20))
+
+mistakes('collab',
+    ('all ratings are alike', own_ratings(rows_of_ratings(lambda i: 4)), 'All 20 ratings are 4: there is nothing to learn'),
+    ('a table without a column for the title', own_ratings(rows_of_ratings().replace('title', 'colour')), 'title is missing'),
+    ('a table with a word for a rating', own_ratings(rows_of_ratings(lambda i: 'good' if i == 2 else 3+i%2)), "line 4: the rating is 'good'"),
+    ('a table with a row cut off', own_ratings(rows_of_ratings() + '1,film 2\n'), 'line 22'),
+    ('a table with a header and no row', own_ratings('user,title,rating\n'), 'a header and no row'),
+    ('a table with a user left out', own_ratings(rows_of_ratings().replace('2,film 2,3', ',film 2,3', 1)), 'there is a gap in the column user'),
+    ('a split by a column that is not there', own_ratings(rows_of_ratings(), valid='fold'), "no column 'fold' to split by"),
+    ('a split by time without a time', own_ratings(rows_of_ratings(), valid='time'), 'needs a column timestamp'),
+    ('a split that holds nothing back', own_ratings(rows_of_ratings(extra='False'), valid='is_valid'), 'holds nothing back'),
+    ('a split that leaves nothing to train on', own_ratings(rows_of_ratings(extra='True'), valid='is_valid'), 'leaves nothing to train on'),
+    ('a folder without ratings', lambda p: __import__('lesson6.collab', fromlist='x').read_ratings(p), 'has no ratings: u.data is missing, and so are ratings.dat'),
+    ('a scale that the ratings leave', own_ratings(rows_of_ratings(), scale=(1, 3)), 'outside the scale (1, 3)'),
+)
+
+
 mistakes('command line',
     ('no such command', command('dance'), 'usage: lesson6 COMMAND'),
     ('no command', command(), 'usage: lesson6 COMMAND'),
