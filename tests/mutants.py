@@ -36,7 +36,7 @@ modules = {
     'pets': ('01_pet_breeds', 'pets claims_pets picture_labels'), 'multilabel': ('02_multi_label', 'multilabel claims_multilabel'),
     'head_pose': ('03_head_pose', 'head_pose claims_head_pose'), 'collab': ('04_collab', 'collab claims_collab'),
     'regularisation': ('05_regularisation', 'regularisation claims_regularisation'),
-    'files': ('data/files', 'data bad_input multilabel head_pose'), 'data': ('data/datasets', 'data'),
+    'files': ('data/files', 'data bad_input multilabel head_pose'), 'data': ('data/datasets', 'data movielens'),
     'engine/pictures': ('engine/pictures', 'pictures pets bad_input'), 'engine/picture_labels': ('engine/picture_labels', 'picture_labels pets'),
     'engine/labels': ('engine/labels', 'multilabel bad_input'), 'engine/points': ('engine/points', 'head_pose bad_input'),
     'engine/ratings': ('engine/ratings', 'collab movielens own_ratings bad_input'), 'engine/rating_learners': ('engine/rating_learners', 'collab'),

@@ -840,3 +840,11 @@ def test_real_splits(real):
     order = table.timestamp.argsort(kind='stable')
     with pytest.warns(UserWarning): by_table = ratings_dls(table.iloc[order[:80_000]], valid=table.iloc[order[80_000:]], device='cpu')
     assert held(by_time) == held(by_table) and len(by_time.valid_ds) == 20_000 and by_time.scale == (1, 5)
+
+
+def test_the_fused_learner_steps_as_fastai_does_by_default():
+    import inspect
+    from fastai.optimizer import Adam
+    from lesson6.engine.rating_learners import fused_learner
+    ours, theirs = (inspect.signature(f).parameters['eps'].default for f in (fused_learner, Adam))
+    assert ours == theirs

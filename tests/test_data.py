@@ -187,6 +187,7 @@ def test_no_home_folder_means_the_temporary_one(environment, tmp_path):
     environment.delenv('LESSON6_CACHE'); environment.setenv('HOME', str(tmp_path/'gone')); environment.setenv('TMPDIR', str(tmp_path))
     environment.setattr('tempfile.tempdir', None)
     assert data.cache_path().parent == tmp_path
+    if hasattr(os, 'getuid'): assert data.cache_path().name == f'lesson6-{os.getuid()}', 'everybody has a folder of their own'
     assert lesson_path('movielens').is_relative_to(tmp_path)
     assert profile.about('movielens').startswith('movielens: made on this machine')
 
@@ -282,6 +283,36 @@ def nothing_kept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['home']
     return sorted((p.relative_to(tmp_path/'home').as_posix(), p.stat().st_size) for p in (tmp_path/'home').rglob('*')
                   if not p.is_dir() and p.name != 'config.ini' and not (p.suffix == '.lock' and not p.stat().st_size)) == []
+
+
+@pytest.mark.parametrize('files, counts', [
+    ({'u.data': '1\t1\t5\t0\n2\t1\t4\t0\n', 'u.item': '1|One (1999)|\n'}, {'ratings': 2, 'films': 1}),
+    ({'ratings.dat': '1::1::5::0\n2::1::4::0\n', 'movies.dat': '1::One::x\n'}, {'ratings': 2, 'films': 1}),
+    ({'ratings.csv': 'userId,movieId,rating,timestamp\n1,1,5,0\n', 'movies.csv': 'movieId,title,genres\n1,One,x\n2,Two,x\n'}, {'ratings': 1, 'films': 2}),
+    ({'ratings.csv': 'user,title,rating\n1,One,5\n'}, {'ratings': 1}),
+    ({'shop.tsv': 'user\titem\trating\n1\tTea\t5\n2\tTea\t4\n', '._shop.csv': 'x'}, {'ratings': 2}),
+])
+def test_ratings_of_every_kind_are_counted(files, counts, tmp_path):
+    for name, text in files.items(): (tmp_path/name).write_text(text)
+    assert check_dataset('movielens', tmp_path) == counts
+
+
+def test_an_archive_is_read_to_its_checksum(tmp_path):
+    "Its files are whole, and then comes an end that is not theirs."
+    import gzip
+    import io
+    import tarfile
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode='w') as tar:
+        member = tarfile.TarInfo('set/a.txt')
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b'here'))
+    packed = gzip.compress(whole.getvalue())
+    for name, bytes_ in ('right.tgz', packed), ('wrong.tgz', packed[:-8] + bytes(8)):
+        (tmp_path/name).write_bytes(bytes_)
+    data._unpack(tmp_path/'right.tgz', tmp_path/'right')
+    assert (tmp_path/'right'/'set'/'a.txt').read_text() == 'here'
+    with pytest.raises(data._Broken, match='cannot be unpacked'): data._unpack(tmp_path/'wrong.tgz', tmp_path/'wrong')
 
 
 @pytest.mark.parametrize('name', names)

@@ -605,6 +605,14 @@ def test_a_learner_of_something_else_has_no_point(few):
     with pytest.raises(ValueError, match='predicts 5 numbers; a point has two'): pixel_point(learn, few/'01'/'frame_00001_rgb.jpg')
 
 
+def test_the_head_for_points_answers_within_the_picture():
+    from lesson6.head_pose import point_head
+    head = point_head(16).eval()
+    with torch.no_grad(): answers = torch.cat([head(s*torch.randn(50, 16, 8, 10)) for s in (1, 100)])
+    assert answers.shape == (100, 2) and answers.min() >= -1 and answers.max() <= 1
+    assert answers.min() < -.9 and answers.max() > .9
+
+
 @pytest.mark.ci
 def test_errors_are_those_of_the_predictions(few):
     from lesson6.mini.network import drawnet10

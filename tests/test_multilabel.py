@@ -348,10 +348,37 @@ def test_binary_cross_entropy_does_not_broadcast():
 def test_the_best_threshold_is_found_and_a_plateau_is_met_in_its_middle():
     preds, targs = torch.tensor([[.1, .8], [.3, .9]]), torch.tensor([[0., 1.], [0., 1.]])
     xs, accs = ml.threshold_curve(preds, targs)
-    assert len(xs) == 29 and accs.max() == 1
+    assert len(xs) == 29 and accs.max() == 1 and torch.allclose(xs[[0, -1]], torch.tensor([.05, .95]))
     assert .3 < ml.best_threshold(preds, targs) < .8
     assert abs(ml.best_threshold(preds, targs) - .55) < .04
     assert ml.best_threshold(preds.numpy(), targs.numpy()) == ml.best_threshold(preds, targs)
+
+
+def test_the_threshold_curve_as_it_is_drawn():
+    import matplotlib.pyplot as plt
+    preds, targs = torch.tensor([[.1, .8], [.3, .9], [.2, .1]]), torch.tensor([[0., 1.], [0., 1.], [0., 0.]])
+    ax = ml.plot_threshold_curve(preds, targs)
+    curve, best, silent = ax.lines
+    xs, accs = ml.threshold_curve(preds, targs)
+    np.testing.assert_allclose(curve.get_xydata(), np.stack([xs, accs], 1), rtol=1e-6)
+    assert best.get_xydata()[0] == pytest.approx([ml.best_threshold(preds, targs), accs.max().item()])
+    assert silent.get_ydata()[0] == pytest.approx(4/6), 'who answers nothing is right where there is nothing'
+    plt.close('all')
+
+
+def test_a_prediction_as_it_is_drawn(folder):
+    import matplotlib.pyplot as plt
+    from fastai.vision.learner import vision_learner
+    from lesson6.engine.labels import plot_prediction
+    from test_pets import small_net
+    learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2), small_net, pretrained=False)
+    picture = folder/'train'/'000012.jpg' if (folder/'train'/'000012.jpg').exists() else next((folder/'train').glob('*.jpg'))
+    left, right = plot_prediction(learn, picture, .4, 'a dog')
+    said = ml.prediction_table(learn, picture, .4)
+    assert left.get_title() == 'a dog' and len(left.images) == 1
+    assert [b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist()) and right.lines[0].get_ydata()[0] == .4
+    assert right.get_ylim() == (0, 1)
+    plt.close('all')
 
 
 @pytest.mark.parametrize('preds,says', [(torch.tensor([[2., -1.]]), 'apply sigmoid'), (torch.tensor([[float('nan'), .5]]), 'not probabilities'),

@@ -177,6 +177,15 @@ def test_timing_changes_nothing(learn):
     assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
 
 
+def test_validation_batches_are_kept_only_on_demand(tmp_path):
+    "On a large set they would fill the memory."
+    from lesson6.engine.picture_loaders import KeepBatches
+    there = draw_some(tmp_path/'set')
+    assert not isinstance(pets_dls(there, 40, 32, bs=8).valid, KeepBatches)
+    dls = pets_dls(there, 40, 32, bs=8, keep_valid=True)
+    assert isinstance(dls.valid, KeepBatches) and not isinstance(dls.train, KeepBatches)
+
+
 def test_the_finder_says_that_it_found_nothing(learn):
     "The loss grows fourfold within a few batches, as that of a model that makes no mistakes does"
     from fastai.callback.core import Callback

@@ -33,6 +33,16 @@ def fit(make, dls, **kwargs):
     return learn
 
 
+def test_how_large_a_batch_is(file, tmp_path):
+    "A two-hundredth of the ratings, at least 64, and never more than a quarter of them; what is asked for is taken."
+    few = tmp_path/'few.parquet'
+    pd.DataFrame({'user': [i % 13 for i in range(130)], 'title': [f'film {i % 7}' for i in range(130)], 'rating': [float(1 + i % 5) for i in range(130)]}).to_parquet(few)
+    for f, asked in (file, None), (file, 50), (few, None):
+        dls = parquet_dls(f, device='cpu', **({'bs': asked} if asked else {}))
+        n = len(dls.train_ds)
+        assert dls.train.bs == (asked or min(max(64, n//200), n//4)), f
+
+
 @pytest.mark.parametrize('accumulated', [False, True])
 def test_the_same_numbers(file, accumulated):
     "As from the learner that makes its gradients anew, to the last digit; nearly so where those of several batches are added up"
