@@ -57,7 +57,7 @@ def same_random_numbers():
 
 def pytest_collection_modifyitems(items):
     "The files that take longest come first, so that no worker is left alone with one of them at the end."
-    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_faults.py', 'test_device.py', 'test_kernels.py'))
+    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_figures.py', 'test_faults.py', 'test_device.py', 'test_kernels.py'))
 
 
 def pytest_terminal_summary(terminalreporter, config):

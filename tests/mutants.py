@@ -33,9 +33,9 @@ root = Path(__file__).parent.parent
 equivalents = root/'tests'/'equivalent_mutants.json'
 # module: (its notebook, the files of tests that are about it)
 modules = {
-    'pets': ('01_pet_breeds', 'pets claims_pets picture_labels'), 'multilabel': ('02_multi_label', 'multilabel claims_multilabel'),
-    'head_pose': ('03_head_pose', 'head_pose claims_head_pose'), 'collab': ('04_collab', 'collab claims_collab'),
-    'regularisation': ('05_regularisation', 'regularisation claims_regularisation'),
+    'pets': ('01_pet_breeds', 'pets claims_pets picture_labels bad_input'), 'multilabel': ('02_multi_label', 'multilabel claims_multilabel bad_input'),
+    'head_pose': ('03_head_pose', 'head_pose claims_head_pose bad_input'), 'collab': ('04_collab', 'collab claims_collab bad_input'),
+    'regularisation': ('05_regularisation', 'regularisation claims_regularisation bad_input'),
     'files': ('data/files', 'data bad_input multilabel head_pose'), 'data': ('data/datasets', 'data movielens'),
     'engine/pictures': ('engine/pictures', 'pictures pets bad_input'), 'engine/picture_labels': ('engine/picture_labels', 'picture_labels pets'),
     'engine/labels': ('engine/labels', 'multilabel bad_input'), 'engine/points': ('engine/points', 'head_pose bad_input'),

@@ -177,6 +177,18 @@ def test_timing_changes_nothing(learn):
     assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
 
 
+def test_a_loss_that_is_no_number_is_told_with_its_batch():
+    "Also where several losses are looked at together, as on a GPU."
+    from types import SimpleNamespace
+    from lesson6.engine.training import StopAtNaN
+    stop = StopAtNaN()
+    stop.learn = SimpleNamespace(iter=9, epoch=1, opt=SimpleNamespace(hypers=[{'lr': .1}, {'lr': .02}]))
+    stop.losses = [torch.tensor(1.)]*5
+    stop._look()
+    stop.losses = [torch.tensor(o) for o in (1., 2., float('nan'), 3., float('inf'))]
+    with pytest.raises(FloatingPointError, match='became nan in epoch 1, batch 7: .* lower learning rate than 0.1,'): stop._look()
+
+
 def test_validation_batches_are_kept_only_on_demand(tmp_path):
     "On a large set they would fill the memory."
     from lesson6.engine.picture_loaders import KeepBatches
