@@ -91,7 +91,7 @@ def trained(learn):
 
 # Any set, through reading, loaders, a pickle and a short training. LESSON6_ROUNDS=50 tries two hundred of each kind.
 
-sets, parts = max(20, 4*rounds), 4
+sets, parts = 4*rounds if rounds >= 50 else 8, 4
 each = pytest.mark.parametrize('part', range(parts))
 pytestmark = pytest.mark.filterwarnings('ignore:.*(is_valid|random fifth|counts? as)')
 

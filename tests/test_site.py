@@ -213,10 +213,10 @@ def tab(browser):
     page.close()
 
 
-def serious(tab, **options):
+def serious(tab, part=None, **options):
     "What axe-core finds that is serious or critical, a line each."
     from axe_playwright_python.sync_playwright import Axe
-    found = Axe().run(tab, options={'resultTypes': ['violations'], 'preload': False, **options}).response['violations']
+    found = Axe().run(tab, context=part, options={'resultTypes': ['violations'], 'preload': False, **options}).response['violations']
     return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: {v['nodes'][0]['html'][:160]}" for v in found if v['impact'] in ('serious', 'critical')]
 
 

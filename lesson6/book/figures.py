@@ -45,7 +45,7 @@ def _weight_decay(alt):
     wd, size, steepest = alt.param(name='wd', value=.1), alt.param(name='size', value=.1), alt.param(name='steepest', value=1)
     x = alt.X('wd:Q', title='weight decay', scale=alt.Scale(type='log'))
     lines = alt.Chart(alt.NamedData(name='sweep')).mark_line(point=True).encode(x, alt.Y('loss:Q', title='loss', scale=alt.Scale(zero=False)), alt.Color('of:N', title=None, legend=alt.Legend(orient='bottom')),
-                                                                               alt.StrokeDash('of:N', legend=None))
+                                                                               alt.StrokeDash('of:N', title=None, legend=alt.Legend(orient='bottom')))
     w, penalty = alt.X('w:Q', title='a weight', scale=alt.Scale(domain=[-.5, .5])), alt.Y('penalty:Q', title='penalty, wd·w²')
     bowl = alt.Chart(alt.sequence(-.5, .51, .02, as_='w')).transform_calculate(penalty='wd*datum.w*datum.w').mark_line().encode(w, penalty)
     highest = alt.Chart(alt.Data(values=[{}])).transform_calculate(w='0', penalty='steepest/4').mark_point(opacity=0).encode(w, penalty) # keeps the axis as it is
