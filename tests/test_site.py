@@ -188,7 +188,7 @@ def test_no_machine_path(pages):
 
 # In a browser
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module') # its event loop ends with it, and what comes next may run one of its own
 def browser():
     from playwright.sync_api import sync_playwright
     names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
