@@ -1,7 +1,8 @@
 """Puts small faults into the package, one at a time, and says which of them no test notices.
 
 `python -B tests/mutants.py --sample 200 --seed 1` samples places in the modules of the lesson and of the engine, makes a mutant of each with an
-operator of cosmic-ray, and runs the quick tests of its module, and if they pass, its notebook. Every mutant lives in a copy of the package, in a
+operator of cosmic-ray, and runs the quick tests of its module, and if they pass, its notebook, which has the same fault in the cell that the
+module is exported from. Every mutant lives in a copy of the package, in a
 process of its own, forked from one that has imported the libraries. What was seen is kept in FOLDER (--keep), so that a run that was stopped goes on.
 
 A survivor that changes nothing that anybody could notice is listed in tests/equivalent_mutants.json, with the reason; it is found again by the
@@ -12,6 +13,7 @@ import ast
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -21,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+import nbformat
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -59,16 +62,13 @@ def places(module):
             for start, _ in operator.mutation_positions(node):
                 found.setdefault(start, []).append((name, n))
                 n += 1
-    skip = notes(code)
+    skip = lines_of_all(code)
     return code, [(at, ways) for at, ways in sorted(found.items()) if at[0] not in skip]
 
 
-def notes(code):
-    "Lines that nobody can test: __all__, and the annotations that are only read by people"
-    lines = set()
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__': lines |= set(range(node.lineno, node.end_lineno+1))
-    return lines
+def lines_of_all(code):
+    "The lines of __all__, which nbdev writes"
+    return {line for node in ast.parse(code).body if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__' for line in range(node.lineno, node.end_lineno+1)}
 
 
 def definition(code, line):
@@ -88,12 +88,34 @@ def sample(n, seed, only=()):
         family = r.choice(sorted({w.split('_')[0] for w, _ in ways}))
         name, occurrence = r.choice([w for w in ways if w[0].split('_')[0] == family])
         new = mutate_code(code, get_operator(name)(), occurrence)
-        if new is None or ast.dump(ast.parse(new)) == ast.dump(ast.parse(code)): continue
+        try: changed = new is not None and ast.dump(ast.parse(new)) != ast.dump(ast.parse(code))
+        except SyntaxError: continue   # which every test would notice
+        if not changed: continue
         before, after = next(((a, b) for a, b in zip(code.split('\n'), new.split('\n'), strict=False) if a != b), ('', ''))
         if before.split('#')[0] == after.split('#')[0]: continue
         chosen.append({'module': module, 'definition': definition(code, at[0]), 'operator': name.partition('/')[2], 'before': before.strip(), 'after': after.strip(), 'code': new})
         if len(chosen) == n: break
     return chosen
+
+
+def cells_of(code):
+    "{id of a cell: what was exported from it}"
+    parts = re.split(r'^# %% \S+ #(\w+)\n', code, flags=re.M)
+    return {cell: body.strip('\n') for cell, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def with_fault(notebook, right, wrong):
+    "The notebook of a module, whose cell has the fault that the module has: it runs its own cells, and would not see the other"
+    nb, before, after = nbformat.read(notebook, as_version=4), cells_of(right), cells_of(wrong)
+    cell, = [c for c in before if before[c] != after[c]]
+    found = next(c for c in nb.cells if c.id == cell)
+    if before[cell] in found.source: source = found.source.replace(before[cell], after[cell])
+    else: # its imports are written in another way in the module
+        old, new = next((a, b) for a, b in zip(before[cell].split('\n'), after[cell].split('\n'), strict=False) if a != b)
+        source = found.source.replace(old, new, 1)
+    assert source != found.source, f'{notebook}: the fault is in no line of the cell {cell}'
+    found.source = source
+    return nb
 
 
 def key(m): return f"{m['module']} {m['definition']}: {m['before']} -> {m['after']}"
@@ -179,13 +201,15 @@ def main():
             return module, [30 + 4*t for t in took]
         def one(m):
             folder = folders.get()
-            file = folder/'lesson6'/f"{m['module']}.py"
-            right = file.read_text(encoding='utf-8')
+            file, notebook = folder/'lesson6'/f"{m['module']}.py", folder/'nbs'/f"{modules[m['module']][0]}.ipynb"
+            right, book = file.read_text(encoding='utf-8'), notebook.read_text(encoding='utf-8')
             try:
                 file.write_text(m['code'], encoding='utf-8')
+                nbformat.write(with_fault(notebook, right, m['code']), notebook)
                 noticed = judge(folder, m['module'], limits)
             finally:
                 file.write_text(right, encoding='utf-8')
+                notebook.write_text(book, encoding='utf-8')
                 folders.put(folder)
             return {**{k: v for k, v in m.items() if k != 'code'}, 'noticed': noticed}
         todo = [m for m in mutants if key(m) not in seen]
