@@ -35,16 +35,16 @@ def paint(file, hue, r, size):
     Image.fromarray(pixels.astype(np.uint8)).save(file)
 
 
-def tagged_set(folder, seed, n=None):
+def tagged_set(folder, seed, delims=(None, None, ',', ';', '|')):
     "Pictures with several labels each; the table that should be read, and what separates its labels"
     r, pick = np.random.default_rng(seed), random.Random(seed)
     labels = pick.sample(words, pick.randint(2, 6))
     ending, where, sep, coding = pick.choice(endings), pick.choice(['train/', '', 'train/deep/']), pick.choice([',', ';', '\t']), pick.choice(codings)
-    delim = pick.choice([None, None, *({',', ';', '|'} - {sep})])
+    delim = pick.choice([o for o in delims if o != sep])
     file = folder/pick.choice(['train.csv', 'metadata.csv', 'train/metadata.csv'])
     columns = pick.choice([('fname', 'labels', 'is_valid'), ('file_name', 'tags', 'split'), ('Image', 'Classes', 'is_valid')])
     names, tags = [], []
-    for i in range(n or pick.randint(20, 50)):
+    for i in range(pick.randint(20, 50)):
         mine = pick.sample(labels, pick.randint(1, min(3, len(labels))))
         names.append(f'{where}{pick.choice(words)} {i}{ending}')
         tags.append(mine)
@@ -60,14 +60,14 @@ def tagged_set(folder, seed, n=None):
     return pd.DataFrame({'fname': names, 'labels': [[composed(t) for t in mine] for mine in tags], 'is_valid': valid}), delim, has_split
 
 
-def pointed_set(folder, seed, n=None):
+def pointed_set(folder, seed):
     "Pictures with a point each; the pixel of every one by its name, and who is kept out"
     r, pick = np.random.default_rng(seed), random.Random(seed)
     people = pick.sample(['01', '02', '13', 'anna', 'Bär', '柴犬', '7', '10', 'team/b'], pick.randint(1, 4))
     layout, ending = pick.choice(['biwi', 'table', 'table with groups']), pick.choice(endings)
     height, width = pick.choice([(48, 64), (64, 48), (60, 60), (90, 160)])
     points, group = {}, {}
-    for i in range(n or pick.randint(24, 50)):
+    for i in range(pick.randint(24, 50)):
         who = people[i % len(people)]
         name = f'{who}/frame_{i:05d}_rgb{ending}'
         paint(folder/name, i, r, (height, width))
@@ -179,8 +179,7 @@ def test_the_pets_section_runs_to_its_end(seed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(100, 110))
 def test_the_multilabel_section_runs_to_its_end(seed, tmp_path):
-    seeds = (s for s in range(seed, 10**6, 10) if tagged_set(tmp_path/'tried'/str(s), s, 20)[1] is None)   # the section separates labels by spaces
-    tagged_set(tmp_path/'data'/'pascal_2007', next(seeds))
+    tagged_set(tmp_path/'data'/'pascal_2007', seed, [None])   # the section separates labels by spaces
     said = run_section('multilabel', tmp_path/'data', tmp_path)
     assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
 
