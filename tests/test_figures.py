@@ -136,6 +136,9 @@ def test_the_threshold(tab, built):  # noqa: F811
 def test_the_camera(tab, built):  # noqa: F811
     place, d = ready(tab, built, 'camera'), kept('camera')
     names = 'to the right, mm', 'down, mm', 'away from the camera, mm'
+    x, y, z = d['centre']
+    measured = [d['fx']*x/z + d['cx'], d['fy']*y/z + d['cy']]
+    assert [numbers(part.split('=')[1])[0] for part in place.locator('.says').inner_text().split('pixels')[:2]] == pytest.approx(measured, abs=.06)
     for name, key, times in (names[0], 'ArrowRight', 4), (names[1], 'ArrowLeft', 7), (names[2], 'ArrowRight', 20), (names[0], 'End', 1), (names[2], 'Home', 1):
         press(place.get_by_label(name), key, times)
         x, y, z = (float(place.get_by_label(n).input_value()) for n in names)

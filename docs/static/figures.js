@@ -80,15 +80,18 @@
       view = (await vegaEmbed(at, filled, { actions: false, renderer: 'svg', config, tooltip: { theme: document.body.dataset.theme === 'dark' ? 'dark' : 'light' } })).view
       at.querySelector('svg').setAttribute('aria-hidden', 'true')
     }
-    async function put() {
-      for (const [name, value] of Object.entries(held.data)) view.data(name, value)
-      for (const [name, value] of Object.entries(held.signals)) view.signal(name, value)
-      await view.runAsync()
-    }
     await show()
     new MutationObserver(show).observe(document.body, { attributes: true, attributeFilter: ['data-theme'] })
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', show)
-    return { set(signals, data = {}) { Object.assign(held.signals, signals); Object.assign(held.data, data); return put() } }
+    return {
+      set(signals, data = {}) {
+        Object.assign(held.signals, signals)
+        Object.assign(held.data, data)
+        for (const [name, value] of Object.entries(data)) view.data(name, value)
+        for (const [name, value] of Object.entries(signals)) view.signal(name, value)
+        return view.runAsync()
+      }
+    }
   }
 
   const kinds = {
@@ -104,15 +107,14 @@
       const [valley, losses] = await Promise.all([
         chart(charts, d.charts.valley, 'the steps of gradient descent in a valley', { steps: walk(start) }, {}),
         chart(charts, d.charts.losses, "the finder's loss at each rate, with a line at the chosen rate", { losses: d.lrs.map((rate, i) => ({ rate, loss: d.losses[i] })) }, { rate: start })])
-      const control = slider(controls, 'learning rate', [lowest.toFixed(2), highest.toFixed(2), .05], Math.log10(start), v => power(10**v), v => {
+      slider(controls, 'learning rate', [lowest.toFixed(2), highest.toFixed(2), .05], Math.log10(start), v => power(10**v), v => {
         const rate = 10**v, steps = walk(rate), last = steps.at(-1), at = d.lrs.reduce((a, r, i) => Math.abs(Math.log(r/rate)) < Math.abs(Math.log(d.lrs[a]/rate)) ? i : a, 0)
         const tried = Math.abs(Math.log(d.lrs[at]/rate)) < .5
         says.textContent = `Valley: from a loss of 1.96, eight steps lead to ${last.loss < 1e4 ? f(last.loss, 2) : power(last.loss)}. ` +
           (tried ? `This run's finder: a loss of ${f(d.losses[at], 2)} at a rate of ${power(d.lrs[at])}.` : "This run's finder has tried no such rate.")
-        valley.set({}, { steps: steps.map(o => ({ ...o, w: Math.max(-2.6, Math.min(2.6, o.w)) })).filter(o => o.loss < 7) })
+        valley.set({}, { steps: steps.filter(o => Math.abs(o.w) <= 2.6) })
         losses.set({ rate })
-      })
-      control.now()
+      }).now()
     },
 
     async confusion(box, d) {
@@ -151,7 +153,7 @@
           const named = o.said.filter(([, p]) => p > thresh).map(([l]) => l), missed = o.labels.filter(l => !named.includes(l))
           list.replaceChildren(...named.map(l => make('li', { className: o.labels.includes(l) ? 'right' : 'wrong', textContent: `${d.vocab[l]}: ${o.labels.includes(l) ? 'right' : 'wrong'}` })),
             ...missed.map(l => make('li', { className: 'missed', textContent: `${d.vocab[l]}: missed` })))
-          if (!list.children.length) list.append(make('li', { textContent: 'nothing' }))
+          if (!list.children.length) list.append(make('li', { className: 'none', textContent: 'nothing' }))
         }
       })
       slider(controls, 'threshold', [.01, .99, .01], d.best, v => f(v, 2), v => {
@@ -164,27 +166,26 @@
 
     async camera(box, d) {
       const controls = box.appendChild(make('div')), says = spoken(box), pair = box.appendChild(make('div', { className: 'pair' }))
-      const far = 1500, near = 320, wide = 520
+      const [x0, y0, z0] = d.centre, near = 320, wide = 520*Math.max(1, z0/900)   // the head that was measured is always within reach
+      const ranges = [[-1, 1].map(o => o*Math.max(400, 2*Math.abs(x0))), [-1, 1].map(o => o*Math.max(300, 2*Math.abs(y0))), [Math.min(400, z0/2), Math.max(1400, 2*z0)]], far = ranges[2][1] + 100
       const above = pair.appendChild(draw('svg', { viewBox: `-60 ${-wide} ${far+160} ${2*wide}`, class: 'scene', role: 'img', 'aria-label': 'seen from above: camera, picture and head' }))
       const picture = pair.appendChild(draw('svg', { viewBox: `0 0 ${d.width} ${d.height}`, class: 'scene frame', role: 'img', 'aria-label': 'the picture, with the point where the centre of the head lands' }))
       const half = near*d.width/2/d.fx, line = (x1, y1, x2, y2, cls) => draw('line', { x1, y1, x2, y2, class: cls })
       const ray = line(0, 0, 0, 0, 'ray'), offset = line(0, 0, 0, 0, 'offset'), head = draw('circle', { r: 90, class: 'head' }), hit = draw('circle', { r: 22, class: 'hit' })
-      const word = (x, y, text, cls = 'word') => { const e = draw('text', { x, y, class: cls }); e.textContent = text; return e }
+      const word = (x, y, text) => draw('text', { x, y, class: 'word' }, text)
       above.append(line(0, 0, far, 0, 'axis'), line(near, -half, near, half, 'plane'), ray, offset, head, hit, draw('rect', { x: -40, y: -30, width: 50, height: 60, class: 'lens' }), word(-50, 100, 'camera'), word(near-80, -half-30, 'picture'))
       const oval = draw('ellipse', { class: 'head' }), spot = draw('circle', { r: d.width/60, class: 'hit' })
       picture.append(line(d.cx, 0, d.cx, d.height, 'axis'), line(0, d.cy, d.width, d.cy, 'axis'), oval, spot)
-      const at = [...d.centre], clamp = (v, [a, b]) => Math.max(a, Math.min(b, v))
-      const ranges = [[-400, 400, 10], [-300, 300, 10], [400, 1400, 10]]
+      const at = [...d.centre]
       function show() {
         const [x, y, z] = at, px = d.fx*x/z + d.cx, py = d.fy*y/z + d.cy, inside = px >= 0 && px <= d.width && py >= 0 && py <= d.height
-        says.textContent = `Right: ${f(d.fx, 1)} · ${f(x, 0)} / ${f(z, 0)} + ${f(d.cx, 1)} = ${f(px, 1)} pixels. Down: ${f(d.fy, 1)} · ${f(y, 0)} / ${f(z, 0)} + ${f(d.cy, 1)} = ${f(py, 1)} pixels.` + (inside ? '' : ' That is outside the picture.')
+        says.textContent = `Right: ${f(d.fx, 1)} · ${f(x, 1)} / ${f(z, 1)} + ${f(d.cx, 1)} = ${f(px, 1)} pixels. Down: ${f(d.fy, 1)} · ${f(y, 1)} / ${f(z, 1)} + ${f(d.cy, 1)} = ${f(py, 1)} pixels.` + (inside ? '' : ' That is outside the picture.')
         const set = (e, o) => Object.entries(o).forEach(([k, v]) => e.setAttribute(k, v))
         set(ray, { x2: z, y2: x }); set(offset, { x1: z, x2: z, y2: x }); set(head, { cx: z, cy: x }); set(hit, { cx: near, cy: near*x/z })
         set(oval, { cx: px, cy: py, rx: d.fx*85/z, ry: d.fy*115/z }); set(spot, { cx: px, cy: py })
       }
-      const sliders = ['to the right, mm', 'down, mm', 'away from the camera, mm'].map((words, i) =>
-        slider(controls, words, ranges[i], clamp(d.centre[i], ranges[i]), v => f(v, 0), v => { at[i] = v; show() }))
-      sliders.forEach(o => o.now())
+      const names = ['to the right, mm', 'down, mm', 'away from the camera, mm']
+      names.forEach((words, i) => slider(controls, words, [...ranges[i], 'any'], d.centre[i], v => f(v, 1), v => { at[i] = v; show() }).now())
     },
 
     async map(box, d) {

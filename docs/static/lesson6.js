@@ -14,7 +14,7 @@ addEventListener('resize', markScrollers)
 
 // Figures that answer back. Nothing of them is loaded before one is near the screen; until it has come, and if it can't, the picture stays.
 window.lesson6 = {
-  figures: {}, kinds: {}, loaded: {},
+  figures: {}, loaded: {},
   load(file) {
     return this.loaded[file] ??= new Promise((done, failed) => {
       const script = document.createElement('script')

@@ -19,7 +19,7 @@ def _learning_rate(alt):
     height = alt.Y('loss:Q', title='loss', scale=alt.Scale(domain=[0, 7], clamp=True))
     floor = alt.Chart(alt.sequence(-2.6, 2.61, .1, as_='w')).transform_calculate(loss='datum.w*datum.w').mark_line(opacity=.4).encode(w, height)
     steps = alt.Chart(alt.NamedData(name='steps')).mark_line(point={'color': '#d9741b'}, color='#d9741b', clip=True).encode(w, height, order='step:Q')
-    x, y = alt.X('rate:Q', title='learning rate', scale=alt.Scale(type='log'), axis=alt.Axis(format='.0e', tickCount=6)), alt.Y('loss:Q', title="the finder's loss", scale=alt.Scale(zero=False))
+    x, y = alt.X('rate:Q', title='learning rate', scale=alt.Scale(type='log'), axis=alt.Axis(format='.0e', tickCount=6)), alt.Y('loss:Q', title="the finder's loss", scale=alt.Scale(type='log', nice=False))
     losses = alt.Chart(alt.NamedData(name='losses')).mark_line().encode(x, y)
     return {'valley': floor + steps, 'losses': (losses + _rule(alt, 'rate').encode(alt.X('at:Q', scale=alt.Scale(type='log')))).add_params(rate)}
 

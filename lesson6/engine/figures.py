@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['figure_type', 'most_bytes', 'plain', 'show_with_data', 'picture_sheet', 'learning_rate_data', 'confusion_data',
-           'threshold_data', 'camera_data', 'map_data', 'weight_decay_data']
+           'threshold_data', 'camera_data', 'map_data']
 
 # %% ../../nbs/engine/figures.ipynb #649a0402
 import base64, io, json, math
@@ -18,12 +18,11 @@ from .recommending import factor_map, recommend, similar_items
 figure_type, most_bytes = 'application/vnd.lesson6.figure+json', 300_000
 
 def plain(
-    o, # numbers in tensors, arrays, frames, lists and dicts
+    o, # numbers in tensors, arrays, lists and dicts
 ):     # the same as JSON has it, with six significant digits; None for what is no number
     "Numbers as JSON can hold them"
     if isinstance(o, dict): return {str(k): plain(v) for k,v in o.items()}
-    if isinstance(o, torch.Tensor): o = o.detach().cpu().numpy()
-    if isinstance(o, np.ndarray) or hasattr(o, 'tolist'): o = o.tolist()
+    if hasattr(o, 'tolist'): o = o.tolist()
     if isinstance(o, (list, tuple)): return [plain(v) for v in o]
     if isinstance(o, float): return float(f'{o:.6g}') if math.isfinite(o) else None
     return o if isinstance(o, (str, int, bool)) or o is None else str(o)
@@ -31,7 +30,7 @@ def plain(
 def show_with_data(
     figure,    # of matplotlib, or axes of one
     kind:str,  # what the site makes of it, such as `threshold`
-    data:dict, # what that needs, as `plain` takes it; ValueError if it is more than 300 kB
+    data:dict, # what that needs, as `plain` takes it; left out, and said so, where it is more than 300 kB
 ):
     "Shows a figure as a notebook does, and puts the data beside its picture"
     import matplotlib.pyplot as plt
@@ -39,10 +38,10 @@ def show_with_data(
     from IPython.display import display
     figure, data = getattr(figure, 'figure', figure), {'kind': kind, **plain(data)}
     size = len(json.dumps(data))
-    if size > most_bytes: raise ValueError(f'The figure {kind} has {size:,} bytes of data, more than {most_bytes:,}; show fewer pictures or points in it.')
+    if size > most_bytes: print(f'This figure stays a picture on the site: to be moved it would need {size:,} bytes, more than {most_bytes:,}.')
     picture = {'image/png': print_figure(figure, base64=True).replace('\n', ''), 'text/plain': repr(figure)}
     plt.close(figure)
-    display({**picture, figure_type: data}, raw=True)
+    display(picture if size > most_bytes else {**picture, figure_type: data}, raw=True)
 
 # %% ../../nbs/engine/figures.ipynb #66a14ade
 def picture_sheet(
@@ -129,8 +128,7 @@ def map_data(
     users:int=12,  # those with the most ratings
 ) -> dict:         # titles (title, x, y, mean, ratings, near: [title, cosine]), users (user, liked: [title, rating], shown: [title, prediction])
     "What the map of titles shows"
-    columns = ['user', 'title', 'rating']
-    user, title, rating = (ratings[c] for c in columns)
+    user, title, rating = (ratings[c] for c in ('user', 'title', 'rating'))
     found = rating.groupby(title).agg(['mean', 'size'])
     titles = [{'title': str(row.title), 'x': row.x, 'y': row.y, 'mean': found['mean'][row.title], 'ratings': int(found['size'][row.title]),
                'near': [[str(o.title), o.cosine] for o in similar_items(learn, row.title).itertuples()]} for row in factor_map(learn, n).itertuples()]
@@ -140,10 +138,3 @@ def map_data(
         people.append({'user': str(who), 'rated': int((user == who).sum()), 'liked': [[str(t), float(r)] for t,r in zip(best.title, best.rating)],
                        'shown': [[str(o.title), o.prediction] for o in recommend(learn, who).itertuples()]})
     return {'titles': titles, 'users': people}
-
-# %% ../../nbs/engine/figures.ipynb #41c33fc9
-def weight_decay_data(
-    sweep, # a table with the columns wd, train_loss, valid_loss, size, a row for each weight decay tried
-) -> dict: # the same as lists
-    "What each weight decay led to"
-    return {c: sweep[c].tolist() for c in ('wd', 'train_loss', 'valid_loss', 'size')}
