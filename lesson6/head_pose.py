@@ -89,5 +89,5 @@ def fit_pose(
     "Fine-tunes a learner for points; real pictures without a GPU: the head, on features kept"
     epochs = min(40, max(3, round(steps/len(learn.dls.train))))
     if profile.drawn: learn.fine_tune(epochs, 3e-2, lr_mult=30)
-    elif profile.laptop: fit_head(learn, min(40, 2*epochs), 1e-2)
+    elif torch.device(learn.dls.device).type == 'cpu': fit_head(learn, min(40, 2*epochs), 1e-2)
     else: learn.fine_tune(epochs, 1e-2)

@@ -221,18 +221,18 @@ def networks_here() -> list: # one line for each section whose pictures are ther
     from lesson6.engine.networks import lesson_arch
     if profile.drawn: return []
     lines, device = [], default_device()
-    for section,name,lesson in ('pets', 'pets', 'resnet34'), ('multilabel', 'pascal', 'resnet50'), ('head_pose', 'biwi', 'resnet18'):
+    for section,name,lesson,size in ('pets', 'pets', 'resnet34', (profile.pets_size,)*2), ('multilabel', 'pascal', 'resnet50', (profile.pascal_size,)*2), ('head_pose', 'biwi', 'resnet18', profile.biwi_size):
         if not dataset_path(name).is_dir(): continue
         try: n, arch = next(iter(check_dataset(name, dataset_path(name)).values())), lesson_arch(lesson)
         except (OSError, ValueError) as e: lines.append(f'{section:<10} {e}'); continue
         network = (arch(weights=None) if arch.__module__.startswith('torchvision') else arch(pretrained=False)).eval().to(device)
-        x = torch.zeros(8, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+        x = torch.zeros(8, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             network(x[:1]) # the first call prepares
             began = time.perf_counter()
             network(x)[0,0].item() # waits for the device
         each = (time.perf_counter()-began)/len(x)
-        lines.append(f'{section:<10} {arch.__name__}, {1000*each:.0f} ms a picture of 224 pixels: about {n*each:.0f} s to see all {n:,} once')
+        lines.append(f'{section:<10} {arch.__name__}, {1000*each:.0f} ms a picture of {size[0]}×{size[1]} pixels: about {n*each:.0f} s to see all {n:,} once')
     return lines
 
 # %% ../../nbs/book/command.ipynb #68668adb
