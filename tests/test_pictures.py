@@ -23,6 +23,10 @@ def test_the_shorter_side_is_the_size(files, tmp_path):
     assert [tuple(presized(f).shape) for f in files] == [(3, 48, 72), (3, 72, 48), (3, 48, 150), (3, 48, 48)]
 
 
+def test_the_cache_is_where_the_drawn_data_is(files, environment, tmp_path):
+    assert PresizedPictures(files, 48).bytes.parent == tmp_path/'cache'/'presized'
+
+
 def test_a_cached_picture_is_the_one_shrunk_on_the_spot(files, tmp_path):
     presized = PresizedPictures(files, 48, tmp_path/'cache')
     cached = [presized(f) for f in files]
@@ -102,6 +106,20 @@ def test_kept_batches_are_made_once_and_are_the_same():
     first, second = [b.tolist() for b in dl], [b.tolist() for b in dl]
     assert first == second == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
     assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+
+
+class AddsTen(Transform):
+    def encodes(self, x:torch.Tensor): return x+10
+
+
+def test_what_was_kept_is_made_anew_when_a_transform_is_added():
+    "A learner adds `Normalize`, and may be made after somebody has gone through the batches"
+    for kind in KeepBatches, KeepItems:
+        for event in 'after_item', 'after_batch':
+            dl = kind(TfmdLists(range(3), lambda i: torch.tensor([i])), bs=3, num_workers=0)
+            assert [b.flatten().tolist() for b in dl] == [[0, 1, 2]]
+            getattr(dl, event).add(AddsTen())
+            assert [b.flatten().tolist() for b in dl] == [[10, 11, 12]], (kind, event)
 
 
 def test_kept_items_are_made_once_and_batches_of_them_are_free_to_change():

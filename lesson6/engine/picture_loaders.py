@@ -122,14 +122,15 @@ def PresizedBlock(
 # %% ../../nbs/engine/picture_loaders.ipynb #69299b79
 class KeepBatches(TfmdDL):
     "A loader that makes its batches once and keeps them: for validation, and where they fit into memory"
-    kept = None
+    kept = made_by = None
     def __iter__(self):
-        if self.kept is None:
+        made_by = [self.device, *self.after_item.fs, *self.after_batch.fs]
+        if self.made_by != made_by: # a learner adds `Normalize`, after somebody has looked at them perhaps
             batches = []
             for b in super().__iter__():
                 batches.append(b)
                 yield b
-            self.kept = batches
+            self.kept, self.made_by = batches, made_by
         else: yield from self.kept
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7ad59ea3
@@ -138,8 +139,9 @@ class KeepItems(TfmdDL):
     kept = None # until the transforms are set up, which look at an item to do so
     def __init__(self, dataset, *args, **kwargs):
         super().__init__(dataset, *args, **kwargs)
-        self.kept = {}
+        self.kept, self.made_by = {}, None
     def do_item(self, s):
         if self.kept is None: return super().do_item(s)
+        if self.made_by != list(self.after_item.fs): self.kept, self.made_by = {}, list(self.after_item.fs)
         if s not in self.kept: self.kept[s] = super().do_item(s)
         return self.kept[s]
