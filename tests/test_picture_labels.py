@@ -36,6 +36,14 @@ def test_in_the_name(where, ending, tmp_path):
     assert found.vocab == ['great_pyrenees', 'pug'] and len(found) == 6 and found.where == 'the names of the files'
 
 
+def test_the_folder_because_it_is_asked_for(tmp_path):
+    "Also where the names would do"
+    draw(tmp_path, *(f'{f}/{b}_{i}.png' for f, b in (('home', 'pug'), ('away', 'corgi')) for i in range(3)))
+    assert pet_labels(tmp_path, by='folder').vocab == ['away', 'home'] and pet_labels(tmp_path, by='name').vocab == ['corgi', 'pug']
+    draw(tmp_path, 'pug_9.png')
+    with pytest.raises(ValueError, match='pug_9.png lies in no folder of its breed'): pet_labels(tmp_path, by='folder')
+
+
 @pytest.mark.parametrize('where', ['', 'images/'])
 def test_in_the_folder(where, tmp_path):
     draw(tmp_path, *(f'{where}{b}/IMG_{i}.jpg' for b in ('pug', 'Golden retriever') for i in range(3)))

@@ -145,12 +145,12 @@ def _from_folders_or_names(path, root, in_name, by):
     parts = [_split_of(f, root) for f in files]
     files, valid = _held_back(files, parts if all(parts) else None)
     depth = 1 if all(parts) else 0
-    foldered = all(len(f.relative_to(root).parts) > depth+1 for f in files)
-    folders = {folder_label(f) for f in files} if foldered else set()
+    loose = [f for f in files if len(f.relative_to(root).parts) <= depth+1]
+    folders = set() if loose else {folder_label(f) for f in files}
     try: names, why = [in_name(f) for f in files], None
     except ValueError as e: names, why = None, str(e)
     if by is None: by = 'folder' if len(folders) > 1 else 'name'
-    elif by == 'folder' and not foldered: raise ValueError(f'{files[0]} lies in no folder of its breed, as by="folder" asks; move it into one.')
+    elif by == 'folder' and loose: raise ValueError(f'{loose[0]} lies in no folder of its breed, as by="folder" asks; move it into one.')
     if by == 'name':
         if why: raise ValueError(f'{why.rstrip(".")}; nor does every picture lie in one of several folders named after the breeds.')
         return LabelledPictures(files, in_name, 'the names of the files', valid)
