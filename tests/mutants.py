@@ -2,7 +2,7 @@
 
 `python -B tests/mutants.py --sample 200 --seed 1` samples places in the modules of the lesson and of the engine, makes a mutant of each with an
 operator of cosmic-ray, and runs the quick tests of its module, and if they pass, its notebook, which has the same fault in the cell that the
-module is exported from. Every mutant lives in a copy of the package, in a
+module is exported from, and if that passes too, the tests that only CI runs. Every mutant lives in a copy of the package, in a
 process of its own, forked from one that has imported the libraries. What was seen is kept in FOLDER (--keep), so that a run that was stopped goes on.
 
 A survivor that changes nothing that anybody could notice is listed in tests/equivalent_mutants.json, with the reason; it is found again by the
@@ -134,7 +134,9 @@ def pytest_in(log, *words):
     "What a forked process does: `python -m pytest`, its output in a file"
     quiet(log)
     sys.argv = ['pytest', *words]
-    runpy.run_module('pytest', run_name='__main__', alter_sys=True)
+    try: runpy.run_module('pytest', run_name='__main__', alter_sys=True)
+    except SystemExit as e:
+        if e.code != 5: raise   # 5: there is no such test
 
 
 def notebook_in(log, path):
@@ -162,16 +164,22 @@ def ended(folder, limit, work, *args):
     return 'time' if code is None else 'passed' if code == 0 else 'failed'
 
 
-def tests_of(module): return [f'tests/test_{t}.py' for t in modules[module][1].split()]
+def words_for(module, which):
+    return ['-x', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', '-m', which, *(f'tests/test_{t}.py' for t in modules[module][1].split())]
+
+
+def stages(module):
+    "Who may notice: (name, what runs, its arguments), the quickest first"
+    return [('tests', pytest_in, words_for(module, 'not ci and not slow')), ('notebook', notebook_in, [f'nbs/{modules[module][0]}.ipynb']),
+            ("CI's tests", pytest_in, words_for(module, 'ci and not slow'))]
 
 
 def judge(folder, module, limits):
-    "Who notices: 'tests', 'notebook', 'time limit'; or 'nobody'"
-    words = ['-x', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', '-m', 'not ci and not slow', *tests_of(module)]
-    how = ended(folder, limits[module][0], pytest_in, *words)
-    if how != 'passed': return 'tests' if how == 'failed' else 'time limit'
-    how = ended(folder, limits[module][1], notebook_in, f'nbs/{modules[module][0]}.ipynb')
-    return {'passed': 'nobody', 'failed': 'notebook', 'time': 'time limit'}[how]
+    "Who notices: the name of a stage, 'time limit' or 'nobody'"
+    for (name, work, words), limit in zip(stages(module), limits[module], strict=True):
+        how = ended(folder, limit, work, *words)
+        if how != 'passed': return name if how == 'failed' else 'time limit'
+    return 'nobody'
 
 
 def main():
@@ -192,7 +200,7 @@ def main():
     with ThreadPoolExecutor(a.workers) as pool, open(log, 'a', encoding='utf-8') as out:
         def unchanged(module):
             folder, took = folders.get(), []
-            for work, words in (pytest_in, ['-q', '-p', 'no:xdist', '-p', 'no:cacheprovider', '-m', 'not ci and not slow', *tests_of(module)]), (notebook_in, [f'nbs/{modules[module][0]}.ipynb']):
+            for _, work, words in stages(module):
                 start = time.monotonic()
                 how = ended(folder, 900, work, *words)
                 if how != 'passed': raise SystemExit(f'Without a fault, {words[-1]} {how}: {(folder/"log.txt").read_text()[-2000:]}')
@@ -233,11 +241,11 @@ def tell(results, seed, seconds):
     words = f'{caught} noticed ({caught/len(results):.1%}); of the {len(survivors)} others {len(survivors)-len(unlisted)} change nothing that anybody could notice, and are listed with the reason'
     print(f'{len(results)} mutants, seed {seed}: {words}; {seconds/60:.0f} min')
     for r in unlisted: print('  nobody notices:', key(r))
-    rows = [['Module', 'Mutants', 'Noticed by the tests', 'by the notebook', 'by the time limit', 'by nobody']]
+    rows = [['Module', 'Mutants', 'Noticed by the tests', 'by the notebook', "by CI's tests", 'by the time limit', 'by nobody']]
     for module in dict.fromkeys(r['module'] for r in results):
         mine = [r['noticed'] for r in results if r['module'] == module]
-        rows.append([module.replace('/', '.'), len(mine), *(mine.count(o) for o in ('tests', 'notebook', 'time limit', 'nobody'))])
-    kept('Tests that notice', 'A fault in the code is noticed', f'mutants made by cosmic-ray at places sampled with seed {seed}, each against the quick tests and the notebook of its module', len(results), words, rows)
+        rows.append([module.replace('/', '.'), len(mine), *(mine.count(o) for o in ('tests', 'notebook', "CI's tests", 'time limit', 'nobody'))])
+    kept('Tests that notice', 'A fault in the code is noticed', f'mutants made by cosmic-ray at places sampled with seed {seed}, each against the tests and the notebook of its module', len(results), words, rows)
     if unlisted: raise SystemExit(1)
 
 

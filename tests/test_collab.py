@@ -598,8 +598,9 @@ def test_one_title_with_several_numbers_is_counted(folder):
 
 
 def test_a_pair_that_is_there_twice_is_counted_and_kept(small):
-    with pytest.warns(UserWarning, match='^2 ratings are of a pair of user and title that is there before; all are kept'):
+    with pytest.warns(UserWarning, match='^2 ratings are of a pair of user and title that is there before; all are kept') as told:
         dls = ratings_dls(pd.concat([small, small[:2]]), device='cpu')
+    assert told[0].filename == __file__, 'the warning points at the line that it is about'
     assert len(dls.train_ds) + len(dls.valid_ds) == 302
 
 
@@ -607,6 +608,15 @@ def test_mixed_identifiers_become_text(small):
     mixed = small.assign(user=[str(u) if i%3 else u for i, u in enumerate(small.user)])
     with pytest.warns(UserWarning, match=r'column user mixes numbers \(100\) and text \(200\); all are taken as text'): dls = ratings_dls(mixed, device='cpu')
     assert set(dls.classes['user'][1:]) == {str(u) for u in range(1, 13)}
+
+
+def test_identifiers_that_a_gap_has_made_floats_are_whole_numbers_again(small):
+    "As pandas reads a column of numbers with a gap that is filled later; and among text"
+    for user in small.user.astype(float), small.user.map(lambda u: float(u) if u%3 else f'u{u}').astype(object):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            known = ratings_dls(small.assign(user=user), device='cpu').classes['user'][1:]
+        assert {str(u) for u in known} == {str(u) if u%3 or user.dtype == float else f'u{u}' for u in range(1, 13)}
 
 
 # Scales
@@ -736,12 +746,58 @@ def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
 def test_a_small_set_gets_small_batches(small): assert ratings_dls(small[:40], device='cpu').train.bs == 8 and ratings_dls(small, device='cpu').train.bs == 60
 
 
+def test_decoded_batches_are_pairs_and_their_rating(small):
+    dls = ratings_dls(small, bs=16, device='cpu')
+    (x, y), stars = dls.valid.one_batch(), small.set_index(['user', 'title']).rating
+    for ((user, title), rating), known in zip(dls.valid.decode_batch((x, y), max_n=4), y.flatten().tolist(), strict=False):
+        assert rating == known == stars[user, title]
+
+
+def test_a_map_needs_three_titles(small):
+    two = small[small.title.isin(['Film 01', 'Film 02'])]
+    dls = ratings_dls(two, bs=4, device='cpu')
+    with pytest.raises(ValueError, match='at least 3 titles; the model knows 2'): factor_map(Learner(dls, DotProductBias(*sizes(dls), 5)))
+
+
+def test_a_model_that_is_told_no_scale_takes_the_lessons(small):
+    model = DotProductBias(13, 31, 5)
+    model(torch.ones(2, 2, dtype=torch.long))
+    assert model.y_range == (0, 5.5)
+
+
 # Newcomers
 
 def test_newcomers_are_the_average_user_before_they_answer(learn):
     newcomers = Newcomers(learn)
     ours, theirs = newcomers.recommend({}, 240), recommend(learn, None, 240)
     assert ours.title.tolist() == theirs.title.tolist() and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize('y_range', [(0, 5.5), (.5, 5.5), (-3, 7)])
+def test_what_is_known_of_a_newcomer_is_the_likeliest_person(small, y_range):
+    "Of all people, with their biases and factors, the one who fits the answers and the other users best, as a search from the formula finds them"
+    dls = ratings_dls(small, bs=16, device='cpu')
+    learn = train(dls, DotProductBias(*sizes(dls), 2, y_range=y_range), epochs=8)
+    newcomers, model = Newcomers(learn), learn.model
+    bias, factors = model.user_bias.weight.detach().double(), model.user_factors.weight.detach().double()
+    people = torch.cat([bias, factors], 1)
+    x = torch.stack([torch.full((30,), 4), torch.arange(1, 31)], 1)
+    assert newcomers.predict(people[4], x[:, 1]).tolist() == pytest.approx(model(x).flatten().tolist(), abs=1e-4), 'a user whom the model knows'
+    logit = lambda stars: torch.logit((stars.double() - y_range[0])/(y_range[1] - y_range[0]))
+    seen, given = dls.train_ds.x, dls.train_ds.y
+    chance = (logit(given) - logit(model(seen).detach())).var()
+    expected, spread = people[1:].mean(0), people[1:].t().cov()
+    titles, stars = torch.tensor([3, 7, 11, 20]), torch.tensor([5., 1., 4., 2.])
+    person = torch.zeros(3, dtype=torch.double, requires_grad=True)
+    search = torch.optim.LBFGS([person], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+    def unlikely():
+        search.zero_grad()
+        said = person[0] + model.movie_bias.weight[titles, 0].detach().double() + model.movie_factors.weight[titles].detach().double() @ person[1:]
+        loss = (said - logit(stars)).pow(2).sum()/chance + (person - expected) @ torch.linalg.solve(spread, person - expected)
+        loss.backward()
+        return loss
+    search.step(unlikely)
+    assert newcomers.person(titles, stars).tolist() == pytest.approx(person.tolist(), abs=1e-4)
 
 
 def test_answers_change_what_newcomers_are_told(learn):

@@ -41,6 +41,15 @@ def test_the_twins_are_the_default(environment):
     assert path.is_relative_to(os.environ['LESSON6_CACHE']) and path.name == 'ml-100k'
 
 
+def test_the_sizes_of_the_lesson_and_of_a_laptop(environment):
+    from fastai.torch_core import default_device
+    assert (profile.pets_presize, profile.pets_size, profile.pascal_size, profile.biwi_size) == (80, 64, 64, (60, 80))
+    environment.setenv('LESSON6_DATA', 'full')
+    on_gpu = default_device().type != 'cpu'
+    assert profile.laptop != on_gpu and profile.biwi_size == (240, 320), "the lesson's size"
+    assert (profile.pets_presize, profile.pets_size, profile.pascal_size) == ((460, 224, 128) if on_gpu else (192, 160, 224))
+
+
 @pytest.mark.parametrize('name', names)
 def test_a_twin_is_whole(name, twins, environment):
     from importlib import import_module
@@ -295,6 +304,18 @@ def nothing_kept(tmp_path):
 def test_ratings_of_every_kind_are_counted(files, counts, tmp_path):
     for name, text in files.items(): (tmp_path/name).write_text(text)
     assert check_dataset('movielens', tmp_path) == counts
+
+
+def test_a_table_that_is_no_parquet_is_named(tmp_path):
+    for broken in b'', b'PAR1 but nothing more', b'user,title,rating\n1,One,5\n':
+        (tmp_path/'shop.parquet').write_bytes(broken)
+        with pytest.raises(ValueError, match=r'shop.parquet cannot be read as Parquet \('): check_dataset('movielens', tmp_path)
+
+
+def test_the_folder_of_a_person_may_be_a_link(twins, tmp_path):
+    (tmp_path/'set').mkdir()
+    for n in '01', '02': (tmp_path/'set'/n).symlink_to(twins['biwi']/n, target_is_directory=True)
+    assert check_dataset('biwi', tmp_path/'set')['people'] == 2
 
 
 def test_an_archive_is_read_to_its_checksum(tmp_path):

@@ -96,6 +96,8 @@ def test_tensors_of_one_shape_in_another_order(monkeypatch):
     with pytest.raises(ValueError, match="don't fit this efficientnet_lite0: bn1.weight"): efficientnet_lite0(pretrained=True)
     monkeypatch.setattr(networks, 'imagenet_weights', lambda name: dict(state[:-1]))
     with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 295"): efficientnet_lite0(pretrained=True)
+    monkeypatch.setattr(networks, 'imagenet_weights', lambda name: dict([*state, ('more', torch.zeros(1))]))
+    with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 297"): efficientnet_lite0(pretrained=True)
 
 
 # What it does not do

@@ -1,4 +1,5 @@
 "The frozen body computed once: the same numbers as through the whole network, nothing else changed, and a sentence for what can't be done."
+import re
 import tempfile
 import time
 import warnings
@@ -13,7 +14,7 @@ from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, FuncSplitter, ImageBlock, IndexSplitter, Learner, MSELossFlat,
-                               MultiCategoryBlock, PointBlock, Resize, TensorPoint, accuracy_multi, aug_transforms, error_rate, get_image_files,
+                               MultiCategoryBlock, PointBlock, ProgressCallback, Resize, TensorPoint, accuracy_multi, aug_transforms, error_rate, get_image_files,
                                mae, set_seed, vision_learner)
 from sklearn.metrics import average_precision_score
 from torch import nn
@@ -90,6 +91,19 @@ def test_validate_gives_the_same_as_the_head_on_stored_features(make, task):
     last = list(learn.recorder.values[-1])
     assert len(learn.recorder.values) == 3 and len(learn.recorder.losses) == 3*(28//8)
     assert list(learn.validate()) == pytest.approx(last[1:], abs=1e-4)
+
+
+def test_the_expected_time_is_that_of_one_picture_times_all_of_them(make, capsys):
+    "Here a picture takes at least 20 ms to load"
+    learn = make()
+    learn.add_cb(ProgressCallback())
+    item = type(learn.dls.train).create_item
+    def slowly(self, s): time.sleep(.02); return item(self, s)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(learn.dls.train), 'create_item', slowly)
+        body_features(learn)
+    n, each, all_of_them = map(int, re.search(r'(\d+) pictures, (\d+) ms each, will take about (\d+) s;', capsys.readouterr().out).groups())
+    assert n == 40 and each >= 20 and all_of_them == pytest.approx(n*each/1000, abs=.6)
 
 
 @pytest.mark.parametrize('task', ['one label', 'points from the map'])

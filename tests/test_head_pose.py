@@ -253,6 +253,14 @@ def test_a_calibration_that_is_not_3_by_3(person, text):
     with pytest.raises(ValueError, match='rgb.cal does not begin with a 3×3 camera matrix'): get_ctr(f)
 
 
+def test_the_middle_of_a_cropped_picture_may_lie_outside_it_but_a_focal_length_is_above_zero(person):
+    f = person(cal=REAL_CAL.replace(' 320 ', ' -8 ').replace('240.5', '-3.5'))
+    assert read_calibration(f.parent/'rgb.cal')[:2,2].tolist() == [-8, -3.5]
+    for cal in REAL_CAL.replace('517.679 0 320', '0 0 320'), REAL_CAL.replace('0 517.679 240.5', '0 0 240.5'):
+        f = person(cal=cal)
+        with pytest.raises(ValueError, match='rgb.cal'): read_calibration(f.parent/'rgb.cal')
+
+
 def test_no_calibration_at_all(person):
     f = person()
     (f.parent/'rgb.cal').unlink()
@@ -641,3 +649,12 @@ def test_importing_the_section_is_no_dearer_than_fastai():
 def test_what_was_importable_still_is():
     from lesson6 import head_pose
     for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range', 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'): assert hasattr(head_pose, name)
+
+
+def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_gigabyte(tmp_path):
+    Image.new('RGB', (16, 12), 'grey').save(tmp_path/'0.jpg')
+    for i in range(1, 6300): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
+    (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,8,6\n' for i in range(6300)))
+    small, large = points_dls(tmp_path, size=(60, 80)), points_dls(tmp_path, size=(120, 160))
+    assert small.train.bs == large.train.bs == 64
+    assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'

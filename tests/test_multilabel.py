@@ -193,6 +193,8 @@ def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
     assert ml.read_labels(folder)['labels'].tolist() == ['car dog', 'car']
     write(folder, ['000012.jpg,"sports car",False', '000013.jpg,car,True'])
     assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
+    write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
+    assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], 'one word is one label, in quotes or not'
 
 
 def test_without_a_split_a_fifth_is_sampled_and_said(folder):
@@ -375,6 +377,7 @@ def test_a_prediction_as_it_is_drawn(folder):
     picture = folder/'train'/'000012.jpg' if (folder/'train'/'000012.jpg').exists() else next((folder/'train').glob('*.jpg'))
     left, right = plot_prediction(learn, picture, .4, 'a dog')
     said = ml.prediction_table(learn, picture, .4)
+    assert said.probability.is_monotonic_decreasing and (said.named == (said.probability > .4)).all()
     assert left.get_title() == 'a dog' and len(left.images) == 1
     assert [b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist()) and right.lines[0].get_ydata()[0] == .4
     assert right.get_ylim() == (0, 1)

@@ -177,6 +177,16 @@ def test_timing_changes_nothing(learn):
     assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
 
 
+def test_timing_trains_on_the_batches_that_it_was_asked_for_and_only_looks_at_validation(learn):
+    trained, loss_func = [], learn.loss_func
+    class Told:
+        def __call__(self, preds, targs): trained.append(torch.is_grad_enabled() and preds.requires_grad); return loss_func(preds, targs)
+    learn.loss_func = Told()
+    training_time(learn, 1, batches=1)
+    n = min(2, len(learn.dls.valid))
+    assert trained == [True]*min(2, len(learn.dls.train)) + [False]*n
+
+
 def test_a_loss_that_is_no_number_is_told_with_its_batch():
     "Also where several losses are looked at together, as on a GPU."
     from types import SimpleNamespace

@@ -163,6 +163,12 @@ def test_what_is_refused(file, tmp_path, columns, kw, says):
     with pytest.raises(ValueError, match=says): parquet_dls(tmp_path/'t.parquet', device='cpu', **kw)
 
 
+def test_the_same_seed_makes_the_same_ratings(file, tmp_path):
+    draw_ratings(tmp_path/'same', 20_000, 300, 200, seed=42)
+    draw_ratings(tmp_path/'other', 20_000, 300, 200, seed=43)
+    assert (tmp_path/'same').read_bytes() == file.read_bytes() != (tmp_path/'other').read_bytes()
+
+
 def test_a_pair_that_is_there_twice_is_counted(file, tmp_path):
     pd.concat([table(file), table(file)[:7]]).to_parquet(tmp_path/'t.parquet')
     with pytest.warns(UserWarning, match='^7 ratings are of a pair of user and title that is there before'): parquet_dls(tmp_path/'t.parquet', device='cpu')

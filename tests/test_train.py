@@ -79,3 +79,38 @@ def test_an_unknown_section_and_pictures_on_two_processors(tmp_path, monkeypatch
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='pets on 2 processes needs a GPU for each'): train_section('pets', out=tmp_path)
+
+
+class Evil:
+    "What a pickle can do to whoever loads it"
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return os.mkdir, (str(self.mark),)
+
+
+def tiny_learner(path):
+    from fastai.basics import DataLoaders, Learner, MSELossFlat
+    rows = [(torch.ones(1), torch.ones(1))]*4
+    return Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), torch.nn.Linear(1, 1), loss_func=MSELossFlat(), path=path)
+
+
+def test_weights_and_checkpoints_run_nothing_when_they_are_read(tmp_path):
+    from lesson6.engine.training import Checkpoint, load_weights
+    torch.save({'model': Evil(tmp_path/'mark')}, tmp_path/'evil.pth')
+    with pytest.raises(ValueError, match='evil.pth holds no weights that can be read'): load_weights(tiny_learner(tmp_path), tmp_path/'evil.pth')
+    checkpoint = Checkpoint(tmp_path/'evil.pth', {'epochs': 3})
+    checkpoint.learn = tiny_learner(tmp_path)
+    with pytest.raises(ValueError, match=r'evil.pth is no checkpoint that can be read \(UnpicklingError\); remove it to begin anew'): checkpoint.resume()
+    assert not (tmp_path/'mark').exists()
+
+
+def test_a_checkpoint_that_is_cut_off_is_named(tmp_path):
+    from lesson6.engine.training import Checkpoint
+    learn, settings = tiny_learner(tmp_path), {'epochs': 2}
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=Checkpoint(tmp_path/'c.pt', settings))
+    whole = (tmp_path/'c.pt').read_bytes()
+    again = Checkpoint(tmp_path/'c.pt', settings)
+    again.learn = learn
+    assert again.resume() == 2
+    for n in 100, len(whole)//2, len(whole)-1:
+        (tmp_path/'c.pt').write_bytes(whole[:n])
+        with pytest.raises(ValueError, match=r'c\.pt is no checkpoint that can be read'): again.resume()
