@@ -43,6 +43,7 @@ class LabelledPictures:
     ) -> tuple:             # positions to train on, positions held back; ValueError if one of them is empty, or a label is nowhere among those to train on
         "The set's own split, or one at random in which every label has a picture to train on"
         if self.valid is None:
+            if not 0 <= valid_pct < 1: raise ValueError(f'valid_pct is {valid_pct}; it must lie between 0 and 1.')
             train, valid = (list(o) for o in RandomSplitter(valid_pct, seed)(self.files))
             there = {self.labels[i] for i in train}
             for i in list(valid):

@@ -429,12 +429,12 @@ def ratings_dls(
 ) -> RatingsDataLoaders:   # batches of x, (bs, 2), numbers of user and title, and y, (bs, 1); `y_range` fits the scale; ValueError if something is missing
     "Loaders for ratings that have every training rating exactly once an epoch"
     valid = valid_idx if valid is None else valid
-    tidy = lambda table: _tidy(_named(table, 'The ratings'), lambda row: f'The ratings, row {row}')
+    tidy = lambda table, what='The ratings': _tidy(_named(table, what), lambda row: f'{what}, row {row}')
     known = ratings.attrs.get('scale')
     ratings = tidy(ratings)
     if isinstance(valid, pd.DataFrame):
         n = len(ratings)
-        ratings = tidy(pd.concat([ratings, _named(valid, 'The ratings to validate on')], ignore_index=True))
+        ratings = tidy(pd.concat([ratings, tidy(valid, 'The ratings to validate on')], ignore_index=True)) # both once more: names of one type
         valid = np.arange(len(ratings)) >= n
     _check_share(valid_pct)
     if valid is None:

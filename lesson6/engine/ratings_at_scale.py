@@ -124,7 +124,8 @@ def parquet_dls(
     train = ~_validation(file, names, valid, second, n_first, len(y), seed, valid_pct)
     n = int(train.sum())
     bs = bs or min(131_072, max(64, n//200), max(2, n//4))
-    if n < bs or n == len(y) and valid_pct: raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
+    if n < bs: raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
+    if n == len(y) and valid_pct: raise ValueError(f'The {n:,} ratings of {file} leave none for validation; give more ratings, or a larger valid_pct.')
     scale = _scale_of(y, scale)
     _warn_of_repeated(_repeated(*(codes for codes,_ in columns)))
     columns = [_known(*column, train) for column in columns]
