@@ -753,6 +753,11 @@ def test_decoded_batches_are_pairs_and_their_rating(small):
         assert rating == known == stars[user, title]
 
 
+def test_a_fault_in_the_ratings_to_validate_on_is_looked_for_there(small):
+    with pytest.raises(ValueError, match='^The ratings to validate on, row 3: there is a gap in the column title'):
+        ratings_dls(small[:200], valid=small[200:].assign(title=lambda t: t.title.where(t.title.index != 203)), device='cpu')
+
+
 def test_a_map_needs_three_titles(small):
     two = small[small.title.isin(['Film 01', 'Film 02'])]
     dls = ratings_dls(two, bs=4, device='cpu')

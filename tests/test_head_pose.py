@@ -549,6 +549,8 @@ def test_pixel_error_is_a_distance_in_the_frame(shape):
     px = [(t+1)*torch.tensor([320., 240.]) for t in (preds, targs)]
     torch.testing.assert_close(pixel_error(preds, targs.view(shape), (480, 640)), (px[0]-px[1]).pow(2).sum(1).sqrt())
     assert pixel_error(targs, targs.view(shape), (480, 640)).max() == 0
+    for fewer, more in (preds[:2], targs), (preds, targs[:2]):
+        with pytest.raises(ValueError, match=f'There are {len(fewer)} predicted points but {len(more)} true ones'): pixel_error(fewer, more.view(-1, *shape[1:]), (480, 640))
 
 
 # The learner

@@ -192,11 +192,11 @@ def test_a_loss_that_is_no_number_is_told_with_its_batch():
     from types import SimpleNamespace
     from lesson6.engine.training import StopAtNaN
     stop = StopAtNaN()
-    stop.learn = SimpleNamespace(iter=9, epoch=1, opt=SimpleNamespace(hypers=[{'lr': .1}, {'lr': .02}]))
+    stop.learn = SimpleNamespace(iter=12, epoch=1, opt=SimpleNamespace(hypers=[{'lr': .1}, {'lr': .02}]))
     stop.losses = [torch.tensor(1.)]*5
     stop._look()
     stop.losses = [torch.tensor(o) for o in (1., 2., float('nan'), 3., float('inf'))]
-    with pytest.raises(FloatingPointError, match='became nan in epoch 1, batch 7: .* lower learning rate than 0.1,'): stop._look()
+    with pytest.raises(FloatingPointError, match='became nan in epoch 1, batch 10: .* lower learning rate than 0.1,'): stop._look()
 
 
 def test_validation_batches_are_kept_only_on_demand(tmp_path):

@@ -36,6 +36,12 @@ def test_in_the_name(where, ending, tmp_path):
     assert found.vocab == ['great_pyrenees', 'pug'] and len(found) == 6 and found.where == 'the names of the files'
 
 
+@pytest.mark.parametrize('share', [-.8, 1, 20])
+def test_a_share_that_is_none(share, tmp_path):
+    draw(tmp_path, *(f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(6)))
+    with pytest.raises(ValueError, match=f'valid_pct is {share}; it must lie between 0 and 1'): pets_dls(tmp_path, 24, 16, valid_pct=share)
+
+
 def test_the_folder_because_it_is_asked_for(tmp_path):
     "Also where the names would do"
     draw(tmp_path, *(f'{f}/{b}_{i}.png' for f, b in (('home', 'pug'), ('away', 'corgi')) for i in range(3)))

@@ -153,6 +153,7 @@ def test_a_split_of_ones_own(file, tmp_path, capsys):
 
 @pytest.mark.parametrize('columns, kw, says', [
     ({'rating': 3.}, {}, 'All 20,000 ratings are 3: there is nothing to learn'),
+    ({}, {'valid_pct': 1e-9}, 'The 20,000 ratings of .*t.parquet leave none for validation; give more ratings, or a larger valid_pct'),
     ({}, {'valid': 'fold'}, "no column 'fold' to split by"),
     ({}, {'valid': 'time'}, 'needs a column timestamp'),
     ({}, {'valid': [20_000]}, 'positions from 0 to 19999'),
