@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import islice
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -77,25 +78,29 @@ def definition(code, line):
     return '.'.join(n.name for n in sorted(inside, key=lambda n: n.lineno)) or 'the module'
 
 
-def sample(n, seed, only=()):
-    "The mutants of a seed: as many of a module as it has places, and each place at most once"
-    r, every = random.Random(seed), []
-    for module in only or modules:
-        code, found = places(module)
-        for at, ways in found: every.append((module, code, at, ways))
-    chosen = []
-    for module, code, at, ways in r.sample(every, min(len(every), 3*n)):
+def mutants_of(module, code, found, r):
+    "Yields mutants of a module, each at another place, in the order that `r` chooses"
+    for at, ways in r.sample(found, len(found)):
         family = r.choice(sorted({w.split('_')[0] for w, _ in ways}))
         name, occurrence = r.choice([w for w in ways if w[0].split('_')[0] == family])
-        new = mutate_code(code, get_operator(name)(), occurrence)
-        try: changed = new is not None and ast.dump(ast.parse(new)) != ast.dump(ast.parse(code))
-        except SyntaxError: continue   # which every test would notice
+        try:
+            new = mutate_code(code, get_operator(name)(), occurrence)
+            changed = new is not None and ast.dump(ast.parse(new)) != ast.dump(ast.parse(code))
+        except SyntaxError: continue      # which every test would notice
+        except AttributeError: continue   # cosmic-ray swaps no exception that has a dot in its name
         if not changed: continue
         before, after = next(((a, b) for a, b in zip(code.split('\n'), new.split('\n'), strict=False) if a != b), ('', ''))
         if before.split('#')[0] == after.split('#')[0]: continue
-        chosen.append({'module': module, 'definition': definition(code, at[0]), 'operator': name.partition('/')[2], 'before': before.strip(), 'after': after.strip(), 'code': new})
-        if len(chosen) == n: break
-    return chosen
+        yield {'module': module, 'definition': definition(code, at[0]), 'operator': name.partition('/')[2], 'before': before.strip(), 'after': after.strip(), 'code': new}
+
+
+def sample(n, seed, only=()):
+    "The mutants of a seed, of each module its share. A change in one module leaves those of the others nearly as they are"
+    every = {module: places(module) for module in only or modules}
+    of_one = n/sum(len(found) for _, found in every.values())
+    share = {module: int(of_one*len(found)) for module, (_, found) in every.items()}
+    for module in sorted(every, key=lambda m: share[m] - of_one*len(every[m][1]))[:n-sum(share.values())]: share[module] += 1
+    return [m for module, (code, found) in every.items() for m in islice(mutants_of(module, code, found, random.Random(f'{seed} {module}')), share[module])]
 
 
 def cells_of(code):
@@ -107,6 +112,8 @@ def cells_of(code):
 def with_fault(notebook, right, wrong):
     "The notebook of a module, whose cell has the fault that the module has: it runs its own cells, and would not see the other"
     nb, before, after = nbformat.read(notebook, as_version=4), cells_of(right), cells_of(wrong)
+    for cell, next_cell in zip([*before][:-1], [*before][1:], strict=True): # cosmic-ray takes the comment above a decorator away with it
+        if next_cell not in after: after[next_cell], after[cell] = after[cell].removeprefix(before[cell]).strip('\n'), before[cell]
     cell, = [c for c in before if before[c] != after[c]]
     found = next(c for c in nb.cells if c.id == cell)
     if before[cell] in found.source: source = found.source.replace(before[cell], after[cell])
