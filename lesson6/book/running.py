@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebooks', 'CellFailed', 'Stopped', 'run_notebook',
-           'write_whole', 'without_folders', 'read_claims', 'notebooks_at_once', 'run_together']
+           'write_whole', 'to_store', 'read_claims', 'notebooks_at_once', 'run_together']
 
 # %% ../../nbs/book/running.ipynb #b6e74de6
 import json, os, sys, time
@@ -150,8 +150,12 @@ def write_whole(path:Path, text:str):
         raise OSError(f'{path} could not be written: {e.strerror or e}; make room there, or choose another folder.') from None
 
 # %% ../../nbs/book/running.ipynb #4d2ac218
-def without_folders(nb): # an executed notebook
-    "The same, with outputs that don't name the folders of this machine: what is stored says nothing of where it ran"
+def _shows(output): # False for what is left of a progress bar that has ended
+    html = output.get('data', {}).get('text/html')
+    return html is None or bool(html.strip()) and 'progress-bar' not in html
+
+def to_store(nb): # an executed notebook
+    "The same as it is to be stored: its outputs don't name the folders of this machine, and a progress bar that has ended leaves nothing behind"
     from copy import deepcopy
     from nbformat import from_dict
     nb = deepcopy(nb)
@@ -159,7 +163,7 @@ def without_folders(nb): # an executed notebook
         if c.cell_type != 'code': continue
         text = json.dumps(c.outputs)
         for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'): text = text.replace(json.dumps(f'{folder}{os.sep}')[1:-1], f'{name}/')
-        c.outputs = from_dict(json.loads(text))
+        c.outputs = [o for o in from_dict(json.loads(text)) if _shows(o)]
     return nb
 
 def read_claims(path:Path) -> list: # `Verdict`s, the last one of each name
