@@ -15,7 +15,7 @@ WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run test test-all nbdev_test lab docs check address bench mutants hooks clean
+.PHONY: run install test test-all nbdev_test lab docs check address bench mutants hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
@@ -71,9 +71,12 @@ hooks: $(ready)
 clean:
 	rm -rf _site _run _mutants
 
-# Installed once, and again only when what is to be installed changes.
+# Installed once, and again only when what is to be installed changes, not when a file is only written again, as nbdev-export does.
 $(ready): pyproject.toml settings.ini setup.py constraints.txt
+	@cat $^ | cmp -s - $@ || $(MAKE) install
+	@cat $^ > $@
+
+install:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("lesson6 needs Python 3.11 or newer, and $(PYTHON) is %d.%d: run make PYTHON=python3.12, for example." % v)'
 	$(PYTHON) -m venv .venv
 	$(bin)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,docs]'
-	@touch $@

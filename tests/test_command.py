@@ -361,6 +361,9 @@ esac
     assert make('run', 'NB=04_collab') == ['run 04_collab']
     assert make('run', 'NB=04_collab', 'DATA=/my data') == ['run 04_collab --data /my data']
     os.utime(tmp_path/'settings.ini', (time.time()+2, time.time()+2))
+    assert make('run') == ['run'], 'a file that is written again is not another one'
+    (tmp_path/'settings.ini').write_text((root/'settings.ini').read_text() + '\n')
+    os.utime(tmp_path/'settings.ini', (time.time()+4, time.time()+4))
     assert any('pip install' in l for l in make('run'))
 
 

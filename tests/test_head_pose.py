@@ -660,3 +660,13 @@ def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_g
     small, large = points_dls(tmp_path, size=(60, 80)), points_dls(tmp_path, size=(120, 160))
     assert small.train.bs == large.train.bs == 64
     assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'
+
+
+@pytest.mark.parametrize('data, device, asked', [('mini', 'cpu', (8, 3e-2, {'lr_mult': 30})), ('full', 'cuda:0', (8, 1e-2, {}))])
+def test_the_twin_and_a_gpu_train_all_of_the_network(environment, data, device, asked):
+    from types import SimpleNamespace
+    from lesson6.head_pose import fit_pose
+    environment.setenv('LESSON6_DATA', data)
+    done = []
+    fit_pose(SimpleNamespace(dls=SimpleNamespace(train=range(43), device=device), fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
+    assert done == [asked]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,16 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
     dls = ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=delim)
     assert list(dls.vocab) == ['person', 'sports car']
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
+
+
+def test_a_number_among_the_labels_of_a_table_is_told_and_names_are_not(folder):
+    df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'], 'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        ml.multilabel_dls(df, folder, size=16, bs=2)
+        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2, vocab=['7', 'car'])
+    with pytest.warns(UserWarning, match=r'row 1 \(000013.jpg\) has the label 7, a number; it counts as a name'):
+        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2)
 
 
 def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
