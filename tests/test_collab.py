@@ -604,6 +604,27 @@ def test_a_pair_that_is_there_twice_is_counted_and_kept(small):
     assert len(dls.train_ds) + len(dls.valid_ds) == 302
 
 
+@pytest.mark.parametrize('names', [['12345678901234567890', '12345678901234567891', '12345678901234567892'], ['1e3', '1000', '1E3'], ['007', '7', '07'],
+                                   ['9007199254740993', '9007199254740992', '9007199254740991']])
+def test_numbers_that_a_float_would_make_one_stay_what_they_are(names, tmp_path):
+    (tmp_path/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'{names[i%3]},{names[i%2]},{1 + i%5}\n' for i in range(60)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        table = read_ratings(tmp_path)
+    assert sorted(map(str, set(table.user))) == sorted(names) and set(map(str, table.title)) == set(names[:2])
+
+
+def test_floats_that_cannot_tell_identifiers_apart_are_refused(small):
+    with pytest.raises(ValueError, match='The column user holds numbers as large as 1e\\+19, which floats cannot tell apart; give them as whole numbers or as text'):
+        ratings_dls(small.assign(user=small.user + 1e19), device='cpu')
+
+
+def test_a_column_that_is_asked_for_takes_the_place_of_the_usual_one(small):
+    "Here the one called rating says something else"
+    table = read_ratings(small.assign(stars=small.rating, rating='PG', who=small.user), rating='stars', user='who')
+    assert table.rating.tolist() == small.rating.tolist() and table.user.tolist() == small.user.tolist()
+
+
 def test_mixed_identifiers_become_text(small):
     mixed = small.assign(user=[str(u) if i%3 else u for i, u in enumerate(small.user)])
     with pytest.warns(UserWarning, match=r'column user mixes numbers \(100\) and text \(200\); all are taken as text'): dls = ratings_dls(mixed, device='cpu')
@@ -770,6 +791,12 @@ def test_a_model_that_is_told_no_scale_takes_the_lessons(small):
     assert model.y_range == (0, 5.5)
 
 
+def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):
+    pairs = [{'user': 1, 'title': '010', 'rating': 4}, {'user': 2, 'title': '020', 'rating': 2}]
+    assert learn.dls.test_dl(pairs).one_batch()[1].flatten().tolist() == [4, 2]
+    assert len(learn.dls.test_dl(pairs, with_labels=False).one_batch()) == len(learn.dls.test_dl([{'user': 1, 'title': '010'}]).one_batch()) == 1
+
+
 # Newcomers
 
 def test_newcomers_are_the_average_user_before_they_answer(learn):
@@ -813,6 +840,11 @@ def test_answers_change_what_newcomers_are_told(learn):
     assert (fan - foe)[near[:10]].mean() > (fan - foe)[near[-10:]].mean() and '010' not in fan
     assert newcomers.error_after(10) < newcomers.error_after(0)
     with pytest.raises(ValueError, match="has not seen the title 'Film'"): newcomers.recommend({'Film': 5})
+
+
+@pytest.mark.parametrize('stars', [0, 6, 10, float('nan')])
+def test_an_answer_outside_the_scale_is_refused(learn, stars):
+    with pytest.raises(ValueError, match="'010' was given .*; the ratings go from 1 to 5"): Newcomers(learn).recommend({'020': 3, '010': stars})
 
 
 def test_nobody_has_enough_ratings_to_ask(small):

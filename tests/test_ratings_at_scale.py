@@ -153,6 +153,8 @@ def test_a_split_of_ones_own(file, tmp_path, capsys):
 
 @pytest.mark.parametrize('columns, kw, says', [
     ({'rating': 3.}, {}, 'All 20,000 ratings are 3: there is nothing to learn'),
+    ({}, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
+    ({}, {'bs': -1}, 'bs is -1; a batch needs at least one rating'),
     ({}, {'valid_pct': 1e-9}, 'The 20,000 ratings of .*t.parquet leave none for validation; give more ratings, or a larger valid_pct'),
     ({}, {'valid': 'fold'}, "no column 'fold' to split by"),
     ({}, {'valid': 'time'}, 'needs a column timestamp'),
@@ -162,6 +164,14 @@ def test_a_split_of_ones_own(file, tmp_path, capsys):
 def test_what_is_refused(file, tmp_path, columns, kw, says):
     table(file, **columns).to_parquet(tmp_path/'t.parquet')
     with pytest.raises(ValueError, match=says): parquet_dls(tmp_path/'t.parquet', device='cpu', **kw)
+
+
+def test_nothing_half_written_is_left_behind(tmp_path):
+    def stop(parts):
+        yield next(iter(parts))
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): draw_ratings(tmp_path/'ratings.parquet', 1_200_000, 3000, 2000, progress=stop)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_seed_makes_the_same_ratings(file, tmp_path):

@@ -87,23 +87,24 @@ def _table(file):
         try: yield from ((reader.line_num, row) for row in reader if row)
         except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: that is no row of a table ({e}).') from None
     names = [o.strip() for o in next(rows())[1]]
-    keep_zeros = bool(re.search(rf'(^|[{sep}\n"])0[0-9]', text))
+    as_text = bool(re.search(rf'(^|[{sep}\n"])-?(0[0-9]|[0-9]{{16}}|[0-9.]+[eE])', text)) # what reading as numbers could lose
     try:
         table = arrow.read_csv(BufferReader(text.encode()), parse_options=arrow.ParseOptions(delimiter=sep, newlines_in_values='"' in text),
-            convert_options=arrow.ConvertOptions(column_types={o: string() for o in next(rows())[1]} if keep_zeros else None)).to_pandas()
+            convert_options=arrow.ConvertOptions(column_types={o: string() for o in next(rows())[1]} if as_text else None)).to_pandas()
     except ArrowInvalid as e:
         for line,row in rows():
             if len(row) != len(names): raise ValueError(f'{file}, line {line}: there are {len(row)} fields here, and {len(names)} in the first line.') from None
         raise ValueError(f"{file} can't be read as a table ({str(e).partition(chr(10))[0]}).") from None
     table.columns = names
-    if keep_zeros: table = table.apply(_as_numbers)
+    if as_text: table = table.apply(_as_numbers)
     return table, lambda row: f'{file}, line {next(line for i,(line,_) in enumerate(rows(), -1) if i == row)}'
 
 def _as_numbers(column):
     "A column of text as numbers, if that loses nothing"
-    if column.str.match(r'-?0[0-9]').any(): return column
-    try: return pd.to_numeric(column)
+    if column.str.match(r'-?0[0-9]|.*[eE]').any(): return column
+    try: numbers = pd.to_numeric(column)
     except ValueError: return column
+    return column if numbers.dtype.kind not in 'iu' and column.str.fullmatch('-?[0-9]{16,}').any() else numbers
 
 # %% ../../nbs/engine/ratings.ipynb #265ba968
 _usual = {'user': 'user userid uid reviewer reviewerid customer customerid member memberid',
@@ -125,13 +126,16 @@ def _named(table, what, **asked): # `what` for the messages; the names that were
         if found[key] is None:
             raise ValueError(f"{what} need the columns user, title and rating; {key} is missing. There are {', '.join(map(str, table.columns))}: say {key}='...'.")
     names = {found[key]: key for key in ('user', 'title', 'rating', 'timestamp')} | ({number: 'movie'} if number not in (None, found['title']) else {})
-    return table.rename(columns=names) if any(a != b for a,b in names.items()) else table
+    if all(a == b for a,b in names.items()): return table
+    return table.drop(columns=[o for o in names.values() if o in table and o not in names]).rename(columns=names)
 
 # %% ../../nbs/engine/ratings.ipynb #b9f3aa4c
 def _ids(column, name):
     "Identifiers of one type: numbers, or else text; a mixture becomes text, with a warning"
     if isinstance(column.dtype, pd.CategoricalDtype): column = column.astype(column.cat.categories.dtype)
-    if pd.api.types.is_float_dtype(column) and (column % 1 == 0).all(): return column.astype('int64')
+    if pd.api.types.is_float_dtype(column) and (column % 1 == 0).all():
+        if column.abs().max() >= 2**53: raise ValueError(f'The column {name} holds numbers as large as {column.abs().max():.17g}, which floats cannot tell apart; give them as whole numbers or as text.')
+        return column.astype('int64')
     if column.dtype != object: return column
     text = column.map(lambda o: isinstance(o, str))
     if 0 < text.sum() < len(text):
@@ -347,6 +351,7 @@ class RatingsDataLoaders(DataLoaders):
         "Pairs whose ratings are to be predicted"
         table = pd.DataFrame(list(rows) if not isinstance(rows, pd.DataFrame) else rows)
         if list(table.columns) == list(range(len(self.classes))): table.columns = list(self.classes)
+        rated = 'rating' in table
         if isinstance(rows, pd.DataFrame) and not set(self.classes) <= set(table): table = _named(table.assign(rating=table.get('rating', 0)), 'The rows to predict')
         missing = [o for o in self.classes if o not in table]
         if missing: raise ValueError(f'The rows to predict need the columns {" and ".join(self.classes)}; {missing[0]} is missing.')
@@ -360,7 +365,7 @@ class RatingsDataLoaders(DataLoaders):
                     if _type_differs(names, name) is not None: _number(self.classes, c, name)
             _say_unknown(x, 'rows')
         else: x = np.array([[_number(self.classes, c, name) for c,name in zip(self.classes, pair)] for pair in table[list(self.classes)].itertuples(index=False)]).reshape(-1, 2)
-        device, labels = self.train_ds.x.device, 'rating' in rows if isinstance(rows, pd.DataFrame) and with_labels is None else with_labels
+        device, labels = self.train_ds.x.device, rated if with_labels is None else with_labels
         x = torch.tensor(x, dtype=torch.int32, device=device)
         y = torch.tensor(table['rating'].to_numpy(dtype=np.float32), device=device)[:,None] if labels else None
         return RatingsDL(Ratings(x, y, self.classes, self.seen, self.scale), bs=self.valid.bs, device=self.device)
@@ -404,8 +409,8 @@ def _scale_of(values, asked, known=None): # the ratings, (n,); the scale that wa
     if tuple(scale) != (1, 5): print('Ratings from {:g} to {:g}: a model predicts between {:g} and {:g}.'.format(*scale, *range_for(scale)))
     return tuple(scale)
 
-def _batch_size(bs, n): # what was asked for; how many ratings there are to train on
-    if bs is None: return max(2, min(64, n//4))
+def _batch_size(bs, n, most=64): # what was asked for; how many ratings there are to train on; and how many of them if nothing was asked for, at most a quarter
+    if bs is None: return max(2, min(most, n//4))
     if not bs >= 1: raise ValueError(f'bs is {bs}; a batch needs at least one rating.')
     if n < bs: raise ValueError(f'There are {n} ratings to train on, fewer than a batch of {bs}; give more ratings, or a smaller bs.')
     return bs
@@ -454,4 +459,4 @@ def ratings_dls(
     if valid is not None: _say_unknown(x[held], 'ratings to validate on')
     parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (train, held)]
     dls = RatingsDL(parts[0], bs=bs, shuffle=True), RatingsDL(parts[1], bs=max(bs, 2**15))
-    return RatingsDataLoaders(*dls, device=default_device() if device is None else device)
+    return RatingsDataLoaders(*dls, device=torch.device(default_device() if device is None else device))

@@ -44,9 +44,11 @@ def draw_ratings(
             columns = users.astype(np.int32), pa.DictionaryArray.from_arrays(films.astype(np.int32)-1, titles), ratings.astype(np.float32)
             yield pa.table(list(columns), schema)
     tables, part = millions(), file.with_name(f'{file.name}.part')
-    with ParquetWriter(part, schema) as out:
-        while four := list(islice(tables, 4)): out.write_table(pa.concat_tables(four), row_group_size=len(pairs))
-    part.replace(file)
+    try:
+        with ParquetWriter(part, schema) as out:
+            while four := list(islice(tables, 4)): out.write_table(pa.concat_tables(four), row_group_size=len(pairs))
+        part.replace(file)
+    finally: part.unlink(missing_ok=True)
     return truth
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e013
@@ -123,8 +125,7 @@ def parquet_dls(
     if y.dtype.kind not in 'iuf' or not np.isfinite(y).all(): raise ValueError(f'The column rating of {file} must be numbers.')
     train = ~_validation(file, names, valid, second, n_first, len(y), seed, valid_pct)
     n = int(train.sum())
-    bs = bs or min(131_072, max(64, n//200), max(2, n//4))
-    if n < bs: raise ValueError(f'{file} has {len(y)} ratings, too few for a batch of {bs} and a validation set; give more ratings, or a smaller bs.')
+    bs = _batch_size(bs, n, min(131_072, max(64, n//200)))
     if n == len(y) and valid_pct: raise ValueError(f'The {n:,} ratings of {file} leave none for validation; give more ratings, or a larger valid_pct.')
     scale = _scale_of(y, scale)
     _warn_of_repeated(_repeated(*(codes for codes,_ in columns)))
@@ -141,7 +142,7 @@ def parquet_dls(
     classes = dict(zip(('user', 'title'), (names for _,names in columns), strict=True))
     parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (slice(n), slice(n, None))]
     dls = SortedRatingsDL(parts[0], bs=bs, shuffle=True), SortedRatingsDL(parts[1], bs=bs)
-    return RatingsDataLoaders(*dls, device=default_device() if device is None else device)
+    return RatingsDataLoaders(*dls, device=torch.device(default_device() if device is None else device))
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #358ddaa6
 def _both(column, more, file): # two columns; the file of the second

@@ -141,8 +141,11 @@ class Newcomers:
     def recommend(self,
         rated:dict, # {title: rating}, the newcomer's answers
         n:int=5,    # how many
-    ) -> pd.DataFrame: # as from `recommend`
+    ) -> pd.DataFrame: # as from `recommend`; ValueError for a title that the model hasn't seen, or a rating outside the scale
         "The titles that somebody would like best who has given these ratings"
+        lo, hi = self.dls.scale
+        for title,stars in rated.items():
+            if not lo <= stars <= hi: raise ValueError(f'{title!r} was given {stars}; the ratings go from {lo:g} to {hi:g}.')
         numbers = torch.tensor([_number(self.dls.classes, list(self.dls.classes)[1], o) for o in rated], dtype=torch.long)
         person = self.person(numbers, torch.tensor(list(rated.values()), dtype=torch.float64))
         stars = self.predict(person, torch.arange(len(self.titles)))
