@@ -18,7 +18,7 @@ from urllib.request import urlopen
 from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm import tqdm
-from .files import composed, picture_files, read_rows
+from .files import composed, picture_files, read_rows, walk
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
 folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
@@ -135,10 +135,9 @@ def _check_biwi(path:Path):
         lines = sum(1 for l in (path/'points.csv').read_bytes().splitlines() if l.strip(b' \r\0'))
         return {'frames': max(0, lines-1)}
     people = {}
-    for here,below,names in os.walk(_need(path, 'biwi', folder=True), followlinks=True):
-        below[:] = sorted(n for n in below if not n.startswith('.'))
-        frames = sorted(n for n in names if not n.startswith('.') and Path(n).stem.endswith('_rgb'))
-        if frames: people[Path(here).relative_to(path)] = frames, set(names)
+    for here,_,names in walk(_need(path, 'biwi', folder=True)):
+        frames = [n for n in names if Path(n).stem.endswith('_rgb')]
+        if frames: people[here.relative_to(path)] = frames, set(names)
     if not people:
         raise FileNotFoundError(f"The data set 'biwi' is not whole: {path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg, and no table points.csv; put them there, or set LESSON6_DATA=mini.")
     _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names], 'biwi', 'calibrations')

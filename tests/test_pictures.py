@@ -44,7 +44,7 @@ def test_a_changed_picture_is_not_taken_from_an_old_cache(files, tmp_path):
 def test_an_unreadable_picture_is_named_and_nothing_half_made_is_used(files, tmp_path):
     (tmp_path/'5.png').write_bytes(files[0].read_bytes()[:60])
     with pytest.raises(ValueError, match='5.png cannot be read as a picture'): PresizedPictures([*files, tmp_path/'5.png'], 48, tmp_path/'cache')
-    assert not list((tmp_path/'cache').glob('*.bytes'))
+    assert [f.suffix for f in (tmp_path/'cache').iterdir()] == ['.lock'], 'nor does a half of it stay'
     with pytest.raises(ValueError, match='no pictures to presize'): PresizedPictures([], 48, tmp_path/'cache')
 
 
@@ -143,3 +143,27 @@ def test_nothing_is_kept_while_the_transforms_are_set_up():
     doubles, adds_one = Doubles(), AddsOne()
     dl = KeepItems(TfmdLists([3, 4], lambda i: torch.tensor([i])), bs=2, after_item=[doubles, adds_one], num_workers=0)
     assert (doubles.seen, adds_one.seen) == (3, 6) and [b.tolist() for b in dl] == [[[7], [9]]]
+
+
+# Upright
+
+@pytest.mark.parametrize('kind', ['path', 'text', 'bytes', 'picture'])
+def test_a_picture_is_upright_wherever_it_comes_from(kind, tmp_path):
+    "What an upload brings is bytes, and what another program hands over is a Pillow image"
+    from lesson6.engine.pictures import UprightImage
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.new('RGB', (40, 20), 'red').save(tmp_path/'phone.jpg', exif=turned)
+    Image.fromarray(np.full((20, 40), 65535//2, np.uint16)).save(tmp_path/'deep.png')
+    Image.new('CMYK', (40, 20), (0, 255, 255, 0)).save(tmp_path/'print.jpg')
+    Image.new('RGBA', (40, 20), (9, 99, 199, 50)).save(tmp_path/'clear.png')
+    def given(f): return {'path': f, 'text': str(f), 'bytes': f.read_bytes(), 'picture': Image.open(f)}[kind]
+    made = {n: UprightImage.create(given(tmp_path/n)) for n in ('phone.jpg', 'deep.png', 'print.jpg', 'clear.png')}
+    assert {n: im.size for n, im in made.items()} == {'phone.jpg': (20, 40), 'deep.png': (40, 20), 'print.jpg': (40, 20), 'clear.png': (40, 20)}
+    assert {im.mode for im in made.values()} == {'RGB'} and made['deep.png'].getpixel((5, 5)) == (127, 127, 127)
+    assert UprightImage.create(made['phone.jpg']).size == (20, 40), 'once is enough'
+
+
+def test_bytes_that_are_no_picture_are_told():
+    from lesson6.engine.pictures import UprightImage
+    with pytest.raises(ValueError, match='The picture of 9 bytes cannot be read as a picture'): UprightImage.create(b'no bytes!')

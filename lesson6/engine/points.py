@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from fastai.data.block import DataBlock
@@ -116,13 +116,14 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
     if not {'fname','x','y'} <= set(columns):
         raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {rows.lines[0].strip()[:80]!r}.')
     there = {composed(f.relative_to(table.parent).as_posix()): f.relative_to(table.parent).as_posix() for f in picture_files(table.parent)}
-    alone = pd.Series(list(there), index=[n.rpartition('/')[2] for n in there], dtype=object)   # a name without its folder will do where there is only one such
+    alone = {}   # a name without its folder will do where there is only one such
+    for n in there: alone.setdefault(n.rpartition('/')[2], []).append(n)
     found = {}
     for line,cells in rows.rows:
         where = f'{table}, line {line}'
         row = dict(zip(columns, cells))
         name = composed(row['fname'].replace('\\', '/')).removeprefix('./')
-        if name not in there and list(alone.index).count(name) == 1: name = alone[name]
+        if name not in there and len(alone.get(name, ())) == 1: name, = alone[name]
         if name not in there: raise FileNotFoundError(f'{where}: there is no picture {row["fname"]!r} in {table.parent}; copy it there, or remove the line.')
         if there[name] in found: raise ValueError(f'{where} gives {row["fname"]} a second point; a picture has one, remove one of the lines.')
         x,y = (_pixel(row[c], rows.separator) for c in 'xy')
@@ -270,7 +271,6 @@ def pixel_point(
     picture,     # a path, or an image
 ) -> Tensor:     # (2,): right and down from the upper left corner of the upright picture, in its own pixels; ValueError if the learner predicts something else
     "Where a learner sees the point of a picture"
-    if isinstance(picture, Image.Image): picture = ImageOps.exif_transpose(picture).convert('RGB')
     im = UprightImage.create(picture)
     with learn.no_bar(), learn.no_logging(): raw,_ = learn.get_preds(dl=learn.dls.test_dl([im], num_workers=0))
     if raw.numel() != 2: raise ValueError(f'This learner predicts {raw.numel()} numbers; a point has two.')
