@@ -42,6 +42,46 @@ def test_a_share_that_is_none(share, tmp_path):
     with pytest.raises(ValueError, match=f'valid_pct is {share}; it must lie between 0 and 1'): pets_dls(tmp_path, 24, 16, valid_pct=share)
 
 
+def test_a_split_with_a_gap_is_not_passed_over(tmp_path):
+    names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
+    draw(tmp_path, *names)
+    rows = [f'{n},{n[:3]},{"train" if i%3 else "valid"}' for i, n in enumerate(names)]
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + '\n'.join(rows) + '\n')
+    assert len(pet_labels(tmp_path).valid) == 2
+    rows[4] = f'{names[4]},cor,'
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + '\n'.join(rows) + '\n')
+    with pytest.raises(ValueError, match='metadata.csv, line 6: there is no split here, and there is one in other lines; write train, valid or test'): pet_labels(tmp_path)
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + ''.join(f'{n},{n[:3]},\n' for n in names))
+    assert pet_labels(tmp_path).valid is None, 'a column that says nothing at all'
+
+
+@pytest.mark.parametrize('inside', ['', 'images/'])
+def test_tables_in_the_folders_of_a_split(inside, tmp_path):
+    for part, n in ('train', 6), ('valid', 3):
+        names = [f'{i}.png' for i in range(n)]
+        draw(tmp_path, *(f'{inside}{part}/{name}' for name in names))
+        (tmp_path/inside/part/'metadata.csv').write_text('file_name,label\n' + ''.join(f'{name},{"pug" if i%2 else "corgi"}\n' for i, name in enumerate(names)))
+    found = pet_labels(tmp_path)
+    assert sorted(found.files[i].parent.name for i in found.valid) == ['valid']*3 and len(found) == 9
+
+
+@pytest.mark.parametrize('words', [('0.0', '1.0'), ('False', 'True'), ('0', '1'), ('train', 'val')])
+def test_words_for_a_split(words, tmp_path):
+    names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
+    draw(tmp_path, *names)
+    (tmp_path/'metadata.csv').write_text('file_name,label,is_valid\n' + ''.join(f'{n},{n[:3]},{words[i%3 == 0]}\n' for i, n in enumerate(names)))
+    assert sorted(pet_labels(tmp_path).files[i].name for i in pet_labels(tmp_path).valid) == ['corgi_0.png', 'pug_0.png']
+
+
+def test_a_link_to_a_folder_above_shows_nothing_twice(tmp_path):
+    draw(tmp_path/'set', 'pug_1.png', 'more/pug_2.png')
+    draw(tmp_path/'elsewhere', 'pug_3.png')
+    (tmp_path/'set'/'again').symlink_to('.')
+    (tmp_path/'set'/'more'/'up').symlink_to(tmp_path/'set', target_is_directory=True)
+    (tmp_path/'set'/'linked').symlink_to(tmp_path/'elsewhere', target_is_directory=True)
+    assert [f.name for f in picture_files(tmp_path/'set')] == ['pug_3.png', 'pug_2.png', 'pug_1.png']
+
+
 def test_the_folder_because_it_is_asked_for(tmp_path):
     "Also where the names would do"
     draw(tmp_path, *(f'{f}/{b}_{i}.png' for f, b in (('home', 'pug'), ('away', 'corgi')) for i in range(3)))

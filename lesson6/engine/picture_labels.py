@@ -79,7 +79,7 @@ def _held_back(files, parts): # files and positions held back, from what each is
 
 # %% ../../nbs/engine/picture_labels.ipynb #cf2e8346
 _names = {'file': ('file_name', 'filename', 'fname', 'file', 'image', 'path'), 'label': ('label', 'labels', 'breed', 'class', 'category', 'target'), 'split': ('split', 'is_valid')}
-_is_valid = {'true': 'valid', '1': 'valid', 'false': 'train', '0': 'train', **_splits}
+_is_valid = {'true': 'valid', '1': 'valid', '1.0': 'valid', 'false': 'train', '0': 'train', '0.0': 'train', **_splits}
 
 class TableLabel(Transform):
     "The label that a table gives to a picture; calling it with the picture's path returns it"
@@ -110,8 +110,8 @@ def _column(file, row, what, asked=None): # the name of the column that holds `w
     raise ValueError(f'{file} has no column for the {what}: looked for {", ".join(_names[what])}; found {", ".join(map(repr, row))}. Rename it, or name it with column=.')
 
 # %% ../../nbs/engine/picture_labels.ipynb #0ebfe309
-def _from_table(tables, root, column): # labelled pictures, as the tables say
-    there, labels, parts = {composed(f.relative_to(root).as_posix()): f for f in picture_files(root)}, {}, {}
+def _from_table(tables, root, pictures, column): # labelled pictures, as the tables say; the set, and its folder of pictures
+    there, labels, parts, without = {composed(f.relative_to(root).as_posix()): f for f in picture_files(root)}, {}, {}, []
     for table in tables:
         here, columns = table.parent.relative_to(root), None
         for n,row in _rows(table):
@@ -129,8 +129,11 @@ def _from_table(tables, root, column): # labelled pictures, as the tables say
             if part is not None and part != '':
                 parts[key] = _is_valid.get(str(part).strip().lower())
                 if not parts[key]: raise ValueError(f'{at}: {part!r} is no split; write train, valid or test.')
-            else: parts[key] = _split_of(there[key], root)
+            else:
+                parts[key] = _split_of(there[key], pictures if there[key].is_relative_to(pictures) else root)
+                if columns[2] is not None: without.append(at)
     if not labels: raise ValueError(f'{tables[0]} holds no rows; a row is such as a.jpg,pug.')
+    if without and len(without) < len(labels): raise ValueError(f'{without[0]}: there is no split here, and there is one in other lines; write train, valid or test.')
     if len(labels) < len(there):
         warnings.warn(f'{len(there)-len(labels):,} of {len(there):,} pictures in {root} are in no row of {tables[0].name} and are left out; the first is {min(there.keys()-labels.keys())}.', stacklevel=3)
     kept = sorted(labels, key=lambda k: there[k])
@@ -174,7 +177,7 @@ def labelled_pictures(
     near = [path, root, *(d for d in sorted(root.iterdir() if root.is_dir() else []) if d.is_dir() and d.name.lower() in _splits)]
     tables = [d/n for d in dict.fromkeys(near) for n in ('metadata.csv', 'metadata.jsonl') if (d/n).is_file()]
     if by == 'table' and not tables: raise FileNotFoundError(f'{path} holds no metadata.csv or metadata.jsonl.')
-    found = _from_table(tables, path, column) if tables and by in (None, 'table') else _from_folders_or_names(path, root, in_name, by)
+    found = _from_table(tables, path, root, column) if tables and by in (None, 'table') else _from_folders_or_names(path, root, in_name, by)
     alike = {}
     for label in found.vocab: alike.setdefault(label.casefold().replace(' ', '_'), []).append(label)
     for some in alike.values():
