@@ -55,6 +55,13 @@ def same_random_numbers():
     if torch := sys.modules.get('torch'): torch.manual_seed(42)
 
 
+@pytest.fixture(autouse=True)
+def no_figures_afterwards():
+    "What a test has drawn is gone with it; pyplot would go on drawing into it"
+    yield
+    if pyplot := sys.modules.get('matplotlib.pyplot'): pyplot.close('all')
+
+
 def pytest_collection_modifyitems(items):
     "The files that take longest come first, so that no worker is left alone with one of them at the end."
     items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_figures.py', 'test_faults.py', 'test_device.py', 'test_kernels.py'))

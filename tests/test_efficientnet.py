@@ -88,6 +88,11 @@ def test_other_weights():
     with pytest.raises(ValueError, match="weights takes 'DEFAULT' or None, not 'IMAGENET1K_V2'"): efficientnet_lite0(weights='IMAGENET1K_V2')
 
 
+def test_a_network_without_the_weights_that_fastai_asks_for(monkeypatch):
+    monkeypatch.setenv('LESSON6_ARCH', 'regnet_y_128gf')
+    with pytest.raises(ValueError, match='torchvision has no weights IMAGENET1K_V1 for regnet_y_128gf, .* set LESSON6_ARCH to another network'): lesson_arch('resnet34')
+
+
 def test_tensors_of_one_shape_in_another_order(monkeypatch):
     "The weight and the bias of a BatchNorm exchanged, as another version of timm might do"
     state = list(imagenet_weights('efficientnet_lite0').items())

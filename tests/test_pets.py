@@ -187,6 +187,41 @@ def test_timing_trains_on_the_batches_that_it_was_asked_for_and_only_looks_at_va
     assert trained == [True]*min(2, len(learn.dls.train)) + [False]*n
 
 
+def stop_in_the_model(learn, at):
+    "Whoever trains it presses stop while the network computes, in this call of it"
+    calls = []
+    def hook(*_):
+        calls.append(1)
+        if len(calls) == at: raise KeyboardInterrupt
+    return learn.model[0].register_forward_hook(hook)
+
+
+def test_a_finder_that_is_stopped_puts_the_weights_back(learn, tmp_path):
+    before = {n: p.clone() for n,p in learn.model.state_dict().items()}
+    there = sorted(p.name for p in tmp_path.iterdir())
+    stop_in_the_model(learn, 12)
+    with pytest.raises(KeyboardInterrupt): suggest_lr(learn, num_it=30, start_lr=1e-3)
+    assert all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
+    assert learn.path == tmp_path and sorted(p.name for p in tmp_path.iterdir()) == there
+
+
+def test_mixed_precision_that_is_stopped_leaves_nothing_in_16_bits(learn):
+    mixed_precision(learn)
+    stop_in_the_model(learn, 2)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(KeyboardInterrupt): learn.fit(1)
+    assert not torch.is_autocast_enabled('cpu') and (torch.ones(2, 2)@torch.ones(2, 2)).dtype == torch.float32
+    assert learn.model.eval()(torch.rand(1, 3, 32, 32)).dtype == torch.float32 and 'forward' not in vars(learn.model)
+
+
+def test_a_device_may_be_given_by_its_name(tmp_path):
+    from lesson6.engine.frozen_body import body_features
+    dls = pets_dls(draw_some(tmp_path/'set'), 40, 32, bs=8)
+    for dl in dls.loaders: dl.device = 'cpu'
+    learn = pets_learner(dls, small_net, pretrained=False)
+    assert training_time(learn, 1, batches=1) > 0 and mixed_precision(learn) is learn
+    with learn.no_bar(): assert len(body_features(learn)) == 2
+
+
 def test_a_loss_that_is_no_number_is_told_with_its_batch():
     "Also where several losses are looked at together, as on a GPU."
     from types import SimpleNamespace

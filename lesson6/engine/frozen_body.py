@@ -22,8 +22,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.learner import Learner
-from fastai.torch_core import default_device
 from fastcore.basics import chunked
+from .training import device_of
 
 # %% ../../nbs/engine/frozen_body.ipynb #eb023dd9
 _functions = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, Flatten, nn.Flatten, nn.Identity)
@@ -88,7 +88,7 @@ def body_features(
                    # ValueError if the learner has no body and head or its items are no pictures, OSError if the features find no room
     "What the frozen body makes of every picture, computed once, in evaluation mode"
     body,_ = _parts(learn)
-    device,shows = learn.dls.device or default_device(), hasattr(learn, 'progress')
+    device,shows = device_of(learn), hasattr(learn, 'progress')
     body = deepcopy(body).to(device).eval()
     train,valid = learn.dls.train.new(shuffle=False, drop_last=False), learn.dls.valid
     ns = [train.n*views, valid.n]
@@ -146,7 +146,7 @@ def fit_head(
     n,bs = learn.dls.train.n*views, learn.dls.train.bs
     if n < bs: raise ValueError(f'There are {n} pictures to train on, fewer than a batch of {bs}; take smaller batches.')
     (x,*y),(valid_x,*valid_y) = body_features(learn, views)
-    dls = DataLoaders(FeaturesDL(x, *y, bs=bs, train=True), FeaturesDL(valid_x, *valid_y, bs=max(bs, 256)), device=learn.dls.device or default_device())
+    dls = DataLoaders(FeaturesDL(x, *y, bs=bs, train=True), FeaturesDL(valid_x, *valid_y, bs=max(bs, 256)), device=device_of(learn))
     inner = Learner(dls, deepcopy(head).to(dls.device), learn.loss_func, learn.opt_func, learn.lr, metrics=learn.metrics, wd=learn.wd,
                     wd_bn_bias=learn.wd_bn_bias, moms=learn.moms, cbs=TerminateOnNaNCallback())
     inner.logger = learn.logger

@@ -85,7 +85,9 @@ for _arch in (efficientnet_lite0, efficientnet_lite2):
 def _check_torchvision(name, models):
     "ConnectionError if the weights that torchvision would load are neither here nor can be had"
     weights = models.get_model_weights(name)
-    url = getattr(weights, 'DEFAULT' if 'weights' in model_meta.get(getattr(models, name), {}) else 'IMAGENET1K_V1').url
+    wanted = 'DEFAULT' if 'weights' in model_meta.get(getattr(models, name), {}) else 'IMAGENET1K_V1'
+    if not hasattr(weights, wanted): raise ValueError(f'torchvision has no weights {wanted} for {name}, which fastai would ask for; set LESSON6_ARCH to another network, such as resnet18 or efficientnet_lite0.')
+    url = getattr(weights, wanted).url
     kept = Path(torch.hub.get_dir())/'checkpoints'/url.rpartition('/')[2]
     if kept.is_file(): return
     try: urlopen(Request(url, method='HEAD'), timeout=10).close()

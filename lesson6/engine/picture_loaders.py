@@ -51,13 +51,15 @@ class PresizedPictures:
 
     def _write(self, files, progress):
         index, at, part = {}, 0, self.bytes.with_suffix('.part')
-        with open(part, 'wb') as out:
-            for f in progress(files):
-                pixels = _shrink(f, self.size)
-                index[str(f.resolve())] = (at, *pixels.shape)
-                at += out.write(pixels.tobytes())
-        self.bytes.with_suffix('.json').write_text(json.dumps(index), encoding='utf-8')
-        part.replace(self.bytes)
+        try:
+            with open(part, 'wb') as out:
+                for f in progress(files):
+                    pixels = _shrink(f, self.size)
+                    index[str(f.resolve())] = (at, *pixels.shape)
+                    at += out.write(pixels.tobytes())
+            self.bytes.with_suffix('.json').write_text(json.dumps(index), encoding='utf-8')
+            part.replace(self.bytes)
+        finally: part.unlink(missing_ok=True)
 
     def _open(self):
         self.index, self.pixels = {}, None
