@@ -114,3 +114,25 @@ def test_a_checkpoint_that_is_cut_off_is_named(tmp_path):
     for n in 100, len(whole)//2, len(whole)-1:
         (tmp_path/'c.pt').write_bytes(whole[:n])
         with pytest.raises(ValueError, match=r'c\.pt is no checkpoint that can be read'): again.resume()
+
+
+def draw_two(folder, names):
+    from PIL import Image
+    for i in range(12): Image.new('RGB', (24, 24), ('red', 'blue')[i%2]).save(folder/f'{names[i%2]}_{i}.png')
+
+
+def test_a_checkpoint_of_other_names_or_another_network_is_not_gone_on_with(tmp_path, monkeypatch):
+    from lesson6.book.train import train_section
+    pets = tmp_path/'data'/'oxford-iiit-pet'
+    pets.mkdir(parents=True)
+    monkeypatch.setenv('LESSON6_DATA', str(tmp_path/'data'))
+    monkeypatch.setenv('LESSON6_ARCH', 'drawnet10')
+    draw_two(pets, ('aaa', 'bbb'))
+    train_section('pets', 1, bs=4, out=tmp_path/'runs')
+    for f in pets.glob('aaa_*'): f.rename(pets/f.name.replace('aaa', 'zzz'))
+    with pytest.raises(ValueError, match='belongs to another training'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
+    for f in pets.glob('zzz_*'): f.rename(pets/f.name.replace('zzz', 'aaa'))
+    monkeypatch.setenv('LESSON6_ARCH', 'drawnet18')
+    with pytest.raises(ValueError, match='belongs to another network'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
+    torch.save({'weights': torch.zeros(1)}, tmp_path/'runs'/'pets'/'checkpoint.pt')
+    with pytest.raises(ValueError, match='is no checkpoint that can be read'): train_section('pets', 1, bs=4, out=tmp_path/'runs')

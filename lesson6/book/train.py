@@ -6,7 +6,7 @@
 __all__ = ['sections', 'section_learner', 'ShareBatches', 'Parallel', 'train_section', 'main']
 
 # %% ../../nbs/book/train.ipynb #37e8866d
-import math, os
+import hashlib, json, math, os
 from pathlib import Path
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -117,11 +117,11 @@ def train_section(
     learn = section_learner(section, bs, seed)
     rates = sections[section][1]
     if lr: rates = slice(lr/100, lr) if isinstance(rates, slice) else lr
-    keep = Checkpoint(folder/'checkpoint.pt', {'section': section, 'epochs': epochs, 'bs': bs, 'lr': lr, 'seed': seed, 'data': profile.data}, rank == 0)
+    keep = Checkpoint(folder/'checkpoint.pt', {'section': section, 'epochs': epochs, 'bs': bs, 'lr': lr, 'seed': seed, 'data': profile.data, 'learns': _learns(learn.dls)}, rank == 0)
     learn.add_cbs([SeedEachEpoch(seed), keep])
     if rank: learn.remove_cb(ProgressCallback)
     start = keep.resume()
-    if start and not rank: print(f'{start} of {epochs} epochs were done before; going on with the next.', flush=True)
+    if start and not rank: print(f'{start} of {epochs} epochs were done before' + ('; going on with the next.' if start < epochs else '.'), flush=True)
     if start < epochs:
         if world > 1 and section == 'collab': learn.add_cbs([ShareBatches(rank, world), Parallel()])
         if world > 1 and section != 'collab':
@@ -133,6 +133,12 @@ def train_section(
     return keep.history
 
 # %% ../../nbs/book/train.ipynb #940eafeb
+def _learns(dls): # what a training is of: with other items or names its weights would mean something else
+    names = getattr(dls, 'classes', None) or getattr(dls, 'vocab', None)
+    names = names if isinstance(names, dict) else {'': names or []}
+    text = json.dumps({k: [str(o) for o in v] for k,v in names.items()})
+    return f'{len(dls.train_ds)} items of {sum(map(len, names.values()))} names ({hashlib.sha256(text.encode()).hexdigest()[:8]})'
+
 def _join(rank):
     gpu = torch.cuda.device_count() >= int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if gpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', rank)))
