@@ -8,16 +8,18 @@ __all__ = ['sigmoid_range', 'plot_function', 'pixel_error', 'point_head', 'pose_
 # %% ../nbs/03_head_pose.ipynb #df96c84d
 import torch
 from torch import Tensor, nn
+from fastcore.foundation import L
 from fastai.callback.hook import num_features_model
+from fastai.data.transforms import get_c
 from fastai.layers import SigmoidRange
-from fastai.vision.learner import vision_learner
+from fastai.vision.learner import create_vision_model, vision_learner
 from .data import profile
 from .engine.frozen_body import fit_head
 from .engine.pictures import UprightImage
 from .engine.points import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, # noqa: F401
     pixel_point, point_errors, point_of, points_dls, posed_frames, published_frame,
     read_calibration, read_centre, read_points, show_points)
-from .engine.training import StopAtNaN
+from .engine.training import StopAtNaN, device_of
 
 # %% ../nbs/03_head_pose.ipynb #c0a8595f
 def sigmoid_range(
@@ -76,11 +78,12 @@ def point_head(
 def pose_learner(
     dls,         # pictures and points, as `biwi_dls` or `points_dls` make them
     arch,        # a network, as `vision_learner` takes it
+    cbs=None,    # callbacks
     **kwargs,    # for `vision_learner`, such as `metrics` or `path`
 ):               # a `Learner` whose body is pretrained and frozen
     "A learner for points with a head that reads the body's map cell by cell"
-    head = point_head(num_features_model(vision_learner(dls, arch).model[0]))
-    return vision_learner(dls, arch, custom_head=head, cbs=StopAtNaN(), **kwargs)
+    body = create_vision_model(arch, get_c(dls), pretrained=False)[0]
+    return vision_learner(dls, arch, custom_head=point_head(num_features_model(body)), cbs=[StopAtNaN(), *L(cbs)], **kwargs)
 
 def fit_pose(
     learn,       # as `pose_learner` makes it
@@ -89,5 +92,5 @@ def fit_pose(
     "Fine-tunes a learner for points; real pictures without a GPU: the head, on features kept"
     epochs = min(40, max(3, round(steps/len(learn.dls.train))))
     if profile.drawn: learn.fine_tune(epochs, 3e-2, lr_mult=30)
-    elif torch.device(learn.dls.device).type == 'cpu': fit_head(learn, min(40, 2*epochs), 1e-2)
+    elif device_of(learn).type == 'cpu': fit_head(learn, min(40, 2*epochs), 1e-2)
     else: learn.fine_tune(epochs, 1e-2)

@@ -670,3 +670,13 @@ def test_the_twin_and_a_gpu_train_all_of_the_network(environment, data, device, 
     done = []
     fit_pose(SimpleNamespace(dls=SimpleNamespace(train=range(43), device=device), fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
     assert done == [asked]
+
+
+def test_the_head_is_sized_without_asking_for_weights(twin):
+    from fastai.callback.core import Callback
+    from lesson6.mini.network import drawnet10
+    asked = []
+    def arch(*args, **kwargs): asked.append((args, kwargs)); return drawnet10(*args, **kwargs)
+    learn = pose_learner(biwi_dls(twin, size=(30, 40)), arch, pretrained=False, cbs=[Callback()])
+    assert {str(a) for a in asked} and not any(kw.get('pretrained') or any(args) for args, kw in asked) and len(asked) == 2
+    assert sum(type(cb) is Callback for cb in learn.cbs) == 1 and hasattr(learn, 'stop_at_na_n')
