@@ -72,7 +72,7 @@ def regression(name, pictures, **head):
     return {'seconds': rounds[-1][0][0], 'error': error}
 
 
-def reached(points, error): return next((t for t, e in points if e <= error), float('nan'))
+def reached(points, error): return next((t for t, e in points if e <= error), float('inf'))
 def had(points, seconds, breeds): return next((e for t, e in reversed(points) if t <= seconds), 1-1/breeds)
 
 

@@ -42,12 +42,33 @@ def test_the_twins_are_the_default(environment):
 
 
 def test_the_sizes_of_the_lesson_and_of_a_laptop(environment):
-    from fastai.torch_core import default_device
-    assert (profile.pets_presize, profile.pets_size, profile.pascal_size, profile.biwi_size) == (80, 64, 64, (60, 80))
+    import torch
+    from fastai import torch_core
+    def sizes(): return profile.laptop, profile.pets_presize, profile.pets_size, profile.pascal_size, profile.biwi_size
+    assert sizes() == (False, 80, 64, 64, (60, 80))
     environment.setenv('LESSON6_DATA', 'full')
-    on_gpu = default_device().type != 'cpu'
-    assert profile.laptop != on_gpu and profile.biwi_size == (240, 320), "the lesson's size"
-    assert (profile.pets_presize, profile.pets_size, profile.pascal_size) == ((460, 224, 128) if on_gpu else (192, 160, 224))
+    for device, there in ('cpu', (True, 192, 160, 224, (240, 320))), ('cuda', (False, 460, 224, 128, (240, 320))): # the last are the lesson's
+        environment.setattr(torch_core, 'default_device', lambda device=device: torch.device(device))
+        assert sizes() == there
+
+
+@pytest.mark.parametrize('chosen, says', [('full', 'unpack it again, or set LESSON6_DATA=mini'), (None, 'put it there, or set LESSON6_DATA=mini')])
+def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, chosen, says):
+    environment.setenv('LESSON6_DATA', chosen or str(tmp_path))
+    (tmp_path/'u.data').write_text('1\t1\t5\t0\n')
+    with pytest.raises(FileNotFoundError, match=says): check_dataset('movielens', tmp_path)
+
+
+def test_a_table_of_labels_by_another_name_is_left_to_its_reader(tmp_path):
+    from PIL import Image
+    for n in 'ab': Image.new('RGB', (8, 8)).save(tmp_path/f'{n}.png')
+    (tmp_path/'metadata.csv').write_text('fname,labels,is_valid\na.png,car,False\n')
+    assert check_dataset('pascal', tmp_path) == {'pictures': 2}
+
+
+def test_what_ends_like_a_picture():
+    from lesson6.files import picture_endings
+    assert {'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings() and not {'.pdf', '.mpg', '.h5', '.palm'} & picture_endings()
 
 
 @pytest.mark.parametrize('name', names)
@@ -328,7 +349,7 @@ def test_an_archive_is_read_to_its_checksum(tmp_path):
         member = tarfile.TarInfo('set/a.txt')
         member.size = 4
         tar.addfile(member, io.BytesIO(b'here'))
-    packed = gzip.compress(whole.getvalue())
+    packed = gzip.compress(whole.getvalue() + bytes(3*2**20))
     for name, bytes_ in ('right.tgz', packed), ('wrong.tgz', packed[:-8] + bytes(8)):
         (tmp_path/name).write_bytes(bytes_)
     data._unpack(tmp_path/'right.tgz', tmp_path/'right')

@@ -264,6 +264,11 @@ def test_the_finder_leaves_nothing_behind(learn, tmp_path):
 
 def test_discriminative_training_holds_the_body_and_then_moves_it(learn):
     body = lambda: learn.model[0][0].weight.detach().clone()
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(learn), 'fit_one_cycle', lambda self, n, lr_max=None, cbs=None: asked.append((n, lr_max, [p.requires_grad for p in learn.model.parameters()].count(False) > 0)))
+        fit_discriminative(learn)
+    assert asked == [(3, 3e-3, True), (12, slice(1e-6, 1e-4), False)], "the lesson's"
     start = body(); fit_discriminative(learn, 1, 0); assert torch.equal(start, body())
     fit_discriminative(learn, 1, 1); assert not torch.equal(start, body())
 

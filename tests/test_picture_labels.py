@@ -42,6 +42,12 @@ def test_a_share_that_is_none(share, tmp_path):
     with pytest.raises(ValueError, match=f'valid_pct is {share}; it must lie between 0 and 1'): pets_dls(tmp_path, 24, 16, valid_pct=share)
 
 
+def test_a_table_in_the_folder_of_a_breed_is_none_of_the_set(tmp_path):
+    draw(tmp_path, *(f'{b}/{i}.png' for b in ('pug', 'corgi') for i in range(3)))
+    (tmp_path/'pug'/'metadata.csv').write_text('file_name,label\n0.png,spaniel\n')
+    assert pet_labels(tmp_path).vocab == ['corgi', 'pug']
+
+
 def test_a_split_with_a_gap_is_not_passed_over(tmp_path):
     names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
     draw(tmp_path, *names)

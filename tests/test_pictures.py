@@ -167,3 +167,13 @@ def test_a_picture_is_upright_wherever_it_comes_from(kind, tmp_path):
 def test_bytes_that_are_no_picture_are_told():
     from lesson6.engine.pictures import UprightImage
     with pytest.raises(ValueError, match='The picture of 9 bytes cannot be read as a picture'): UprightImage.create(b'no bytes!')
+
+
+@pytest.mark.parametrize('mode, values, seen', [('F', (0, .5, 1), (0, 128, 255)), ('F', (0, 1, 200), (0, 1, 200)), ('I', (0, 1, 1), (0, 1, 1)), ('I', (0, 9, 255), (0, 9, 255)),
+                                                ('I', (0, 257, 65535), (0, 1, 255)), ('I;16', (0, 257, 514), (0, 1, 2))])
+def test_what_deep_pictures_are_in_8_bits(mode, values, seen):
+    "Shares of one, bytes in large numbers, and 16 bits"
+    from lesson6.engine.pictures import upright
+    kind = {'F': np.float32, 'I': np.int32, 'I;16': np.uint16}[mode]
+    im = Image.fromarray(np.array([values]).astype(kind))
+    assert im.mode == mode and [upright(im).getpixel((i, 0)) for i in range(3)] == [(v, v, v) for v in seen]
