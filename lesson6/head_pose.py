@@ -83,7 +83,8 @@ def pose_learner(
 ):               # a `Learner` whose body is pretrained and frozen
     "A learner for points with a head that reads the body's map cell by cell"
     body = create_vision_model(arch, get_c(dls), pretrained=False)[0]
-    return vision_learner(dls, arch, custom_head=point_head(num_features_model(body)), cbs=[StopAtNaN(), *L(cbs)], **kwargs)
+    head = point_head(num_features_model(body))
+    return vision_learner(dls, arch, custom_head=head, cbs=[StopAtNaN(), *L(cbs)], **kwargs)
 
 def fit_pose(
     learn,       # as `pose_learner` makes it

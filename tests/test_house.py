@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from lesson6.book.running import find_notebooks, sections
+from lesson6.book.running import find_notebooks, sections, to_store
 
 root = Path(__file__).parent.parent
 nbs = root/'nbs'
@@ -209,3 +210,10 @@ def test_no_address_is_named_until_one_is_set():
 def test_a_run_leaves_nothing_in_the_folder_of_notebooks():
     left = [p for p in nbs.rglob('*') if p.is_dir() and p.name in ('models', 'runs', '_run', '_site')]
     assert not left
+
+
+@pytest.mark.parametrize('path', find_notebooks(), ids=lambda p: p.stem)
+def test_what_is_stored_says_nothing_of_this_machine_or_of_bars_that_have_ended(path):
+    nb = nbformat.read(path, as_version=4)
+    outputs = [c.outputs for c in nb.cells if c.cell_type == 'code']
+    assert outputs == [c.outputs for c in to_store(nb).cells if c.cell_type == 'code'] and 'site-packages' not in str(outputs)
