@@ -51,8 +51,8 @@ def test_a_good_table_is_read_as_it_is(folder):
 
 
 bad_tables = {
-    'no fname': ('labels,is_valid\ncar,True\n', 'no column fname'),
-    'no labels': ('fname,is_valid\n000012.jpg,True\n', 'no column labels'),
+    'no fname': ('labels,is_valid\ncar,True\n', 'no column fname, nor file_name, filename, file or the like; it has labels, is_valid'),
+    'no labels': ('fname,is_valid\n000012.jpg,True\n', 'no column labels, nor label, tags, tag or the like; it has fname, is_valid'),
     'an empty label': (head + '000012.jpg,car,False\n000013.jpg,,True\n', r'line 3 \(000013.jpg\) has no label'),
     'a label of spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 \(000012.jpg\) has no label'),
     'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n', r"line 3 \(000013.jpg\) has the label 'car,dog'.*label_delim=','"),
@@ -189,6 +189,18 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
 
 
+def test_where_a_table_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match='train.csv is not there, nor metadata.csv; it lists the pictures, with the columns fname, labels, is_valid'): ml.read_labels(tmp_path)
+
+
+def test_validation_batches_are_kept_only_on_demand(folder):
+    "On a large set they would fill the memory"
+    from lesson6.engine.picture_loaders import KeepBatches
+    for keep in False, True:
+        dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=keep)
+        assert isinstance(dls.valid, KeepBatches) == keep and not isinstance(dls.train, KeepBatches)
+
+
 def test_a_number_among_the_labels_of_a_table_is_told_and_names_are_not(folder):
     df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'], 'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
     with warnings.catch_warnings():
@@ -206,6 +218,8 @@ def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
     assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
     write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
     assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], 'one word is one label, in quotes or not'
+    write(folder, ['000012.jpg,"",False', '000013.jpg,car,True'])
+    assert ml.read_labels(folder, empty_ok=True)['labels'].tolist() == ['', 'car'], 'no word is no label, in quotes or not'
 
 
 def test_without_a_split_a_fifth_is_sampled_and_said(folder):
@@ -392,7 +406,7 @@ def test_a_prediction_as_it_is_drawn(folder):
     assert left.get_title() == 'a dog' and len(left.images) == 1
     assert [b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist()) and right.lines[0].get_ydata()[0] == .4
     assert right.get_ylim() == (0, 1)
-    plt.close('all')
+    assert plot_prediction(learn, picture)[1].lines[0].get_ydata()[0] == .5
 
 
 @pytest.mark.parametrize('preds,says', [(torch.tensor([[2., -1.]]), 'apply sigmoid'), (torch.tensor([[float('nan'), .5]]), 'not probabilities'),
