@@ -88,6 +88,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lesson6.book.running._until_complete': ( 'book/running.html#_until_complete',
                                                                                 'lesson6/book/running.py'),
                                       'lesson6.book.running._wing': ('book/running.html#_wing', 'lesson6/book/running.py'),
+                                      'lesson6.book.running._without_folders': ( 'book/running.html#_without_folders',
+                                                                                 'lesson6/book/running.py'),
                                       'lesson6.book.running.find_notebooks': ( 'book/running.html#find_notebooks',
                                                                                'lesson6/book/running.py'),
                                       'lesson6.book.running.notebooks_at_once': ( 'book/running.html#notebooks_at_once',

@@ -22,6 +22,7 @@ from fastcore.script import CliError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lesson6.book import command, running, site
+from lesson6.book.running import to_store
 
 root = Path(__file__).parent.parent
 
@@ -336,6 +337,19 @@ def test_site_needs_what_builds_it(environment, capsys):
     environment.setattr(command, 'can_build', lambda: False)
     assert lesson6(environment, 'site') == 1
     assert 'the extra `docs`' in capsys.readouterr().err
+
+
+def test_a_home_that_is_the_root_names_no_folder(monkeypatch):
+    "As in containers; and a picture's letters are never a folder"
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    def stored(home):
+        monkeypatch.setattr(Path, 'home', lambda: Path(home))
+        cell = new_code_cell(outputs=[new_output('stream', text='https://docs.fast.ai /home/me/data'), new_output('error', ename='E', evalue='', traceback=['in /home/me/x.py']),
+                                      new_output('display_data', {'image/png': 'iVBORw0//home/me/AAA', 'text/html': '<p>/home/me/data</p>'})])
+        text, error, shown = to_store(new_notebook(cells=[cell])).cells[0].outputs
+        return text.text, error.traceback[0], shown.data['image/png'], shown.data['text/html']
+    assert stored('/') == ('https://docs.fast.ai /home/me/data', 'in /home/me/x.py', 'iVBORw0//home/me/AAA', '<p>/home/me/data</p>')
+    assert stored('/home/me') == ('https://docs.fast.ai ~/data', 'in ~/x.py', 'iVBORw0//home/me/AAA', '<p>~/data</p>')
 
 
 # make

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_site import browser, sections, serious, tab  # noqa: F401
 
 from lesson6.book.figures import charts, figure_file, figure_places, kinds
 from lesson6.book.running import notebooks_path
-from lesson6.engine.figures import most_bytes
+from lesson6.engine.figures import figure_type, most_bytes
 
 where = {'learning_rate': '01_pet_breeds', 'confusion': '01_pet_breeds', 'threshold': '02_multi_label', 'camera': '03_head_pose', 'map': '04_collab',
          'weight_decay': '05_regularisation'}
@@ -46,6 +47,13 @@ def test_a_page_has_at_most_300_kB_of_data(path):
 
 def test_a_kind_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no figure of the kind 'pie'; there are learning_rate"): charts('pie')
+
+
+def test_each_figure_has_a_file_of_its_own():
+    "Of several in one cell none can be moved: one picture would make way for all of them"
+    def cell(*kinds): return new_code_cell(outputs=[new_output('display_data', {'image/png': '', figure_type: {'kind': k, 'n': i}}) for i, k in enumerate(kinds)])
+    places = figure_places(new_notebook(cells=[cell('threshold'), cell('camera'), cell('threshold'), cell('map', 'map'), cell()]), 'x')
+    assert {i: file for i, (file, _) in places.items()} == {0: '_figures/x-threshold.js', 1: '_figures/x-camera.js', 2: '_figures/x-threshold-2.js'}
 
 
 def test_the_numbers_cannot_end_the_script():
@@ -187,6 +195,25 @@ def test_the_weight_decay(tab, built):  # noqa: F811
         assert numbers(place.locator('.says').inner_text()) == pytest.approx([d['wd'][i], d['train_loss'][i], d['valid_loss'][i], d['size'][i], d['wd'][i]*d['size'][i]**2], rel=.06, abs=6e-4)
         assert float(place.locator('output').inner_text()) == d['wd'][i]
     assert not tab.complaints
+
+
+@pytest.mark.ci
+def test_a_weight_decay_that_diverged_is_told(tab, built):  # noqa: F811
+    ready(tab, built, 'weight_decay')
+    began, told = tab.evaluate("""async () => {
+        const data = structuredClone(Object.values(lesson6.figures).find(d => d.kind === 'weight_decay')), place = document.createElement('div')
+        const last = data.wd.length - 1
+        data.valid_loss[last] = data.train_loss[last] = data.size[last] = null
+        document.querySelector('article').append(place)
+        await lesson6.show(place, data)
+        const slider = place.querySelector('input'), says = place.querySelector('.says'), began = says.innerText
+        slider.value = last
+        slider.dispatchEvent(new Event('input'))
+        return [began, says.innerText]
+    }""")
+    d = kept('weight_decay')
+    assert numbers(began)[0] == d['wd'][d['valid_loss'].index(min(d['valid_loss']))] and 'NaN' not in began
+    assert told == f"wd {d['wd'][-1]:g}: the training diverged." and not tab.complaints
 
 
 @pytest.mark.ci

@@ -394,7 +394,6 @@ def test_the_threshold_curve_as_it_is_drawn():
 
 
 def test_a_prediction_as_it_is_drawn(folder):
-    import matplotlib.pyplot as plt
     from fastai.vision.learner import vision_learner
     from lesson6.engine.labels import plot_prediction
     from test_pets import small_net

@@ -217,13 +217,13 @@
 
     async weight_decay(box, d) {
       const controls = box.appendChild(make('div')), says = spoken(box), charts = box.appendChild(make('div', { className: 'pair' })), steepest = Math.max(...d.wd)
-      const best = d.valid_loss.indexOf(Math.min(...d.valid_loss))
+      const best = d.valid_loss.indexOf(Math.min(...d.valid_loss.filter(o => o != null)))   // null: that training diverged
       const sweep = d.wd.flatMap((wd, i) => [{ wd, of: 'training', loss: d.train_loss[i] }, { wd, of: 'validation', loss: d.valid_loss[i] }]).filter(o => o.wd > 0 && o.loss != null)
       const [losses, bowl] = await Promise.all([
         chart(charts, d.charts.losses, 'training and validation loss against weight decay, with a line at the chosen one', { sweep }, { wd: d.wd[best] }),
         chart(charts, d.charts.parabola, 'the penalty as a parabola over a weight, with dots at the mean size of the weights', {}, { wd: d.wd[best], size: d.size[best], steepest })])
       slider(controls, 'weight decay', [0, d.wd.length - 1, 1], best, i => String(d.wd[i]), i => {
-        says.textContent = `wd ${d.wd[i]}: training loss ${f(d.train_loss[i], 3)}, validation loss ${f(d.valid_loss[i], 3)}; the weights have a root mean square of ${f(d.size[i], 3)}, where the penalty is ${power(d.wd[i]*d.size[i]**2)}.`
+        says.textContent = d.valid_loss[i] == null || d.size[i] == null ? `wd ${d.wd[i]}: the training diverged.` : `wd ${d.wd[i]}: training loss ${f(d.train_loss[i], 3)}, validation loss ${f(d.valid_loss[i], 3)}; the weights have a root mean square of ${f(d.size[i], 3)}, where the penalty is ${power(d.wd[i]*d.size[i]**2)}.`
         losses.set({ wd: d.wd[i] })
         bowl.set({ wd: d.wd[i], size: d.size[i] })
       }).now()

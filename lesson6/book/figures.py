@@ -7,6 +7,7 @@ __all__ = ['figure_type', 'kinds', 'charts', 'numbers_of', 'figure_places', 'fig
 
 # %% ../../nbs/book/figures.ipynb #80a151ce
 import json
+from collections import Counter
 
 figure_type = 'application/vnd.lesson6.figure+json' # as `lesson6.engine.figures` has it, which imports torch; the command line starts without it
 
@@ -80,9 +81,15 @@ def figure_places(
     nb,       # an executed notebook
     name:str, # as `01_pet_breeds`
 ) -> dict:    # {index of the cell: (the file of its numbers, the numbers)}
-    "The cells that have put numbers beside their picture"
-    found = [(i, d) for i,c in enumerate(nb.cells) if c.cell_type == 'code' for _,d in map(numbers_of, c.outputs) if d and d['kind'] in kinds]
-    return {i: (f'_figures/{name}-{d["kind"]}.js', d) for i,d in found}
+    "The cells that have put numbers beside their picture; of several in one cell all stay pictures"
+    places, seen = {}, Counter()
+    for i,c in enumerate(nb.cells):
+        found = [d for _,d in map(numbers_of, c.get('outputs', ())) if d and d['kind'] in kinds]
+        if len(found) != 1: continue
+        seen[kind := found[0]['kind']] += 1
+        again = f'-{seen[kind]}' if seen[kind] > 1 else ''
+        places[i] = f'_figures/{name}-{kind}{again}.js', found[0]
+    return places
 
 def figure_place(
     file:str, # of its numbers

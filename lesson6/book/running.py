@@ -154,6 +154,14 @@ def _shows(output): # False for what is left of a progress bar that has ended
     html = output.get('data', {}).get('text/html')
     return html is None or bool(html.strip()) and 'progress-bar' not in html
 
+def _without_folders(o): # an output: what is text in it, for a picture's letters may look like a folder
+    if isinstance(o, str):
+        for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
+            if folder != folder.parent: o = o.replace(f'{folder}{os.sep}', f'{name}/')
+        return o
+    if isinstance(o, list): return [_without_folders(v) for v in o]
+    return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v) for k,v in o.items()} if isinstance(o, dict) else o
+
 def to_store(nb): # an executed notebook
     "The same as it is to be stored: its outputs don't name the folders of this machine, and a progress bar that has ended leaves nothing behind"
     from copy import deepcopy
@@ -161,9 +169,7 @@ def to_store(nb): # an executed notebook
     nb = deepcopy(nb)
     for c in nb.cells:
         if c.cell_type != 'code': continue
-        text = json.dumps(c.outputs)
-        for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'): text = text.replace(json.dumps(f'{folder}{os.sep}')[1:-1], f'{name}/')
-        c.outputs = [o for o in from_dict(json.loads(text)) if _shows(o)]
+        c.outputs = [from_dict(_without_folders(o)) for o in c.outputs if _shows(o)]
     return nb
 
 def read_claims(path:Path) -> list: # `Verdict`s, the last one of each name
