@@ -71,6 +71,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lesson6.book.kernels._set_threads': ('book/kernels.html#_set_threads', 'lesson6/book/kernels.py'),
                                       'lesson6.book.kernels._show_warnings': ( 'book/kernels.html#_show_warnings',
                                                                                'lesson6/book/kernels.py'),
+                                      'lesson6.book.kernels.environment': ('book/kernels.html#environment', 'lesson6/book/kernels.py'),
                                       'lesson6.book.kernels.kernel_manager': ( 'book/kernels.html#kernel_manager',
                                                                                'lesson6/book/kernels.py')},
             'lesson6.book.predict': { 'lesson6.book.predict._digest': ('book/predict.html#_digest', 'lesson6/book/predict.py'),

@@ -3,13 +3,16 @@
 `python -B tests/mutants.py --sample 200 --seed 1` samples places in the modules of the lesson and of the engine, makes a mutant of each with an
 operator of cosmic-ray, and runs the quick tests of its module, and if they pass, its notebook, which has the same fault in the cell that the
 module is exported from, and if that passes too, the tests that only CI runs. Every mutant lives in a copy of the package, in a
-process of its own, forked from one that has imported the libraries. What was seen is kept in FOLDER (--keep), so that a run that was stopped goes on.
+process of its own, forked from one that has imported the libraries. What was seen is kept in FOLDER (--keep), so that a run that was stopped goes on;
+it counts only while the package, the notebooks and the tests are what they were. With --trust, faults that were noticed then count as noticed
+now, and only the survivors are tried again: for those who are killing one after another.
 
 A survivor that changes nothing that anybody could notice is listed in tests/equivalent_mutants.json, with the reason; it is found again by the
 module, the definition and the two lines, wherever they move.
 """
 import argparse
 import ast
+import hashlib
 import json
 import os
 import random
@@ -46,7 +49,8 @@ modules = {
     'engine/ratings': ('engine/ratings', 'collab movielens own_ratings bad_input'), 'engine/rating_learners': ('engine/rating_learners', 'collab'),
     'engine/recommending': ('engine/recommending', 'collab'), 'engine/ratings_at_scale': ('engine/ratings_at_scale', 'ratings_at_scale'),
     'engine/picture_loaders': ('engine/picture_loaders', 'pictures'), 'engine/training': ('engine/training', 'train pets network'),
-    'engine/frozen_body': ('engine/frozen_body', 'frozen_body'), 'engine/networks': ('engine/networks', 'efficientnet'),
+    'engine/frozen_body': ('engine/frozen_body', 'frozen_body'), 'engine/augmentation': ('engine/augmentation', 'regularisation claims_regularisation'),
+    'engine/figures': ('engine/figures', 'figures'), 'engine/networks': ('engine/networks', 'efficientnet'),
 }
 # Names swapped for others tell nothing that running the notebook wouldn't; a bar in a type is no operator.
 left_out = 'Variable', 'BitOr', 'BitAnd', 'BitXor', 'Shift'
@@ -128,6 +132,13 @@ def with_fault(notebook, right, wrong):
 def key(m): return f"{m['module']} {m['definition']}: {m['before']} -> {m['after']}"
 
 
+def state():
+    "A fingerprint of what decides a verdict: the package, the code of the notebooks, the tests"
+    parts = [f.read_text(encoding='utf-8') for folder in ('lesson6', 'tests') for f in sorted((root/folder).rglob('*.py'))]
+    for f in sorted((root/'nbs').rglob('*.ipynb')): parts += [c.source for c in nbformat.read(f, as_version=4).cells if c.cell_type == 'code']
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
+
+
 def copy_of_the_package(folder):
     shutil.rmtree(folder, ignore_errors=True)
     for name in 'lesson6', 'tests', 'nbs', 'docs', 'benchmarks':
@@ -195,12 +206,15 @@ def main():
     ask.add_argument('--seed', type=int, default=1)
     ask.add_argument('--workers', type=int, default=2)
     ask.add_argument('--keep', type=Path, default=root/'_mutants')
+    ask.add_argument('--trust', action='store_true', help='count what was noticed before, whatever has changed since')
     ask.add_argument('--only', nargs='*', default=(), help='modules, such as engine/points')
     a = ask.parse_args()
     began, log = time.monotonic(), a.keep/f'seed{a.seed}.jsonl'
     a.keep.mkdir(parents=True, exist_ok=True)
     mutants = sample(a.sample, a.seed, a.only)
-    seen = {key(r): r for r in map(json.loads, log.read_text(encoding='utf-8').splitlines())} if log.exists() else {}
+    now = state()
+    before = map(json.loads, log.read_text(encoding='utf-8').splitlines()) if log.exists() else ()
+    seen = {key(r): r for r in before if r.get('state') == now or a.trust and r['noticed'] != 'nobody'}
     folders = SimpleQueue()
     for i in range(a.workers): folders.put(copy_of_the_package(a.keep/f'worker{i}'))
     limits = {}
@@ -226,7 +240,7 @@ def main():
                 file.write_text(right, encoding='utf-8')
                 notebook.write_text(book, encoding='utf-8')
                 folders.put(folder)
-            return {**{k: v for k, v in m.items() if k != 'code'}, 'noticed': noticed}
+            return {**{k: v for k, v in m.items() if k != 'code'}, 'noticed': noticed, 'state': now}
         todo = [m for m in mutants if key(m) not in seen]
         limits.update(pool.map(unchanged, dict.fromkeys(m['module'] for m in todo)))
         print(f'{len(mutants)} mutants, {len(todo)} of them to try; without a fault everything passed, {time.monotonic()-began:.0f} s', flush=True)

@@ -217,3 +217,12 @@ def test_what_is_stored_says_nothing_of_this_machine_or_of_bars_that_have_ended(
     nb = nbformat.read(path, as_version=4)
     outputs = [c.outputs for c in nb.cells if c.cell_type == 'code']
     assert outputs == [c.outputs for c in to_store(nb).cells if c.cell_type == 'code'] and 'site-packages' not in str(outputs)
+
+
+def test_mutants_are_made_of_every_module_of_the_lesson_and_of_the_engine():
+    value = next(n.value for n in ast.parse((root/'tests'/'mutants.py').read_text(encoding='utf-8')).body if isinstance(n, ast.Assign) and n.targets[0].id == 'modules')
+    modules = ast.literal_eval(value)
+    engine = {f'engine/{f.stem}' for f in (root/'lesson6'/'engine').glob('*.py') if f.stem != '__init__'}
+    assert set(modules) == engine | set(sections.values()) | {'files', 'data'}
+    for notebook, tests in modules.values():
+        assert (nbs/f'{notebook}.ipynb').exists() and all((root/'tests'/f'test_{t}.py').exists() for t in tests.split())

@@ -297,3 +297,26 @@ def test_tests_that_pass(tmp_path):
 def test_nothing_to_test_is_an_error(words, says, tmp_path):
     done = tested(*[w.format(folder=tmp_path) for w in words])
     assert done.returncode == 1 and says.format(folder=tmp_path) in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_environment_of_a_kernel_is_not_that_of_the_server_in_the_making(monkeypatch):
+    "While one thread asks for a process, another one copies the variables for its kernel"
+    import threading
+    import time
+    from multiprocessing import forkserver, resource_tracker
+    from lesson6.book import kernels
+    monkeypatch.setattr(forkserver, 'connect_to_new_process', lambda fds: time.sleep(.01))
+    monkeypatch.setattr(forkserver, 'set_forkserver_preload', lambda names: None)
+    monkeypatch.setattr(resource_tracker, 'ensure_running', lambda: None)
+    monkeypatch.setattr(kernels, '_server', {'path': [], 'names': set(), 'env': {}})
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    done = threading.Event()
+    def ask():
+        while not done.is_set(): kernels._connect(())
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try: seen = {kernels.environment().get('OMP_NUM_THREADS') for _ in range(50)}
+    finally:
+        done.set()
+        thread.join()
+    assert seen == {'7'}

@@ -84,7 +84,7 @@ def run_notebook(
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
-    from lesson6.book.kernels import kernel_manager
+    from lesson6.book.kernels import environment, kernel_manager
     nb = nbformat.read(path, as_version=4)
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
     number = {c.id: i for i,c in enumerate(cells, 1)}
@@ -114,7 +114,7 @@ def run_notebook(
     client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
                             extra_arguments=['--log-level=ERROR'], on_cell_execute=start, on_cell_executed=done)
     client.owns_km = True
-    kernel_env = {k:v for k,v in {**os.environ, **(env or {})}.items() if k != 'MPLBACKEND'}
+    kernel_env = {k:v for k,v in {**environment(), **(env or {})}.items() if k != 'MPLBACKEND'}
     ends = 'failed'
     _running.add(stop)
     try:
