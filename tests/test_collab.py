@@ -592,8 +592,9 @@ def test_what_was_looked_for_and_found(tmp_path):
 
 
 def test_one_title_with_several_numbers_is_counted(folder):
-    with pytest.warns(UserWarning, match='^1 titles have more than one number; the ratings of a title are taken together'):
+    with pytest.warns(UserWarning, match='^1 titles have more than one number; the ratings of a title are taken together') as told:
         table = read_ratings(folder(good, titles.replace('3|Ninth Ambush, The (1987)', '3|Café in Köln (1950)')))
+    assert told[0].filename == __file__
     assert table.title.nunique() == 1
 
 
@@ -789,6 +790,23 @@ def test_a_model_that_is_told_no_scale_takes_the_lessons(small):
     model = DotProductBias(13, 31, 5)
     model(torch.ones(2, 2, dtype=torch.long))
     assert model.y_range == (0, 5.5)
+
+
+def test_how_many_titles_are_told(learn):
+    assert len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5 and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5]
+    with pytest.raises(ValueError, match='n is 0; at least one title can be recommended'): recommend(learn, 1, 0)
+
+
+def test_a_scale_that_a_table_remembers_is_no_narrower_than_its_ratings(small):
+    for scale, known in ((2, 4), (1, 5)), ((0, 10), (0, 10)), ((1, 4), (1, 5)), ((2, 9), (1, 5)):
+        small.attrs['scale'] = scale
+        assert ratings_dls(small, device='cpu').scale == known
+
+
+def test_titles_of_the_ratings_themselves_are_taken_before_those_beside_them(tmp_path):
+    (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,Other,x\n2,Another,x\n')
+    (tmp_path/'ratings.csv').write_text('userId,movieId,title,rating\n' + ''.join(f'{u},{m},Own {m},{1 + u%5}\n' for u in range(9) for m in (1, 2)))
+    assert set(read_ratings(tmp_path).title) == {'Own 1', 'Own 2'}
 
 
 def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):

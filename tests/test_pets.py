@@ -177,6 +177,20 @@ def test_timing_changes_nothing(learn):
     assert torch.equal(torch.rand(1), a) and all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
 
 
+def test_loading_is_timed_in_one_process_and_apart_from_the_steps(tmp_path):
+    "Here a picture takes 40 ms to load, and two workers would have the next ones ready"
+    import time
+    from fastai.data.core import TfmdDL
+    dls = pets_dls(draw_some(tmp_path/'set'), 40, 32, bs=4, num_workers=2)
+    item = TfmdDL.create_item
+    def slowly(self, s): time.sleep(.04); return item(self, s)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TfmdDL, 'create_item', slowly)
+        learn = pets_learner(dls, small_net, pretrained=False)
+        load, step, whole = training_time(learn, part='load'), training_time(learn, part='step'), training_time(learn)
+    assert load > .04*dls.train.n > step > 0 and whole >= .9*step
+
+
 def test_timing_trains_on_the_batches_that_it_was_asked_for_and_only_looks_at_validation(learn):
     trained, loss_func = [], learn.loss_func
     class Told:

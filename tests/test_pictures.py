@@ -177,3 +177,12 @@ def test_what_deep_pictures_are_in_8_bits(mode, values, seen):
     kind = {'F': np.float32, 'I': np.int32, 'I;16': np.uint16}[mode]
     im = Image.fromarray(np.array([values]).astype(kind))
     assert im.mode == mode and [upright(im).getpixel((i, 0)) for i in range(3)] == [(v, v, v) for v in seen]
+
+
+@pytest.mark.parametrize('height, width', [(40, 20), (20, 40)])
+def test_a_square_of_the_middle_in_validation(height, width):
+    from fastai.torch_core import TensorImage
+    x = TensorImage(torch.arange(height*width).reshape(1, height, width))
+    middle = x[:, 10:30] if height > width else x[:, :, 10:30]
+    assert torch.equal(CropSquare(20)(x, split_idx=1), middle)
+    assert CropSquare(20)(x, split_idx=0).shape == (1, 20, 20)

@@ -166,6 +166,13 @@ def test_what_is_refused(file, tmp_path, columns, kw, says):
     with pytest.raises(ValueError, match=says): parquet_dls(tmp_path/'t.parquet', device='cpu', **kw)
 
 
+def test_a_column_that_is_damaged_is_named(file, tmp_path):
+    "Its description is whole, and what it describes is not"
+    whole = file.read_bytes()
+    (tmp_path/'t.parquet').write_bytes(whole[:1000] + bytes(byte ^ 85 for byte in whole[1000:3000]) + whole[3000:])
+    with pytest.raises(ValueError, match=r't.parquet is damaged in the column user \(.*\); write it anew'): parquet_dls(tmp_path/'t.parquet', device='cpu')
+
+
 def test_nothing_half_written_is_left_behind(tmp_path):
     def stop(parts):
         yield next(iter(parts))

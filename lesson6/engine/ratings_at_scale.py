@@ -65,7 +65,7 @@ def _column(file, name):
         if name not in parquet.schema_arrow.names: raise ValueError(f'{file} has no column {name}; it needs user, title and rating.')
     with _open(file, [name]) as parquet:
         try: column = parquet.read(columns=[name]).column(0)
-        except (OSError, ValueError) as e: raise ValueError(f'{file} is damaged in the column {name} ({e}); write it anew.') from None
+        except (OSError, ValueError) as e: raise ValueError(f'{file} is damaged in the column {name} ({str(e).partition(chr(10))[0]}); write it anew.') from None
     if column.null_count: raise ValueError(f'{file} has a gap in the column {name}, first in row {column.is_null().index(True)}; fill it or remove the row.')
     return column
 
