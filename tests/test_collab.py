@@ -792,6 +792,10 @@ def test_a_model_that_is_told_no_scale_takes_the_lessons(small):
     assert model.y_range == (0, 5.5)
 
 
+def test_the_hidden_layer_has_the_lessons_width():
+    assert [(layer.in_features, layer.out_features) for layer in CollabNN((10, 3), (20, 4)).layers[::2]] == [(7, 100), (100, 1)]
+
+
 def test_how_many_titles_are_told(learn):
     assert len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5 and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5]
     with pytest.raises(ValueError, match='n is 0; at least one title can be recommended'): recommend(learn, 1, 0)

@@ -59,6 +59,16 @@ def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, c
     with pytest.raises(FileNotFoundError, match=says): check_dataset('movielens', tmp_path)
 
 
+def test_the_published_sizes_of_the_sets():
+    assert full_counts == {'pets': {'pictures': 7_390, 'breeds': 37}, 'pascal': {'pictures': 5_011, 'labels': 20},
+                           'biwi': {'frames': 15_678, 'people': 24}, 'movielens': {'ratings': 100_000, 'films': 1_682}}
+
+
+def test_points_in_a_table_are_counted(tmp_path):
+    (tmp_path/'points.csv').write_text('fname,x,y\na.jpg,1,2\n\nb.jpg,3,4\n')
+    assert check_dataset('biwi', tmp_path) == {'frames': 2}
+
+
 def test_a_table_of_labels_by_another_name_is_left_to_its_reader(tmp_path):
     from PIL import Image
     for n in 'ab': Image.new('RGB', (8, 8)).save(tmp_path/f'{n}.png')

@@ -535,6 +535,8 @@ def test_plot_function_draws_the_function():
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(x, x*x) for x in range(-3, 4)])
     assert (ax.get_xlabel(), ax.get_title()) == ('x', 'a square')
     assert plot_function(torch.sin, ax=ax) is ax and len(ax.lines) == 2
+    x = ax.lines[1].get_xdata()
+    assert (len(x), x[0], x[-1]) == (100, -2, 2)
 
 
 def test_each_frame_may_have_a_size_of_its_own():
@@ -636,6 +638,7 @@ def test_errors_are_those_of_the_predictions(few):
     np.testing.assert_allclose(errors.constant, (torch.tensor(errors[['x', 'y']].values) - mean).norm(dim=1), rtol=1e-4)
     import matplotlib
     matplotlib.use('agg')
+    assert [t.get_text() for t in show_points(learn, 1).legends[0].get_texts()] == ['true point', 'prediction'], 'also where a row is not full'
     assert [a.get_title() for a in show_points(learn, 3).axes] == [f'{e.file.name}: {e.off:.0f} pixels off' for e in errors.iloc[[0, 2, 5]].itertuples()]
 
 
@@ -653,6 +656,17 @@ def test_what_was_importable_still_is():
     for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range', 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'): assert hasattr(head_pose, name)
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_the_size_of_a_picture_is_that_which_a_viewer_shows(orientation, tmp_path):
+    from lesson6.engine.pictures import UprightImage
+    turned = Image.Exif()
+    turned[0x112] = orientation
+    for i in range(8): Image.new('RGB', (40, 20)).save(tmp_path/f'{i}.jpg', exif=turned)
+    (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,8,6\n' for i in range(8)))
+    frames = read_points(tmp_path)
+    assert {(w, h) for w, h in zip(frames.width, frames.height, strict=True)} == {UprightImage.create(tmp_path/'0.jpg').size} == {(20, 40) if orientation > 4 else (40, 20)}
+
+
 def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_gigabyte(tmp_path):
     Image.new('RGB', (16, 12), 'grey').save(tmp_path/'0.jpg')
     for i in range(1, 6300): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
@@ -662,10 +676,12 @@ def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_g
     assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'
 
 
-@pytest.mark.parametrize('data, device, asked', [('mini', 'cpu', (8, 3e-2, {'lr_mult': 30})), ('full', 'cuda:0', (8, 1e-2, {}))])
-def test_the_twin_and_a_gpu_train_all_of_the_network(environment, data, device, asked):
+@pytest.mark.parametrize('data, device, asked', [('mini', 'cpu', (8, 3e-2, {'lr_mult': 30})), ('full', 'cuda:0', (8, 1e-2, {})), ('full', 'cpu', ('head', 16, 1e-2))])
+def test_the_twin_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(environment, data, device, asked):
     from types import SimpleNamespace
+    from lesson6 import head_pose
     from lesson6.head_pose import fit_pose
+    environment.setattr(head_pose, 'fit_head', lambda learn, *args: done.append(('head', *args)))
     environment.setenv('LESSON6_DATA', data)
     done = []
     fit_pose(SimpleNamespace(dls=SimpleNamespace(train=range(43), device=device), fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))

@@ -189,6 +189,14 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
 
 
+def test_a_fifth_is_a_fifth(tmp_path):
+    (tmp_path/'train').mkdir()
+    for i in range(30): Image.new('RGB', (8, 8)).save(tmp_path/'train'/f'{i}.png')
+    write(tmp_path, [f'{i}.png,{("car", "dog")[i%2]}' for i in range(30)], header='fname,labels\n')
+    with pytest.warns(UserWarning, match='6 of its 30 pictures, sampled with seed 42') as told: assert ml.read_labels(tmp_path)['is_valid'].sum() == 6
+    assert told[0].filename == __file__
+
+
 def test_where_a_table_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match='train.csv is not there, nor metadata.csv; it lists the pictures, with the columns fname, labels, is_valid'): ml.read_labels(tmp_path)
 

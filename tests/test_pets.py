@@ -191,6 +191,16 @@ def test_loading_is_timed_in_one_process_and_apart_from_the_steps(tmp_path):
     assert load > .04*dls.train.n > step > 0 and whole >= .9*step
 
 
+def test_who_reads_the_pictures(tmp_path, monkeypatch):
+    "A few processes for large ones on a GPU; whoever says a number is given it"
+    from lesson6 import pets
+    there = draw_some(tmp_path/'set')
+    def workers(**kwargs): return pets_dls(there, **{'presize': 40, 'size': 32, 'bs': 4, **kwargs}).train.fake_l.num_workers
+    assert (workers(), workers(presize=300), workers(num_workers=2)) == (0, 0, 2)
+    monkeypatch.setattr(pets, 'default_device', lambda: torch.device('cuda'))
+    assert (workers(), workers(num_workers=0, presize=300)) == (0, 0) and 0 < workers(presize=300) <= 8
+
+
 def test_timing_trains_on_the_batches_that_it_was_asked_for_and_only_looks_at_validation(learn):
     trained, loss_func = [], learn.loss_func
     class Told:

@@ -48,6 +48,14 @@ def test_a_table_in_the_folder_of_a_breed_is_none_of_the_set(tmp_path):
     assert pet_labels(tmp_path).vocab == ['corgi', 'pug']
 
 
+def test_an_empty_line_between_two_is_no_end(tmp_path):
+    draw(tmp_path, 'a.png', 'b.png')
+    for name, text in ('metadata.jsonl', '{"file_name": "a.png", "label": "x"}\n\n{"file_name": "b.png", "label": "y"}\n'), ('metadata.csv', 'file_name,label\na.png,x\n\nb.png,y\n'):
+        (tmp_path/name).write_text(text)
+        assert truth(pet_labels(tmp_path)) == {'a.png': 'x', 'b.png': 'y'}
+        (tmp_path/name).unlink()
+
+
 def test_a_split_with_a_gap_is_not_passed_over(tmp_path):
     names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
     draw(tmp_path, *names)

@@ -42,6 +42,17 @@ def test_a_sweep_says_at_once_what_cannot_be_meant(wds, why):
     with pytest.raises(ValueError, match=why): reg.wd_sweep(make, wds)
 
 
+def test_a_sweep_trains_for_the_lessons_five_epochs():
+    from fastai.basics import DataLoaders, Learner, MSELossFlat
+    made = []
+    def make():
+        rows = [(torch.ones(1), torch.ones(1))]*4
+        made.append(Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), torch.nn.Linear(1, 1), loss_func=MSELossFlat()))
+        return made[-1]
+    sweep = reg.wd_sweep(make, [0, .1], progress=False)
+    assert sweep.wd.tolist() == [0, .1] and [len(learn.recorder.values) for learn in made] == [5, 5]
+
+
 @pytest.mark.parametrize('shape', [(6, 2), (6, 1, 2), (6, 3, 2)])
 def test_points_keep_their_shape_and_come_back(shape):
     g = torch.Generator().manual_seed(0)
