@@ -7,6 +7,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lesson6.book.address.set_address': ('book/address.html#set_address', 'lesson6/book/address.py')},
             'lesson6.book.command': { 'lesson6.book.command._choose_data': ('book/command.html#_choose_data', 'lesson6/book/command.py'),
                                       'lesson6.book.command._home': ('book/command.html#_home', 'lesson6/book/command.py'),
+                                      'lesson6.book.command._long_ones_first': ( 'book/command.html#_long_ones_first',
+                                                                                 'lesson6/book/command.py'),
                                       'lesson6.book.command._pages': ('book/command.html#_pages', 'lesson6/book/command.py'),
                                       'lesson6.book.command._read': ('book/command.html#_read', 'lesson6/book/command.py'),
                                       'lesson6.book.command.data': ('book/command.html#data', 'lesson6/book/command.py'),

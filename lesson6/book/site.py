@@ -570,7 +570,8 @@ def build_site(
     verdicts = write_sources(work/'source', run)
     with patch_docutils(docs_path()), docutils_namespace():
         extra = {'html_extra_path': [str(work/'source'/'extra')]} if (work/'source'/'extra').is_dir() else {}
-        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra, status=None, warning=said, parallel=os.cpu_count() or 1)
+        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra, status=None, warning=said,
+                     parallel=1 + (os.cpu_count() or 1)) # one of them hands the pages to the others
         app.build()
     write_whole(out/'claims.json', json.dumps([asdict(v) for v in verdicts], indent=1, ensure_ascii=False)+'\n')
     if said.getvalue().strip(): print(re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(str(work/'source')+'/', ''))
