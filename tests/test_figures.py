@@ -60,6 +60,18 @@ def test_the_numbers_cannot_end_the_script():
     assert '</script' not in figure_file('x', {'kind': 'camera', 'title': '</script><b>'})
 
 
+def test_a_field_of_the_matrix_shows_five_pictures_the_surest_first(tmp_path):
+    import torch
+    from PIL import Image
+    from lesson6.engine.figures import confusion_data
+    files = [tmp_path/f'{i}.png' for i in range(8)]
+    for f in files: Image.new('RGB', (8, 8)).save(f)
+    sure = torch.tensor([.6, .9, .7, .95, .8, .55, .85, .75])
+    d = confusion_data(['cat', 'dog'], torch.stack([1-sure, sure], 1), torch.tensor([0]*7 + [1]), files)
+    assert [(f['actual'], f['guess'], f['count']) for f in d['fields']] == [(0, 1, 7), (1, 1, 1)]
+    assert [p for _, p in d['fields'][0]['pictures']] == pytest.approx([.95, .9, .85, .8, .7]), 'five of seven'
+
+
 # In a browser
 
 @pytest.fixture(scope='session')

@@ -43,6 +43,10 @@ def test_how_large_a_batch_is(file, tmp_path):
         assert dls.train.bs == (asked or min(max(64, n//200), n//4)), f
 
 
+def test_the_split_is_that_of_the_lessons_seed(file):
+    assert all(torch.equal(parquet_dls(file, device='cpu').train_ds.x, parquet_dls(file, seed=seed, device='cpu').train_ds.x) == (seed == 42) for seed in (42, 41))
+
+
 @pytest.mark.parametrize('accumulated', [False, True])
 def test_the_same_numbers(file, accumulated):
     "As from the learner that makes its gradients anew, to the last digit; nearly so where those of several batches are added up"
@@ -58,6 +62,7 @@ def test_the_tables_are_kept(file):
     "A step empties the gradients and leaves them where they are"
     dls = parquet_dls(file, device='cpu')
     learn = large_ratings_learner(dls, model(dls))
+    assert all(isinstance(table, RowsInPlace) for table in learn.model.children())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)
     where = [p.grad.data_ptr() for p in learn.model.parameters()]
     assert all(not p.grad.any() for p in learn.model.parameters())

@@ -165,3 +165,14 @@ def test_on_real_ratings_the_lessons_decay_is_near_the_best(real):
     assert .01 < sweep.valid_loss.idxmin() < 1, 'the curve has its minimum in the middle'
     assert sweep.valid_loss[.1] <= sweep.valid_loss.min() + .01
     assert sweep.valid_loss[.1] < sweep.valid_loss[.01] - .03
+
+
+@pytest.mark.parametrize('moved', [(0, 4), (3, 0), (3, 4)])
+def test_drift_is_told_in_pixels_across_and_down(moved):
+    "Also in pictures with an odd number of pixels, which are no squares; from the first pixel to the last there is one step fewer than pixels."
+    from fastai.vision.all import TensorImage, Transform
+    from lesson6.engine.augmentation import point_drift
+    class Roll(Transform):
+        def encodes(self, x:TensorImage): return x.roll(moved, (-2, -1))
+    drift = point_drift([Roll()], n=200, size=(31, 21), generator=torch.Generator().manual_seed(0))
+    assert drift.mean() == pytest.approx(math.hypot(moved[0]*31/30, moved[1]*21/20), rel=.015)

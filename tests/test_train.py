@@ -136,3 +136,40 @@ def test_a_checkpoint_of_other_names_or_another_network_is_not_gone_on_with(tmp_
     with pytest.raises(ValueError, match='belongs to another network'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
     torch.save({'weights': torch.zeros(1)}, tmp_path/'runs'/'pets'/'checkpoint.pt')
     with pytest.raises(ValueError, match='is no checkpoint that can be read'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
+
+
+def test_there_is_nothing_to_resume_at_first(tmp_path):
+    from lesson6.engine.training import Checkpoint
+    assert Checkpoint(tmp_path/'none.pt', {'epochs': 3}).resume() == 0
+
+
+def test_a_training_that_diverges_ends_with_the_batch_that_shows_it(tmp_path):
+    "Not with the epoch: on a real set that can be an hour later."
+    from fastai.callback.core import Callback
+    from lesson6.engine.training import StopAtNaN
+    class Break(Callback):
+        order, seen = -10, 0
+        def after_loss(self):
+            self.seen += 1
+            if self.training: self.learn.loss = self.loss*float('nan')
+    learn, broken = tiny_learner(tmp_path), Break()
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError, match='became nan in epoch 0, batch 0:'): learn.fit(2, cbs=[broken, StopAtNaN()])
+    assert broken.seen == 1
+
+
+def test_what_an_optimizer_remembers_goes_where_its_weights_are():
+    from fastai.optimizer import Adam
+    from lesson6.engine.training import _to_device
+    weights = torch.nn.Parameter(torch.ones(2, device='meta'))
+    opt = Adam([weights], lr=.1)
+    opt.state[weights] = {'grad_avg': torch.ones(2), 'step': 3}
+    _to_device(opt)
+    assert opt.state[weights]['grad_avg'].device.type == 'meta' and opt.state[weights]['step'] == 3
+
+
+@pytest.mark.parametrize('device, bits', [('cuda:0', 'float16'), ('cpu', 'bfloat16'), ('mps', 'bfloat16')])
+def test_sixteen_bits_are_those_of_the_device(device, bits):
+    from types import SimpleNamespace
+    from lesson6.engine.training import CPUMixedPrecision, mixed_precision
+    learn = SimpleNamespace(dls=SimpleNamespace(device=device), to_fp16=lambda: 'float16', add_cb=lambda cb: 'bfloat16' if isinstance(cb, CPUMixedPrecision) else cb)
+    assert mixed_precision(learn) == bits
