@@ -21,10 +21,9 @@ run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
 
 # Each notebook in a process of its own, as a reader's kernel is, forked from one that has imported fastai. One thread
-# each, because two notebooks at once are faster than two threads in one. The sections first, then the others from the
-# back, so that short ones come last.
+# each, because two notebooks at once are faster than two threads in one.
 nbdev_test: $(ready)
-	@OMP_NUM_THREADS=1 $(bin)/python -m lesson6.book.testing --at-once $(WORKERS) $$(ls nbs/[0-9]*.ipynb; ls -r nbs/[a-z]*.ipynb nbs/*/*.ipynb nbs/*/*/*.ipynb)
+	@OMP_NUM_THREADS=1 $(bin)/python -m lesson6.book.testing --at-once $(WORKERS) nbs
 
 # Two files of tests at once, for the same reason as two notebooks.
 pytest := OMP_NUM_THREADS=1 $(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

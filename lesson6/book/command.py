@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .kernels import Forked, ServerDied, can_fork
-from .running import (Stopped, find_notebooks, notebooks_at_once, notebooks_path, read_claims, run_together, section_name,
-                                  sections, to_store, write_whole)
+from .running import (Stopped, find_notebooks, long_ones_first, notebooks_at_once, notebooks_path, read_claims, run_together,
+                                  section_name, sections, to_store, write_whole)
 from .site import build_site, can_build, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43
@@ -38,9 +38,6 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
     os.environ['LESSON6_DATA'] = data
 
 # %% ../../nbs/book/command.ipynb #dfe208b8
-def _long_ones_first(paths): # so that the short ones fill the gaps at the end
-    return sorted(paths, key=lambda p: (not p.stem[0].isdigit(), p.parent.name != 'book', p.parent == notebooks_path()))
-
 def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
     "The pages of what ran, made by a process forked from the kernels' server, which has imported most of what the reference describes"
     if not can_build(): return plain_pages(work, out)
@@ -74,7 +71,7 @@ def run(
     for log in logs.values():
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-    jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(_long_ones_first(paths), 1)]
+    jobs = [(path, {'LESSON6_CLAIMS': str(logs[path]), **threads}, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(long_ones_first(paths), 1)]
     warm = not cold and len(jobs) > 2
     for path,nb,why in run_together(jobs, n, warm=warm):
         failed = failed or why

@@ -10,6 +10,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from fastcore.script import CliError, call_parse
 from .kernels import Forked, ServerDied, can_fork
+from .running import long_ones_first
 
 # %% ../../nbs/book/testing.ipynb #f485ab6a
 def test_notebook(path:str): # the notebook; SystemExit(1) if a cell raises
@@ -74,7 +75,7 @@ def main(
     paths = []
     for name in map(Path, notebooks):
         if not name.exists(): raise CliError(f'There is no {name}.')
-        found = [p for p in sorted(name.rglob('*.ipynb')) if not any(part[0] in '._' for part in p.relative_to(name).parts)] if name.is_dir() else [name]
+        found = [p for p in long_ones_first(sorted(name.rglob('*.ipynb'))) if not any(part[0] in '._' for part in p.relative_to(name).parts)] if name.is_dir() else [name]
         if not found: raise CliError(f'There is no notebook in {name}.')
         paths += found
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
