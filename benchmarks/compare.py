@@ -45,6 +45,8 @@ def report(
     chart: bool = True,   # draw the ratios; of no use where they are all the same
 ):
     results.mkdir(exist_ok=True)
+    ratios = table['times as fast'][::-1].dropna() if chart else None
+    table = table.astype(object).where(table.notna(), '')   # empty where not measured
     machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
     (results/f'{name}.json').write_text(json.dumps({'title': title, 'note': note, 'machine': machine,
                                                     'rows': table.reset_index().to_dict('records')}, indent=1), encoding='utf-8')
@@ -54,9 +56,9 @@ def report(
     (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n', encoding='utf-8')
     print((results/f'{name}.md').read_text(encoding='utf-8'))
     if not chart: return
-    fig, ax = plt.subplots(figsize=(7, 0.5*len(table)+1), layout='constrained')
-    ax.barh(table.index[::-1], table['times as fast'][::-1])
+    fig, ax = plt.subplots(figsize=(7, 0.5*len(ratios)+1), layout='constrained')
+    ax.barh(ratios.index, ratios)
     ax.set(title=title, xlabel='times as fast (longer is better)')
-    for y, v in enumerate(table['times as fast'][::-1]): ax.annotate(f' {v:.3g}', (v, y), va='center')
+    for y, v in enumerate(ratios): ax.annotate(f' {v:.3g}', (v, y), va='center')
     ax.margins(x=0.12)
     fig.savefig(results/f'{name}.svg')

@@ -16,7 +16,7 @@ from pathlib import Path
 sizes = {1_000_000: (6_040, 3_706), 10_000_000: (69_878, 10_677), 32_000_000: (200_948, 87_585)}  # as the sets of MovieLens are
 factors, epochs, batches = 50, 3, 200
 most_bytes, most_seconds = 10*2**30, 600
-als_settings = dict(k=50, lambda_=24, niter=4)   # searched at a million ratings
+als_settings = {n: dict(k=50, lambda_=lambda_, niter=4) for n, lambda_ in zip(sizes, (24, 30, 24), strict=True)}   # the best lambda_ of those tried at each size
 
 
 def rss():
@@ -97,7 +97,7 @@ def cmfrec(file, n, **settings):
         for part, ds in ('train', dls.train_ds), ('valid', dls.valid_ds):
             for column, values in ('UserId', ds.x[:, 0]), ('ItemId', ds.x[:, 1]), ('Rating', ds.y.flatten()): np.save(Path(d)/f'{part}_{column}.npy', values.numpy())
         del dls, ds, values
-        done = subprocess.run([python, '-c', als, d, json.dumps(settings or als_settings)], capture_output=True, text=True, check=True,
+        done = subprocess.run([python, '-c', als, d, json.dumps(settings or als_settings[n])], capture_output=True, text=True, check=True,
                               env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
     return json.loads(done.stdout)
 
@@ -173,15 +173,13 @@ def tell(found, rounds):
             rows.append({'': f'{n//10**6} M, {name}', **rate, **median})
     table = pd.DataFrame(rows).set_index('')
     table = table[[c for c in columns if c in table]]
-    others = [c for c in table if c != 'times as fast']
-    table[others] = table[others].astype(object).where(table[others].notna(), '')   # empty where not measured
-    settings = ', '.join(f'{name} {value}' for name, value in als_settings.items())
+    settings = '; '.join(f'{n//10**6} M: ' + ', '.join(f'{name} {value}' for name, value in o.items()) for n, o in als_settings.items())
     each = f'{rounds} rounds' if rounds > 1 else 'one round'
     report('ratings_large', 'Ratings, large', table,
            f'Drawn ratings in the sizes of MovieLens 1M, 10M and 32M, from a Parquet file; {factors} factors, two threads, {each}, each contender in a process of its own. '
            f'Ratings a second: all of the file, by the time to read it and to train and validate for one epoch (the median of {epochs}). Of fastai\'s epoch {batches} '
            f'batches at most were measured, without validation, and the rest reckoned from them. Times as fast: as fastai with batches of 64 at the same size, or with the larger ones where those were not measured. '
-           f'All of the training: {epochs} epochs of ours with their validations; cmfrec has no epochs, and reads no files: its time is that of `fit` alone, with {settings}. The machine has {os.cpu_count()} cores and was at a load of {os.getloadavg()[2]:.0f}: '
+           f'All of the training: {epochs} epochs of ours with their validations; cmfrec has no epochs, and reads no files: its time is that of `fit` alone ({settings}). The machine has {os.cpu_count()} cores and was at a load of {os.getloadavg()[2]:.0f}: '
            f'where the load is higher than the cores, only the seconds of the processor tell how the time grows. ' + ' '.join(notes))
 
 
