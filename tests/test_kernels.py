@@ -56,6 +56,8 @@ import matplotlib, numpy as np, pandas as pd, torch
 from fastai.vision.all import *
 from fastprogress.core import IN_NOTEBOOK
 from threadpoolctl import threadpool_info
+from huggingface_hub.utils import tqdm as of_the_hub
+from tqdm.auto import tqdm
 plt.plot([1, 2]); plt.show()
 def name(f): return getattr(f, '__qualname__', str(f))
 print(json.dumps(dict(
@@ -66,7 +68,7 @@ print(json.dumps(dict(
     python_threads=sorted(t.name.split('-')[0] for t in threading.enumerate() if t.name != 'EndWithParent'),
     signals={s.name: name(signal.getsignal(s)) for s in signal.valid_signals() if isinstance(s, signal.Signals)}, blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     warnings=sorted(str(f) for f in warnings.filters), warnoptions=sys.warnoptions,
-    notebook=IN_NOTEBOOK, bar=progress_bar.__name__, backend=plt.get_backend(), interactive=plt.isinteractive(),
+    notebook=IN_NOTEBOOK, bars=[progress_bar.__name__, *(c.__module__ for o in (tqdm, of_the_hub) for c in o.__mro__)], backend=plt.get_backend(), interactive=plt.isinteractive(),
     rc={k: str(v) for k,v in matplotlib.rcParams.items()}, events={k: [name(f) for f in v] for k,v in get_ipython().events.callbacks.items()},
     process=[multiprocessing.current_process().name, multiprocessing.parent_process(), multiprocessing.get_start_method()],
     device=str(default_device()), works=torch.ones(3, device=default_device()).sum().item(), dtype=str(torch.get_default_dtype()), grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(),

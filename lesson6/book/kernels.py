@@ -12,7 +12,7 @@ from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage', 'sklearn.metrics', 'sklearn.decomposition',
-             'matplotlib.pyplot', 'PIL.Image', 'requests', 'yaml', 'plum', 'starlette.applications', 'timm')
+             'matplotlib.pyplot', 'PIL.Image', 'requests', 'yaml', 'plum', 'starlette.applications')
 can_fork = sys.platform == 'linux'
 
 _server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'} # no threads before the fork
