@@ -854,7 +854,7 @@ def _(answer):
 
 # %% ../nbs/exercises.ipynb #3d5b1425
 @exercise('collab-7', 'an experiment of two minutes',
-    'Are 50 factors many? Train `DotProductBias` with the lesson\'s recipe and weight decay (`wd=0.1`) with 2, 10 and 50 factors, on the same `DataLoaders`. Hand in a dict from number of factors to learner, and compare the three errors: on the twin a handful of factors was planted.',
+    'Are 50 factors many? Train `DotProductBias` with the lesson\'s recipe and weight decay (`wd=0.1`) with 2, 10 and 50 factors, on the same `DataLoaders`. Hand in a dict from number of factors to learner, and compare the three errors: in the synthetic ratings a handful of factors was planted.',
     hint='A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner.',
     solution='''
 from fastai.collab import Learner, MSELossFlat
