@@ -233,6 +233,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lesson6.data.check_dataset': ('data/datasets.html#check_dataset', 'lesson6/data.py'),
                               'lesson6.data.download_real': ('data/datasets.html#download_real', 'lesson6/data.py'),
                               'lesson6.data.draw_twin': ('data/datasets.html#draw_twin', 'lesson6/data.py'),
+                              'lesson6.data.is_synthetic': ('data/datasets.html#is_synthetic', 'lesson6/data.py'),
                               'lesson6.data.lesson_path': ('data/datasets.html#lesson_path', 'lesson6/data.py')},
             'lesson6.engine.augmentation': { 'lesson6.engine.augmentation.affine_picture': ( 'engine/augmentation.html#affine_picture',
                                                                                              'lesson6/engine/augmentation.py'),
