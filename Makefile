@@ -7,15 +7,17 @@
 # make address  URL=https://... writes the repository's address into every place that has to spell it out
 # make bench  time each benchmark against what people would use instead; tables and charts in benchmarks/results
 # make mutants  put small faults into the package and see whether a test notices (SAMPLE=200 SEED=1); half an hour or more
+# make host   HOST=lowest, or the name of a list in tests/hosts: sections and tests with those versions, in an environment of its own
 # make hooks  clean what you commit, and show differences of notebooks so that they can be read
 # What is printed is the same when another make calls this one, as `make test` does.
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
+extras := book,dev
 WORKERS ?= 2
 bin    := .venv/bin
 ready  := .venv/.ready
 
-.PHONY: run install test test-all nbdev_test lab docs check address bench mutants hooks clean
+.PHONY: run install test test-all nbdev_test lab docs check address bench mutants host hooks clean
 
 run: $(ready)
 	@$(bin)/lesson6 run $(NB) $(if $(DATA),--data "$(DATA)")
@@ -57,8 +59,12 @@ bench: $(ready)
 SAMPLE ?= 200
 SEED ?= 1
 mutants: $(ready)
-	@$(bin)/python -c 'import cosmic_ray' 2> /dev/null || $(bin)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev,docs,mutants]'
+	@$(bin)/python -c 'import cosmic_ray' 2> /dev/null || { $(call get,mutants); }
 	@$(bin)/python -B -W ignore tests/mutants.py --sample $(SAMPLE) --seed $(SEED) --workers $(WORKERS)
+
+HOST ?= lowest
+host:
+	bash tests/hosts/try.sh $(HOST) $(PYTHON)
 
 address: $(ready)
 	@$(bin)/python -m lesson6.book.address "$(URL)"
@@ -75,7 +81,12 @@ $(ready): pyproject.toml settings.ini setup.py constraints.txt
 	@cat $^ | cmp -s - $@ || $(MAKE) install
 	@cat $^ > $@
 
+# By uv, which is several times as fast; by pip where uv can't be had or doesn't reach the index that pip is set up for.
+get = $(bin)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt uv \
+	&& $(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --editable '.[$(1)]' \
+	|| $(bin)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --constraint constraints.txt --editable '.[$(1)]'
+
 install:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("lesson6 needs Python 3.11 or newer, and $(PYTHON) is %d.%d: run make PYTHON=python3.12, for example." % v)'
 	$(PYTHON) -m venv .venv
-	$(bin)/python -m pip install --disable-pip-version-check --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,docs]'
+	@$(call get,$(extras))

@@ -56,7 +56,7 @@ def test_wheel_says_what_settings_say(wheel):
     def extra(name): return sorted(r.name.lower() for r in asked if f'extra == "{name}"' in str(r.marker))
     def said(key): return sorted(Requirement(r).name.lower() for r in settings[key].strip().splitlines())
     assert sorted(r.name.lower() for r in asked if not r.marker) == said('requirements')
-    assert extra('dev') == said('dev_requirements') and extra('docs') == said('docs_requirements')
+    assert extra('dev') == said('dev_requirements') and extra('book') == said('book_requirements')
     assert facts['Requires-Python'] == '>=3.11' and 'README' not in facts.get_payload()[:20] and facts.get_payload().startswith('# lesson6')
 
 
@@ -116,25 +116,39 @@ def test_constraints_are_names_and_versions():
     assert all(re.fullmatch(r'[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+', l) for l in lines), [l for l in lines if '==' not in l]
     held = {re.sub(r'[-_.]+', '-', l.split('==')[0]).lower(): l.split('==')[1] for l in lines}
     assert len(held) == len(lines)
-    for key in 'requirements', 'dev_requirements', 'docs_requirements':
+    for key in 'requirements', 'book_requirements', 'dev_requirements':
         for r in map(Requirement, settings[key].strip().splitlines()):
             name = re.sub(r'[-_.]+', '-', r.name).lower()
             assert name in held and r.specifier.contains(held[name], prereleases=True), r
 
 
+def required(*keys): return {re.sub(r'[-_.]+', '-', Requirement(r).name).lower() for key in keys for r in settings[key].strip().splitlines()}
+
+
 def test_what_is_imported_is_required():
-    "Each module that lesson6 imports comes from a requirement, not from what happens to come along."
+    "Each module that lesson6 imports comes from a requirement, not from what happens to come along; only the book needs the extra."
     from importlib.metadata import packages_distributions
     owners = packages_distributions()
-    said = {Requirement(r).name.lower() for key in ('requirements', 'docs_requirements') for r in settings[key].strip().splitlines()}
-    # what a requirement brings along for good: the kernel brings IPython and jupyter_client, the notebook tools nbformat, Sphinx docutils
-    said |= {'ipython', 'jupyter-client', 'nbformat', 'docutils', 'fastprogress', 'scipy', 'lesson6', 'fastdownload'}
-    said |= {'nbdev'} # lesson6.book.testing is for a checkout, where the extra dev is installed
+    core = required('requirements') | {'lesson6'}
+    book = core | required('book_requirements') | {'nbformat', 'docutils'} # which the notebook tools and Sphinx bring along for good
     for path in (root/'lesson6').rglob('*.py'):
+        of_book = 'book' in path.parts or path.name == 'train.py'
+        said = book | {'nbdev'} if path.name == 'testing.py' else book if of_book else core # testing is for a checkout
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {n.partition('.')[0] for n in names} - set(sys.stdlib_module_names):
-                assert {o.lower().replace('_', '-') for o in owners.get(name, [name])} & {s.replace('_', '-') for s in said}, f'{path.name} imports {name}'
+                assert {o.lower().replace('_', '-') for o in owners.get(name, [name])} & said, f'{path.name} imports {name}'
+
+
+@pytest.mark.parametrize('host', sorted((root/'tests'/'hosts').glob('*.txt')), ids=lambda p: p.stem)
+def test_core_replaces_nothing_on_a_host(host):
+    "What a host has installed satisfies what lesson6 asks for, so that installing it leaves the running kernel alone."
+    has = dict(l.split('==') for l in host.read_text().splitlines() if not l.startswith('#'))
+    has = {re.sub(r'[-_.]+', '-', name).lower(): version for name,version in has.items()}
+    asked = {re.sub(r'[-_.]+', '-', r.name).lower(): r.specifier for r in map(Requirement, settings['requirements'].strip().splitlines())}
+    assert len(asked.keys() & has.keys()) > 15
+    changed = {n: f'{has[n]}, asked for {s}' for n,s in asked.items() if n in has and not s.contains(has[n], prereleases=True)}
+    assert not changed
 
 
 def test_one_version():

@@ -29,7 +29,7 @@ run_by = {
     'make check': ('.ci/run', 'make check'),
     'make docs': ('tests/test_site.py', "['make', 'docs']"),
     'python3 -m venv .venv': ('Makefile', '$(PYTHON) -m venv .venv'),
-    ".venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'": ('Makefile', "--constraint constraints.txt --editable '.[dev,docs]'"),
+    ".venv/bin/python -m pip install --constraint constraints.txt --editable '.[book,dev]'": ('Makefile', 'extras := book,dev'),
     '.venv/bin/lesson6 run': ('Makefile', '$(bin)/lesson6 run'),
     'pip install /path/to/the/clone': ('tests/test_packaging.py', "'pip', '--python'"),
     'lesson6 notebooks': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
