@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from fastai.metrics import accuracy_multi
-from .engine.labels import (get_x, get_y, label_report, multilabel_dls, plot_prediction,
-                                   prediction_table, read_labels, splitter, voc_labels)
+from .engine.labels import (fit_multilabel, get_x, get_y, label_report, multilabel_dls,
+                                   multilabel_learner, plot_prediction, prediction_table,
+                                   read_labels, splitter, voc_labels)
 
 # %% ../nbs/02_multi_label.ipynb #a01334e9
 def one_hot_encode(

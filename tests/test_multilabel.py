@@ -293,6 +293,94 @@ def test_nothing_is_written_into_the_folder(folder):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob('*')} == before
 
 
+# --- the recipe: what suits the pictures and the machine, unless an argument says otherwise
+
+@pytest.fixture
+def synthetic(environment, tmp_path):
+    "A set below the cache, where synthetic ones are kept."
+    there = tmp_path/'cache'/'mini'/'v0'/'pascal_2007'
+    (there/'train').mkdir(parents=True)
+    for i in range(12): Image.new('RGB', (32, 24), (20*i, 120, 150)).save(there/'train'/f'{i}.jpg')
+    return write(there, [f'{i}.jpg,{("car", "dog car")[i%2]},{i > 8}' for i in range(12)])
+
+
+def test_the_loaders_suit_the_pictures_and_the_machine(synthetic, folder, monkeypatch):
+    from lesson6.engine import labels
+    from lesson6.engine.picture_loaders import KeepBatches
+    def made(path, **kw):
+        dls = ml.multilabel_dls(ml.read_labels(path), path, **kw)
+        assert dls.folder == path and dls.one_batch()[0].shape[-1] == dls.pixels
+        return dls.pixels, dls.bs, isinstance(dls.valid, KeepBatches)
+    assert made(synthetic) == (64, 2, True)
+    assert made(folder) == (224, 2, True)
+    assert made(folder, size=16, bs=1, keep_valid=False) == (16, 1, False)
+    monkeypatch.setattr(labels, 'default_device', lambda: torch.device('cuda'))
+    assert made(synthetic)[0] == 64 and made(folder)[0] == 128
+
+
+def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monkeypatch):
+    from fastai.metrics import accuracy_multi
+    from lesson6.engine import labels, networks
+    def made(path, **kw):
+        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32), pretrained=False, **kw)
+        return learn.arch.__name__
+    assert [made(synthetic), made(folder)] == ['drawnet18', 'efficientnet_lite0']
+    from test_pets import small_net
+    assert made(folder, arch=small_net, metrics=[ml.partial(accuracy_multi, thresh=.2)]) == 'small_net'
+    monkeypatch.setattr(labels, '_stays_frozen', lambda dls: False)
+    monkeypatch.setattr(networks, 'default_device', lambda: torch.device('cuda'))
+    assert made(folder) == 'resnet50'
+
+
+@pytest.mark.parametrize('real_ones', [True, False])
+def test_real_pictures_are_trained_with_a_frozen_body_on_a_cpu(synthetic, folder, real_ones, capsys):
+    from test_pets import small_net
+    path = folder if real_ones else synthetic
+    def trained(**kw):
+        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32), small_net, pretrained=False)
+        before = [p.detach().clone() for p in learn.model[0].parameters()]
+        with learn.no_bar(), learn.no_logging(): assert ml.fit_multilabel(learn, **kw) is learn
+        moved = any(not torch.equal(p, q) for p, q in zip(before, learn.model[0].parameters(), strict=True))
+        return moved, len(learn.recorder.values), capsys.readouterr().out.splitlines()[0]
+    moved, epochs, said = trained()
+    assert (moved, epochs) == ((False, 10) if real_ones else (True, 3))
+    assert said == 'small_net at 32 pixels: ' + ('the body computed once for 2 crops of each picture, then 10 epochs for the head, learning rate 0.003'
+                                                 if real_ones else '4 epochs for the head, then 3 for all layers, learning rate 0.003')
+    moved, epochs, said = trained(epochs=1, lr=1e-4, views=3)
+    assert not moved and epochs == 1 and 'for 3 crops' in said and 'rate 0.0001' in said, 'who asks for views wants the body frozen'
+
+
+def test_another_seed_is_another_split_where_the_table_has_none(environment, tmp_path):
+    from lesson6.book.train import section_learner
+    there = tmp_path/'own'/'pascal_2007'
+    (there/'train').mkdir(parents=True)
+    for i in range(20): Image.new('RGB', (32, 24), (10*i, 120, 150)).save(there/'train'/f'{i}.jpg')
+    write(there, [f'{i}.jpg,{("car", "dog car")[i%2]}' for i in range(20)], header='fname,labels\n')
+    environment.setenv('LESSON6_DATA', str(tmp_path/'own'))
+    environment.setenv('LESSON6_ARCH', 'drawnet10')
+    def held(seed):
+        with pytest.warns(UserWarning, match=f'sampled with seed {seed}'): learn = section_learner('multilabel', seed=seed)
+        return tuple(learn.dls.valid_ds.items['fname'])
+    assert held(1) == held(1) and len({held(1), held(2), held(3)}) == 3
+
+
+@pytest.mark.slow
+def test_real_pictures_on_a_laptop(real):
+    "482 pictures to learn from; the lesson, with resnet50, 2,501 pictures and a GPU, has 95.5 %."
+    from fastai.torch_core import set_seed
+    path = real/'pascal_2007'
+    set_seed(42, reproducible=True)
+    dls = ml.multilabel_dls(ml.read_labels(path, seed=42), path, seed=42)
+    set_seed(42, reproducible=True)
+    learn = ml.multilabel_learner(dls)
+    with learn.no_bar(), learn.no_logging():
+        ml.fit_multilabel(learn)
+        preds, targs = learn.get_preds()
+    accuracy, precision = ml.threshold_curve(preds, targs)[1].max(), ml.label_report(preds, targs, dls.vocab)['average precision'].mean()
+    print(f'{learn.arch.__name__}: {accuracy:.1%} right at the best threshold, mean average precision {precision:.3f}')
+    assert accuracy >= .963 and precision >= .79
+
+
 # --- batches
 
 def test_loaders_can_be_sent_to_other_processes(folder):

@@ -27,12 +27,9 @@ def _pets(bs, seed):
     return pets_learner(pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size, bs=bs, seed=seed), lesson_arch('resnet34'))
 
 def _multilabel(bs, seed):
-    from fastai.metrics import accuracy_multi
-    from fastai.vision.learner import vision_learner
-    from lesson6.engine.networks import lesson_arch
-    from lesson6.multilabel import multilabel_dls, read_labels
+    from lesson6.multilabel import multilabel_dls, multilabel_learner, read_labels
     path = lesson_path('pascal')
-    return vision_learner(multilabel_dls(read_labels(path), path, profile.pascal_size, bs=bs), lesson_arch('resnet50'), metrics=accuracy_multi, cbs=StopAtNaN())
+    return multilabel_learner(multilabel_dls(read_labels(path, seed=seed), path, bs=bs, seed=seed))
 
 def _head_pose(bs, seed):
     from fastai.vision.learner import vision_learner
