@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lesson6.book import site
+from lesson6.book import running, site
 from lesson6.book.running import find_notebooks, notebooks_path
 
 root = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_every_figure_has_words():
 @pytest.mark.parametrize('path', sections, ids=lambda p: p.stem)
 def test_first_cell(path):
     first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code')
-    assert first.source == site.first_cell()
+    assert first.source == site.first_cell(running.sections[path.stem])
 
 
 @pytest.mark.parametrize('address', ['', 'https://git.example.org/our/lesson6'])
@@ -76,7 +76,7 @@ if sys.argv[1] == 'without': sys.modules['lesson6'] = None
 result = shell.run_cell(sys.argv[2])
 print(asked, result.error_in_exec or '')
 """
-    said = {how: subprocess.run([sys.executable, '-c', code, how, site.first_cell(address)], capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1] for how in ('with', 'without')}
+    said = {how: subprocess.run([sys.executable, '-c', code, how, site.first_cell('pets', address)], capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1] for how in ('with', 'without')}
     assert said['with'] == '[]'
     if address: assert said['without'] == f"['install --quiet git+{address}']"
     else: assert said['without'].startswith('[] lesson6 is not installed here: run `%pip install PATH`')

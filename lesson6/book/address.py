@@ -9,7 +9,7 @@ __all__ = ['parts', 'set_address', 'main']
 import json, re, sys
 from pathlib import Path
 from fastcore.script import CliError, call_parse
-from .running import write_whole
+from .running import sections, write_whole
 from .site import first_cell, open_links
 
 # %% ../../nbs/book/address.ipynb #635754ad
@@ -19,13 +19,13 @@ def parts(
     "What stands between `<!-- address: NAME -->` and `<!-- end -->` in README.md and CONTRIBUTING.md"
     name = url.rstrip('/').rpartition('/')[2].removesuffix('.git')
     clone = f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url else 'Clone this repository, and in its folder:\n\n```sh\nmake run\n```'
-    where = {section: open_links(section, url) for section in ('01_pet_breeds', '02_multi_label', '03_head_pose', '04_collab', '05_regularisation')}
+    where = {section: open_links(section, url) for section in sections}
     links = [f"- {section}: " + ' · '.join(f'[{place}]({link})' for place,link in o.items()) for section,o in where.items() if o]
     cloud = ('Open a section there; its first cell installs the package:\n\n' + '\n'.join(links)) if links else (
         f'Upload a section, and run `%pip install git+{url}` in a cell above its first one.' if url else
         'Upload a section and the folder of a clone, or a wheel made from it (`python -m build`), and run `%pip install` with its path in a cell above the first one.')
     return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url else '```sh\npip install /path/to/the/clone\n```',
-            'first-cell': f'```python\n{first_cell(url)}\n```'}
+            'first-cell': f'```python\n{first_cell("pets", url)}\n```'}
 
 # %% ../../nbs/book/address.ipynb #d4b85491
 def set_address(
@@ -50,7 +50,7 @@ def set_address(
         nb = json.loads(texts[file])
         cell = next(c for c in nb['cells'] if c['cell_type'] == 'code')
         if 'import lesson6' not in ''.join(cell['source']): raise ValueError(f'{file}: its first code cell is not the one that installs the package.')
-        cell['source'] = first_cell(url).splitlines(keepends=True)
+        cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
         new[file] = json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
     changed = [f for f in texts if new[f] != texts[f]]
     for f in changed: write_whole(f, new[f])

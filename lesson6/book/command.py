@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
 from .kernels import Forked, ServerDied, can_fork
 from .running import (Stopped, find_notebooks, long_ones_first, notebooks_at_once, notebooks_path, read_claims, run_together,
-                                  section_name, sections, to_store, write_whole)
+                                  section_name, sections, store, write_whole)
 from .site import build_site, can_build, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43
@@ -77,7 +77,7 @@ def run(
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         rows[path] = read_claims(logs[path])
-        if save and not why: write_whole(path, nbformat.writes(to_store(nb))+'\n')
+        if save and not why: store(path, nb)
     ran, rows = len(rows), [v for path in paths for v in rows.get(path, [])]
     if rows: print(); print_claims(rows)
     if unasked := sum(v.holds is None for v in rows):
