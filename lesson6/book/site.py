@@ -223,12 +223,13 @@ def stored_claims(
 ) -> list:           # `Verdict`s, of the statements that are among `statements`
     "What the last `claims_table()` of a notebook shows"
     from bs4 import BeautifulSoup
-    from lesson6.claims import Verdict
+    from lesson6.claims import Verdict, read_claims
+    if told := read_claims(nb): return told # what is stored since a claim shows itself
     shown = [d['text/html'] for c in nb.cells if c.cell_type == 'code' and 'claims_table' in c.source
              for o in c.outputs for d in [o.get('data', {})] if 'text/html' in d][-1:]
     rows = [[td.get_text().strip() for td in tr.select('td')] for html in shown for tr in BeautifulSoup(html, 'html.parser').select('tbody tr')]
     known = {s.says: s for s in statements}
-    return [Verdict(known[says].id, says, lesson, known[says].source, here, data, device, {'yes': True, 'NO': False}.get(holds))
+    return [Verdict(known[says].id, says, lesson, known[says].source, {'yes': 'holds', 'NO': 'does not hold'}.get(holds, holds), here, [], '', data, device)
             for says,lesson,here,data,device,holds in rows if says in known]
 
 # %% ../../nbs/book/site.ipynb #5bee0d02
