@@ -6,13 +6,12 @@
 __all__ = ['dots', 'find_dots', 'affine_picture', 'affine_points', 'point_drift', 'FewFrames', 'train_on_few_frames']
 
 # %% ../../nbs/engine/augmentation.ipynb #77ce497e
-import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
+import fastai.callback.progress, fastai.callback.schedule # noqa: F401, give Learner its no_bar and its fit_one_cycle
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.block import DataBlock
 from fastai.data.transforms import FuncSplitter
@@ -141,7 +140,7 @@ def train_on_few_frames(
     model,            # gives two numbers in -1..1 for a picture
     block,            # of the target, for `FewFrames.dls`
     tfms,             # batch transforms
-    epochs:int=50,    # how many
+    epochs:int=30,    # how many
     lr:float=3e-3,    # the highest learning rate of `fit_one_cycle`
 ) -> tuple:           # two arrays: how far off the model is on each frame of `few.seen` and of `few.unseen`, in pixels of the whole frame
     "Trains a model on a few frames without a word, and measures it on these and on the people never seen"
