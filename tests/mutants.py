@@ -178,7 +178,7 @@ def ended(folder, limit, work, *args):
     "How a process ended: 'passed', 'failed' or 'time'; it and what it started are gone"
     env = {**os.environ, 'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1', 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
     for name in 'LESSON6_PROMISES', 'LESSON6_DATA', 'LESSON6_ARCH': env.pop(name, None)
-    process = Forked(work, str(folder/'log.txt'), *args, env=env, cwd=str(folder), preload=('pytest', 'hypothesis', 'nbdev.test', 'fastai.vision.all', 'fastai.collab')).started()
+    process = Forked(work, str(folder/'log.txt'), *args, env=env, cwd=str(folder), preload=('pytest', 'hypothesis', 'nbdev.test', 'fastai.vision.all', 'fastai.collab')).start()
     end = time.monotonic() + limit
     while process.poll() is None and time.monotonic() < end: time.sleep(.05)
     code = process.poll()

@@ -70,7 +70,7 @@ print(json.dumps(dict(
     warnings=sorted(str(f) for f in warnings.filters), warnoptions=sys.warnoptions,
     notebook=IN_NOTEBOOK, bars=[progress_bar.__name__, *(c.__module__ for o in (tqdm, of_the_hub) for c in o.__mro__)], backend=plt.get_backend(), interactive=plt.isinteractive(),
     rc={k: str(v) for k,v in matplotlib.rcParams.items()}, events={k: [name(f) for f in v] for k,v in get_ipython().events.callbacks.items()},
-    process=[multiprocessing.current_process().name, multiprocessing.parent_process(), multiprocessing.get_start_method()],
+    start=multiprocessing.get_start_method(),
     device=str(default_device()), works=torch.ones(3, device=default_device()).sum().item(), dtype=str(torch.get_default_dtype()), grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(),
     numpy=np.geterr(), pandas=pd.options.display.max_rows, ours=[m for m in sys.modules if m.startswith('lesson6')], cuda=[torch.cuda.is_available(), torch.cuda.is_initialized()],
     limits=sys.getrecursionlimit(), switch=sys.getswitchinterval())))
@@ -302,23 +302,16 @@ def test_nothing_to_test_is_an_error(words, says, tmp_path):
 
 
 def test_the_environment_of_a_kernel_is_not_that_of_the_server_in_the_making(monkeypatch):
-    "While one thread asks for a process, another one copies the variables for its kernel"
+    "While one thread starts the server, another one copies the variables for its kernel"
     import threading
-    import time
-    from multiprocessing import forkserver, resource_tracker
-    from lesson6.book import kernels
-    monkeypatch.setattr(forkserver, 'connect_to_new_process', lambda fds: time.sleep(.01))
-    monkeypatch.setattr(forkserver, 'set_forkserver_preload', lambda names: None)
-    monkeypatch.setattr(resource_tracker, 'ensure_running', lambda: None)
-    monkeypatch.setattr(kernels, '_server', {'path': [], 'names': set(), 'env': {}})
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
-    done = threading.Event()
-    def ask():
-        while not done.is_set(): kernels._connect(())
-    thread = threading.Thread(target=ask)
+    inside, done = threading.Event(), threading.Event()
+    def start():
+        with kernels._lock, kernels._as_the_server_starts():
+            inside.set()
+            done.wait(.2)
+    thread = threading.Thread(target=start)
     thread.start()
-    try: seen = {kernels.environment().get('OMP_NUM_THREADS') for _ in range(50)}
-    finally:
-        done.set()
-        thread.join()
-    assert seen == {'7'}
+    assert inside.wait(10) and 'OMP_NUM_THREADS' not in os.environ
+    assert kernels.environment()['OMP_NUM_THREADS'] == '7'
+    thread.join()

@@ -6,54 +6,61 @@
 __all__ = ['libraries', 'can_fork', 'environment', 'ServerDied', 'Forked', 'WarmProvisioner', 'kernel_manager']
 
 # %% ../../nbs/book/kernels.ipynb #bdf5b359
-import asyncio, atexit, gc, json, os, random, re, runpy, select, signal, subprocess, sys, threading, traceback, warnings
-from contextlib import suppress
+import asyncio, atexit, gc, json, multiprocessing, os, random, re, runpy, signal, subprocess, sys
+import threading, warnings
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
-libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage', 'sklearn.metrics', 'sklearn.decomposition',
-             'matplotlib.pyplot', 'PIL.Image', 'requests', 'yaml', 'plum', 'starlette.applications')
+libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage',
+             'sklearn.metrics', 'sklearn.decomposition', 'matplotlib.pyplot', 'PIL.Image', 'requests',
+             'yaml', 'plum', 'starlette.applications')
 can_fork = sys.platform == 'linux'
 
-_server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'} # no threads before the fork
-_set_late = ('LESSON6_', 'JPY_', 'PYTEST_', 'OMP_NUM_THREADS', 'MPLBACKEND')                     # no library needs them while it is imported
+# no threads before the fork
+_server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
+# what no library needs while it is imported
+_set_late = ('LESSON6_', 'JPY_', 'PYTEST_', 'OMP_NUM_THREADS', 'MPLBACKEND')
 
 def _early(env): # the variables that a library may read while it is imported
     return {k: v for k,v in env.items() if not k.startswith(_set_late)}
 
 # %% ../../nbs/book/kernels.ipynb #366809c2
-_lock, _server = threading.Lock(), {}
+_lock, _server = threading.RLock(), {}
 
-def _new_python(): # what one that starts now has as module path, but for the first entry, which is its script's, and as environment
-    return json.loads(subprocess.check_output([sys.executable, '-c', 'import json, os, sys; print(json.dumps([sys.path[1:], list(os.environ)]))']))
+def _new_python(): # the module path of one that starts now, without its script's, and its environment
+    show = 'import json, os, sys; print(json.dumps([sys.path[1:], list(os.environ)]))'
+    return json.loads(subprocess.check_output([sys.executable, '-c', show]))
 
 def environment() -> dict: # the variables of this process
-    "What a kernel is to be started with; not `os.environ` itself, which is another one for the moment in which a thread starts the server"
+    "What a kernel is to be started with: `os.environ`, but for what a thread that starts the server puts there"
     with _lock: return dict(os.environ)
 
-def _connect(preload): # (where a new child's number and exit code can be read, where its job is to be written)
-    from multiprocessing import forkserver, resource_tracker
-    with _lock:
-        if not _server:
-            path, names = _new_python()
-            _server.update(env=_early(os.environ), path=path, names={*names, *_server_env, 'PYTHONWARNINGS'})
-        resource_tracker.ensure_running() # first, for its start would let Ctrl-C through again
-        forkserver.set_forkserver_preload([*libraries, *preload])
-        ours = {k: os.environ.get(k) for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND', 'PYTHONWARNINGS')}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        for k in ours: os.environ.pop(k, None)
-        os.environ.update(_server_env, PYTHONWARNINGS=','.join(filter(None, (ours['PYTHONWARNINGS'], 'ignore'))))
-        try: return forkserver.connect_to_new_process([])
-        finally:
-            for k,v in ours.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+@contextmanager
+def _as_the_server_starts():
+    "Sets what the server takes over from this thread, and puts it back"
+    ours = {k: os.environ.get(k)
+            for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND', 'PYTHONWARNINGS')}
+    quiet = ','.join(filter(None, (ours['PYTHONWARNINGS'], 'ignore')))
+    # first, because its start lets Ctrl-C through again
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    for k in ours: os.environ.pop(k, None)
+    os.environ.update(_server_env, PYTHONWARNINGS=quiet)
+    try: yield
+    finally:
+        for k,v in ours.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../../nbs/book/kernels.ipynb #02fba9d1
 def _set_threads(n): # as many as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
     import torch
     from threadpoolctl import threadpool_limits
     cores = len(os.sched_getaffinity(0))
-    most = torch.get_num_threads() if torch.backends.mkl.is_available() else n # MKL, as OpenBLAS, takes no more than there are cores
+    # MKL, as OpenBLAS, takes no more than there are cores
+    most = torch.get_num_threads() if torch.backends.mkl.is_available() else n
     threadpool_limits({'blas': min(n or cores, cores), **({'openmp': n} if n else {})})
     if n: torch.set_num_threads(min(n, most))
 
@@ -63,49 +70,42 @@ def _new_random_numbers():
     numpy.random.seed()
     torch.default_generator.seed()
 
-def _end_with(parent): # a pipe that only the parent holds open
-    select.select([parent], [], [])
+def _end_with_parent():
+    wait([multiprocessing.parent_process().sentinel])
     os.killpg(0, signal.SIGKILL)
 
 def _show_warnings():
     with suppress(ValueError): warnings.filters.remove(('ignore', None, Warning, None, 0))
     with suppress(ValueError): sys.warnoptions.remove('ignore')
 
-class _Job: # `multiprocessing` calls `_bootstrap` in the child
-    def __init__(self, work, args, cwd, env, path, names): self.work,self.args,self.cwd,self.env,self.path,self.names = work,args,cwd,env,path,names
-
-    def _bootstrap(self, parent):
-        os.setsid()
-        gc.freeze() # the garbage collector would write to every object, and what is written to is no longer shared
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        threading.Thread(target=_end_with, args=(parent,), name='EndWithParent', daemon=True).start()
-        os.chdir(self.cwd)
-        by_imports = {k: v for k,v in os.environ.items() if k not in self.names} # torch and scikit-learn set some
-        os.environ.clear()
-        os.environ.update(by_imports | self.env)
-        sys.path[:] = [self.cwd, *self.path] # as `python -m` has it
-        for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']: del sys.modules[name] # whoever imports it finds it by that path
-        _set_threads(int(self.env.get('OMP_NUM_THREADS', 0)))
-        _new_random_numbers()
-        _show_warnings()
-        code = 0
-        try: self.work(*self.args)
-        except SystemExit as e: code = e.code if isinstance(e.code, int) else int(e.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        for stream in sys.stdout, sys.stderr: stream.flush()
-        return code
+def _in_the_copy(work, args, cwd, env, path, names): # what a forked process does
+    os.setsid()
+    gc.freeze() # the garbage collector would write to every object, and what is written to is no longer shared
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    threading.Thread(target=_end_with_parent, name='EndWithParent', daemon=True).start()
+    multiprocessing.set_start_method(None, force=True) # the default again
+    os.chdir(cwd)
+    by_imports = {k: v for k,v in os.environ.items() if k not in names} # torch and scikit-learn set some
+    os.environ.clear()
+    os.environ.update(by_imports | env)
+    sys.path[:] = [cwd, *path] # as `python -m` has it
+    for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']:
+        del sys.modules[name] # so that it is imported by that path
+    _set_threads(int(env.get('OMP_NUM_THREADS', 0)))
+    _new_random_numbers()
+    _show_warnings()
+    try: work(*args)
+    finally: atexit._run_exitfuncs() # `multiprocessing` leaves them out before Python 3.13
 
 # %% ../../nbs/book/kernels.ipynb #9577c5c1
-def _end_server(): # while it imports, it would not notice that nobody needs it any more
-    from multiprocessing.forkserver import _forkserver
-    with suppress(ProcessLookupError, TypeError): os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
-
 class ServerDied(OSError):
-    "The fork server ended before it forked; on its stderr stands why"
+    "The fork server ended before it forked; its stderr says why"
+
+def _end_server(): # while it imports, it would not notice that it is no longer needed
+    import psutil
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any('multiprocessing.forkserver' in o for o in child.cmdline()): child.kill()
 
 class Forked:
     "A process forked from one that has imported the libraries; ends when this process does"
@@ -115,64 +115,61 @@ class Forked:
         *args,             # its arguments
         env:dict=None,     # all environment variables; default: those of this process
         cwd:str=None,      # its working folder; default: that of this process
-        preload=(),        # modules to import beforehand, beside `libraries`; only the first process of all decides
+        preload=(),        # modules to import as well as `libraries`; the first process of all decides
     ):
-        from multiprocessing import reduction
-        self.pid = self.returncode = None
-        self._ended, write = _connect(preload)
-        self._alive = os.dup(write) # when it closes, the child ends
-        with open(write, 'wb') as f:
-            reduction.dump({}, f) # nothing of what `multiprocessing` tells a `Process`, such as to run our script once more
-            reduction.dump(_Job(work, args, os.path.abspath(cwd or '.'), dict(os.environ if env is None else env), _server['path'], _server['names']), f)
+        self.env, self.preload = dict(os.environ if env is None else env), preload
+        self.job = work, args, os.path.abspath(cwd or '.')
+        self.process = self.pid = None
 
-    def _read(self):
-        from multiprocessing.forkserver import read_signed
-        return read_signed(self._ended)
-
-    def started(self):
-        "Waits until it is forked; `ServerDied` if it can't be"
-        if self.pid is None:
-            try:
-                self.pid = self._read()
-                _server['ready'] = True
-            except EOFError:
-                self.close()
-                _server.clear()
-                raise ServerDied('the fork server ended before it forked') from None
+    def start(self):
+        "Starts it, and the server if there is none; returns once it is forked; `ServerDied` if it can't be"
+        context = multiprocessing.get_context('forkserver')
+        with _lock:
+            if not _server:
+                path, names = _new_python()
+                _server.update(env=_early(os.environ), path=path,
+                               names={*names, *_server_env, 'PYTHONWARNINGS'})
+                context.set_forkserver_preload([*libraries, *self.preload])
+            job = *self.job, self.env, _server['path'], _server['names']
+            process = context.Process(target=_in_the_copy, args=job)
+            with _as_the_server_starts():
+                try: process.start()
+                except (EOFError, ConnectionError):
+                    _server.clear()
+                    raise ServerDied('the fork server ended before it forked') from None
+        self.process, self.pid = process, process.pid
+        atexit.register(self.kill)
         return self
 
-    def poll(self):
-        "Its exit code, -9 for one that was killed by signal 9; None while it runs"
-        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
-            try: self.returncode = self._read()
-            except EOFError: self.returncode = 1 # the server is gone, and the process with it
-        return self.returncode
+    async def started(self):
+        "`start` in a thread; if the task is cancelled meanwhile, the server is ended"
+        thread = asyncio.get_running_loop().run_in_executor(None, self.start)
+        try: return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            _end_server()
+            with suppress(OSError): (await thread).kill()
+            raise
 
+    def poll(self):
+        "Its exit code, -9 if it was killed by signal 9; None while it runs"
+        return self.process.exitcode
     def wait(self):
         "Waits for its end; its exit code"
-        if self.returncode is None: select.select([self._ended], [], [])
-        code = self.poll()
-        self.close()
-        return code
-
+        self.process.join()
+        return self.poll()
+    returncode = property(poll)
     def send_signal(self, signum):
         if self.poll() is None: os.kill(self.pid, signum)
     def terminate(self): self.send_signal(signal.SIGTERM)
     def kill(self): self.send_signal(signal.SIGKILL)
-
-    def close(self):
-        "Lets go of it; if it still runs, it ends"
-        if self.pid is None and not _server.get('ready'): _end_server()
-        for fd in self._ended, self._alive:
-            if fd is not None: os.close(fd)
-        self._ended = self._alive = None
 
 # %% ../../nbs/book/kernels.ipynb #78a706df
 _inline = 'module://matplotlib_inline.backend_inline'
 
 def _kernel(argv): # as `python -m ipykernel_launcher`
     import matplotlib
-    matplotlib.rcParams['backend'] = os.environ.get('MPLBACKEND') or _inline # which it reads while it is imported
+    # which it reads while it is imported
+    matplotlib.rcParams['backend'] = os.environ.get('MPLBACKEND') or _inline
     os.environ['JPY_PARENT_PID'] = str(os.getppid())
     sys.argv = argv
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)
@@ -180,25 +177,19 @@ def _kernel(argv): # as `python -m ipykernel_launcher`
 class WarmProvisioner(LocalProvisioner):
     "Starts a kernel of this Python as a copy of a process that has imported the libraries"
     async def launch_kernel(self, cmd, **kwargs):
-        env = kwargs.get('env') or dict(os.environ)
-        fits = can_fork and cmd[:3] == [sys.executable, '-m', 'ipykernel_launcher'] and not kwargs.keys() - {'env', 'cwd', 'kernel_id'} \
-            and _early(env) == _server.get('env', _early(os.environ)) and re.fullmatch('[1-9][0-9]*', env.get('OMP_NUM_THREADS', '1'))
+        env, cwd = kwargs.get('env') or dict(os.environ), kwargs.get('cwd')
+        fits = (can_fork and cmd[:3] == [sys.executable, '-m', 'ipykernel_launcher']
+                and not kwargs.keys() - {'env', 'cwd', 'kernel_id'}
+                and _early(env) == (_server.get('env') or _early(environment()))
+                and re.fullmatch('[1-9][0-9]*', env.get('OMP_NUM_THREADS', '1')))
         if not fits: return await super().launch_kernel(cmd, **kwargs)
-        kernel = Forked(_kernel, cmd[2:], env=env, cwd=kwargs.get('cwd'), preload=('ipykernel.ipkernel', 'ipykernel.zmqshell'))
-        try: await _readable(kernel._ended)
-        except BaseException: # stopped while the libraries are imported
-            kernel.close()
-            raise
-        try: kernel.started()
+        kernel = Forked(_kernel, cmd[2:], env=env, cwd=cwd,
+                        preload=('ipykernel.ipkernel', 'ipykernel.zmqshell'))
+        try: await kernel.started()
         except ServerDied: return await super().launch_kernel(cmd, **kwargs)
-        self.process, self.pid, self.pgid, self.cwd = kernel, kernel.pid, kernel.pid, kwargs.get('cwd') or os.getcwd()
+        self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid
+        self.cwd = cwd or os.getcwd()
         return self.connection_info
-
-async def _readable(fd):
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try: await ready.wait()
-    finally: loop.remove_reader(fd)
 
 # %% ../../nbs/book/kernels.ipynb #80a81e60
 def kernel_manager(
@@ -209,12 +200,14 @@ def kernel_manager(
     from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    from jupyter_client.provisioning import KernelProvisionerFactory
+    from jupyter_client.provisioning import KernelProvisionerFactory as Factory
     metadata, name = {}, 'lesson6-warm'
     if warm and can_fork:
-        KernelProvisionerFactory.instance().provisioners[name] = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', KernelProvisionerFactory.GROUP_NAME)
+        ours = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', Factory.GROUP_NAME)
+        Factory.instance().provisioners[name] = ours
         metadata = {'kernel_provisioner': {'provisioner_name': name}}
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(argv=make_ipkernel_cmd(), display_name='Python 3', language='python', metadata=metadata)
+            return KernelSpec(argv=make_ipkernel_cmd(), display_name='Python 3', language='python',
+                              metadata=metadata)
     return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())

@@ -25,7 +25,7 @@ def start_test(
     "Starts the test of a notebook in a process of its own"
     from lesson6.book import testing # as a command this module is `__main__`, which is another one in the new process
     if can_fork and not cold:
-        try: return Forked(testing.test_notebook, str(path), preload=('nbdev.test', 'fastai.vision.all', 'fastai.collab')).started()
+        try: return Forked(testing.test_notebook, str(path), preload=('nbdev.test', 'fastai.vision.all', 'fastai.collab')).start()
         except ServerDied: pass
     code = f'from lesson6.book.testing import test_notebook; test_notebook({str(path)!r})'
     return subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
