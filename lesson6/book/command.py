@@ -41,7 +41,7 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
 def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
     "The pages of what ran, made by a process forked from the kernels' server, which has imported most of what the reference describes"
     if not can_build(): return plain_pages(work, out)
-    try: built = warm and can_fork and Forked(build_site, out, work).started().wait() == 0
+    try: built = warm and can_fork and Forked(build_site, out, work).start().wait() == 0
     except ServerDied: built = False
     return out/'index.html' if built else build_site(out, work)
 
