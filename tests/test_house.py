@@ -84,7 +84,7 @@ class TestSection:
             if c['cell_type'] != 'code': continue
             machine = '#| default_exp' in source(c) or (exports(c) and only_machinery(c))
             if machine: assert folded(c), source(c)
-            if folded(c): assert only_machinery(c) or source(c).startswith('#| hide'), source(c)
+            if folded(c): assert only_machinery(c) or source(c).startswith(('#| hide', '#| fig-alt')), source(c)
 
 
 def test_the_counts_can_fail():
@@ -177,7 +177,7 @@ NAMES = {
     'collab': 'read_titles read_ratings Ratings RatingsDL RatingsDataLoaders ratings_dls LeanLearner DotProduct DotProductBias create_params extreme_items factor_map similar_items recommend factors_and_biases ratings_learner CollabNN',
     'regularisation': 'l2_penalty weight_decay_step wd_sweep affine_picture affine_points dots find_dots point_drift',
     'data': 'folders urls profile full_counts Profile check_dataset cache_path draw_twin download_real lesson_path',
-    'train': 'sections section_learner train_section main', 'claims': 'claim claims_table statements', 'exercises': 'check hint solution',
+    'train': 'sections recipe section_learner train_section main', 'claims': 'claim claims_table statements', 'exercises': 'check hint solution',
 }
 
 

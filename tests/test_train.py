@@ -38,7 +38,7 @@ def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path
     done = len(history(tmp_path/'broken'))
     assert done < 3, 'it was killed too late for this test to show anything'
     again = run('--epochs', 3, '--out', tmp_path/'broken')
-    assert again.returncode == 0 and f'{done} of 3 epochs were done before' in again.stdout
+    assert again.returncode == 0 and f'{done} epochs were done before' in again.stdout
     assert history(tmp_path/'broken') == history(tmp_path/'whole')
     assert {p.name for p in (tmp_path/'broken'/'collab').iterdir()} == {'checkpoint.pt', 'learner.pkl'}
 
@@ -59,7 +59,7 @@ def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
     kept = len(history(two))
     assert before <= kept < 4
     again = run('--epochs', 4, '--out', two, words=launch)
-    assert again.returncode == 0 and f'{kept} of 4 epochs were done before' in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and f'{kept} epochs were done before' in again.stdout, again.stdout + again.stderr
     assert 'trained by 2 processes' in again.stdout and len(history(two)) == 4 and abs(history(two)[-1] - history(one)[-1]) < 0.003
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_trained_is_said_in_one_sentence(tmp_path, args, sentence
 
 def test_an_unknown_section_and_pictures_on_two_processors(tmp_path, monkeypatch):
     from lesson6.train import train_section
-    with pytest.raises(ValueError, match="no section 'poetry'.*pets, multilabel, head_pose, collab"): train_section('poetry', out=tmp_path)
+    with pytest.raises(ValueError, match="no section 'poetry'.*pets, multilabel, head_pose, collab, regularisation"): train_section('poetry', out=tmp_path)
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='pets on 2 processes needs a GPU for each'): train_section('pets', out=tmp_path)
@@ -133,9 +133,46 @@ def test_a_checkpoint_of_other_names_or_another_network_is_not_gone_on_with(tmp_
     with pytest.raises(ValueError, match='belongs to another training'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
     for f in pets.glob('zzz_*'): f.rename(pets/f.name.replace('zzz', 'aaa'))
     monkeypatch.setenv('LESSON6_ARCH', 'drawnet18')
-    with pytest.raises(ValueError, match='belongs to another network'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
+    with pytest.raises(ValueError, match=r'belongs to another training \(.*drawnet10.*, now .*drawnet18'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
     torch.save({'weights': torch.zeros(1)}, tmp_path/'runs'/'pets'/'checkpoint.pt')
     with pytest.raises(ValueError, match='is no checkpoint that can be read'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
+
+
+class PullThePlug:
+    "Raises an error after `epochs` epochs, however many fits they are in"
+    def __new__(cls, epochs):
+        from fastai.callback.core import Callback
+        def after_epoch(self):
+            self.left -= 1
+            if not self.left: raise KeyboardInterrupt
+        made = Callback(after_epoch=after_epoch)
+        made.left, made.order = epochs, 80
+        return made
+
+
+@pytest.mark.parametrize('done', [1, 2, 3])
+def test_a_break_within_a_fit_between_two_and_after_the_last(tmp_path, done):
+    "What is skipped is shown as it was; weights, optimizer, schedule, order of the batches and running loss go on."
+    import random
+    from fastai.basics import DataLoaders, Learner, MSELossFlat, set_seed
+    from lesson6.engine.training import Checkpoint
+    rows = [(torch.randn(1), torch.randn(1)) for _ in range(12)]
+    def train(file, *cbs):
+        set_seed(1)
+        dls = DataLoaders.from_dsets(rows, rows, bs=2, device='cpu')
+        learn, keep = Learner(dls, torch.nn.Linear(1, 1), loss_func=MSELossFlat(), path=tmp_path), Checkpoint(tmp_path/file, {})
+        learn.add_cbs([keep, *cbs])
+        keep.resume()
+        with learn.no_bar(), learn.no_logging():
+            try:
+                learn.fit_one_cycle(2, .1)
+                learn.fit_one_cycle(1, .01)
+            except KeyboardInterrupt: pass
+        return keep.history, [list(map(float, v)) for v in learn.recorder.values], learn.model.weight.item()
+    whole = train('whole')
+    assert len(whole[0]) == 3 and len(train('broken', PullThePlug(done))[0]) == done
+    random.seed(99)
+    assert train('broken') == whole
 
 
 def test_there_is_nothing_to_resume_at_first(tmp_path):

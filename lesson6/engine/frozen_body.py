@@ -23,7 +23,8 @@ from fastai.data.load import DataLoader
 from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.learner import Learner
 from fastcore.basics import chunked
-from .training import device_of
+from fastcore.foundation import L
+from .training import Checkpoint, device_of
 
 # %% ../../nbs/engine/frozen_body.ipynb #eb023dd9
 _functions = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, Flatten, nn.Flatten, nn.Identity)
@@ -150,7 +151,10 @@ def fit_head(
     inner = Learner(dls, deepcopy(head).to(dls.device), learn.loss_func, learn.opt_func, learn.lr, metrics=learn.metrics, wd=learn.wd,
                     wd_bn_bias=learn.wd_bn_bias, moms=learn.moms, cbs=TerminateOnNaNCallback())
     inner.logger = learn.logger
-    with nullcontext() if hasattr(learn, 'progress') else inner.no_bar(): inner.fit_one_cycle(epochs, lr, cbs=cbs)
+    kept = [cb for cb in learn.cbs if isinstance(cb, Checkpoint)] # these count the epochs of the head too
+    with nullcontext() if hasattr(learn, 'progress') else inner.no_bar():
+        inner.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept])
+    for cb in kept: cb.learn = learn # which `inner` has taken away
     if not all(p.isfinite().all() for p in inner.model.parameters()) or not all(map(math.isfinite, inner.recorder.losses)):
         raise FloatingPointError(f'The loss became infinite or no number: the training has diverged, and the head is as it was; take a learning rate lower than {lr or learn.lr}.')
     head.load_state_dict(inner.model.state_dict())
