@@ -26,7 +26,7 @@ from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
-from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers, create_params, extreme_items, factor_map, ratings_dls,
+from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers, create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.engine.ratings import range_for
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
@@ -44,7 +44,7 @@ def planted():
 
 
 @cache
-def loaders(): return ratings_dls(planted(), seed=seed, device='cpu')
+def loaders(): return ratings_dls(planted(), bs=64, seed=seed, device='cpu')
 
 
 def sizes(dls): return len(dls.classes['user']), len(dls.classes['title'])
@@ -189,7 +189,7 @@ def test_predict_a_row(learn):
     assert preds.shape == (50, 1) and targs.flatten().tolist() == planted().rating[:50].tolist(), 'a table with ratings brings them along'
 
 
-@pytest.mark.parametrize('make', [lambda dls: DotProduct(*sizes(dls), 5), lambda dls: DotProductBias(*sizes(dls), 5), lambda dls: CollabNN(*get_emb_sz(dls))])
+@pytest.mark.parametrize('make', [lambda dls: DotProduct(*sizes(dls), 5, dls.y_range), lambda dls: DotProductBias(*sizes(dls), 5, dls.y_range), lambda dls: CollabNN(*get_emb_sz(dls), dls.y_range)])
 def test_any_loss_is_right(small, make):
     "A prediction of another shape than the ratings would make torch compare everybody with everybody."
     dls = ratings_dls(small, bs=16, device='cpu')
@@ -429,12 +429,12 @@ def test_forgiven(folder):
 
 def test_half_stars_are_read(folder):
     table = read_ratings(folder(good.replace('\t3\t8', '\t2.5\t8')))
-    assert table.rating.tolist() == [2.5, 5, 4] and table.attrs['scale'] == (2.5, 5)
+    assert table.rating.tolist() == [2.5, 5, 4]
 
 
 def test_another_scale(folder):
     table = read_ratings(folder(good.replace('\t3\t8', '\t10\t8')), scale=(1, 10))
-    assert table.rating.tolist() == [10, 5, 4] and table.attrs['scale'] == (1, 10)
+    assert table.rating.tolist() == [10, 5, 4]
 
 
 second = good.splitlines()[1]
@@ -479,6 +479,17 @@ def test_bad_files(folder, data, item, says):
     (lambda t: t, {'valid': 'time'}, "needs a column timestamp, and the ratings have none"),
     (lambda t: t, {'valid': 'title'}, "The column title must say train or valid, or false or true; row 0 says"),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
+    (lambda t: t, {'valid': True}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': False}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': 7}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': 3.5}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': []}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': {'test'}}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': [[1, 2], [3]]}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': [[1, 2]]}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': ['test']*300}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    (lambda t: t, {'valid': [True]*299}, 'valid has 299 truth values for 300 ratings'),
+    (lambda t: t, {'valid_pct': '20 %'}, 'valid_pct is 20 %; it must be a share'),
     (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
     (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
     (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, 'needs a time in every row; row 0 has none'),
@@ -488,7 +499,7 @@ def test_bad_files(folder, data, item, says):
     (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The ratings, row 5: the rating is 'x'; it must be a number"),
     (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The ratings, row 5: the rating is 'inf'"),
     (lambda t: t, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
-    (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must lie between 0 and 1'),
+    (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must be a share, from 0 to below 1'),
 ])
 def test_bad_tables(small, change, kw, says):
     with pytest.raises(ValueError, match=re.escape(says)) as e: ratings_dls(change(small), **kw)
@@ -540,7 +551,6 @@ def named(): return planted().assign(timestamp=880_000_000 + np.arange(40_000), 
 def test_the_forms_are_read_alike(tmp_path, named, form):
     table = read_ratings(family(tmp_path/form, named, form))
     pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
-    assert table.attrs['scale'] == (1, 5)
     pd.testing.assert_frame_equal(read_ratings(named), table)
 
 
@@ -687,12 +697,13 @@ def test_a_model_that_cannot_reach_the_ratings_is_refused_before_training(small)
     assert LeanLearner(dls, DotProductBias(*sizes(dls), 5, y_range=(2, 10)), loss_func=MSELossFlat())
 
 
-def test_a_scale_that_is_known_is_kept(folder, small):
-    "By the table that was read, also for a part of it; but not for ratings that have been rescaled"
-    table = read_ratings(small.assign(movie=1), scale=(1, 7))
-    assert ratings_dls(table[table.rating > 2], device='cpu').scale == (1, 7)
-    assert ratings_dls(table.assign(rating=2*table.rating), device='cpu').scale == (2, 10)
-    assert ratings_dls(small, scale=(0, 5), device='cpu').y_range == range_for((0, 5))
+def test_the_scale_is_that_of_the_ratings_or_the_one_that_is_given(small):
+    "It is not remembered behind the table's back: ratings that have been rescaled since have another one"
+    table = read_ratings(small.assign(movie=1, rating=2*small.rating), scale=(1, 10))
+    assert ratings_dls(table, device='cpu').scale == (2, 10)
+    assert ratings_dls(table.assign(rating=table.rating//2), device='cpu').y_range == (0, 5.5)
+    assert ratings_dls(table, scale=(1, 10), device='cpu').y_range == range_for((1, 10))
+    assert not table.attrs
 
 
 def test_the_scale_goes_with_an_exported_learner(small, tmp_path):
@@ -765,6 +776,41 @@ def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
     assert dls.train_ds.new_empty().x.untyped_storage().nbytes() == 0
 
 
+@pytest.mark.parametrize('n, bs, epochs', [(60, 12, 38), (600, 64, 19), (2_500, 66, 5), (20_000, 533, 5), (40_000, 1024, 5), (100_000, 1024, 5)])
+def test_the_recipe_follows_how_many_ratings_there_are(n, bs, epochs, monkeypatch, capsys):
+    "Steps enough to learn something, however few ratings there are"
+    r = np.random.default_rng(0)
+    dls = ratings_dls(pd.DataFrame({'user': r.integers(0, 3000, n), 'title': r.permutation(n)%2000, 'rating': r.integers(1, 6, n)}), device='cpu')
+    asked = []
+    learn = ratings_learner(dls)
+    monkeypatch.setattr(learn, 'fit_one_cycle', lambda *args, **kwargs: asked.append((*args, kwargs)))
+    fit_ratings(learn)
+    assert dls.bs == bs and asked == [(epochs, 1e-2, {'wd': [.6, 0.]})]
+    assert capsys.readouterr().out.startswith(f'{epochs} epochs of {len(dls.train)} batches, learning rate 0.01, weight decay 0.6 and 0')
+    fit_ratings(learn, 3, 5e-3, .1)
+    assert asked[1] == (3, 5e-3, {'wd': .1}) and len(dls.train)*epochs >= 150
+
+
+def test_ratings_are_read_where_they_are(folder, small):
+    "A folder, a file or a table; the loaders note the folder"
+    here = folder(''.join(f'{u}\t{i}\t{u%5+1}\t88000000{u}\n' for u in range(1, 9) for i in (1, 3)))
+    for path in here, str(here), here/'u.data':
+        dls = ratings_dls(path, device='cpu')
+        assert dls.train_ds.x.tolist() == ratings_dls(read_ratings(here), device='cpu').train_ds.x.tolist() and str(dls.folder) == str(path)
+    assert ratings_dls(small, device='cpu').folder is None
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('which, most', [('synthetic', 1.185), ('real', .815)])
+def test_the_recipe_reaches_what_is_promised(which, most, request):
+    set_seed(42, reproducible=True)
+    dls = ratings_dls(planted() if which == 'synthetic' else request.getfixturevalue('real')/'ml-100k', device='cpu')
+    set_seed(42, reproducible=True)
+    learn = ratings_learner(dls)
+    with learn.no_bar(), learn.no_logging(): fit_ratings(learn)
+    assert learn.recorder.values[-1][1] < most
+
+
 def test_a_small_set_gets_small_batches(small): assert ratings_dls(small[:40], device='cpu').train.bs == 8 and ratings_dls(small, device='cpu').train.bs == 60
 
 
@@ -786,10 +832,51 @@ def test_a_map_needs_three_titles(small):
     with pytest.raises(ValueError, match='at least 3 titles; the model knows 2'): factor_map(Learner(dls, DotProductBias(*sizes(dls), 5)))
 
 
-def test_a_model_that_is_told_no_scale_takes_the_lessons(small):
-    model = DotProductBias(13, 31, 5)
-    model(torch.ones(2, 2, dtype=torch.long))
-    assert model.y_range == (0, 5.5)
+models = pytest.mark.parametrize('make', [lambda n, m, **kw: DotProduct(n, m, 5, **kw), lambda n, m, **kw: DotProductBias(n, m, 5, **kw), lambda n, m, **kw: CollabNN((n, 5), (m, 5), **kw)])
+
+
+@models
+def test_the_range_is_saved_and_loaded_with_the_weights(small, make, tmp_path):
+    "Weights for a scale of 1 to 10 mean the same in a new model, whatever range it was made with"
+    learn = LeanLearner(dls := ratings_dls(small.assign(rating=2*small.rating), device='cpu'), make(13, 31, y_range=(-1.25, 11.125)), path=tmp_path)
+    x = dls.valid_ds.x.clone()
+    said = learn.model(x)
+    torch.save(learn.model.state_dict(), tmp_path/'weights.pt')
+    for kw in {}, {'y_range': (0, 5.5)}:
+        again = make(13, 31, **kw)
+        again.load_state_dict(torch.load(tmp_path/'weights.pt', weights_only=True))
+        assert tuple(again.y_range) == (-1.25, 11.125) and torch.equal(again(x), said)
+    learn.save('all')
+    fresh = LeanLearner(dls, make(13, 31), path=tmp_path).load('all')
+    assert torch.equal(fresh.model(x), said)
+    if hasattr(fresh.model, 'movie_bias'): assert len(Newcomers(fresh).recommend({'Film 03': 8})) == 5
+
+
+@models
+def test_a_model_never_guesses_a_range(small, make):
+    "Without one it says what it needs, and a batch that brings a scale leaves it as it was; our learners give it theirs"
+    x, model = torch.ones(2, 2, dtype=torch.long), make(13, 31)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='The model has no range: make it with y_range=dls.y_range'): model(x)
+        dls = ratings_dls(small.assign(rating=2*small.rating), device='cpu')
+        assert 4 < model(dls.one_batch()[0]).mean() < 7
+    with pytest.raises(ValueError, match='y_range'):
+        learn = Learner(CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16, device='cpu'), model, loss_func=MSELossFlat())
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert tuple(LeanLearner(dls, model).model.y_range) == dls.y_range
+
+
+def test_a_range_that_is_none_is_refused():
+    for ends in (5.5, 0), (3, 3):
+        with pytest.raises(ValueError, match='it must be the lower end and the upper one'): DotProductBias(13, 31, 5, y_range=ends)
+
+
+def test_ratings_that_a_model_cannot_reach_are_noticed_when_they_come_later(small):
+    "After loading, and with other loaders"
+    learn = ratings_learner(ratings_dls(small, device='cpu'), 5)
+    learn.dls = ratings_dls(small.assign(rating=2*small.rating), device='cpu')
+    with pytest.raises(ValueError, match='go from 2 to 10, and the model can only predict from 0 to 5.5'): learn.fit(1)
+    assert LeanLearner(ratings_dls(small.assign(rating=small.rating/10), device='cpu'), DotProductBias(13, 31, 5, y_range=(.1, .5))), 'the buffer rounds .1'
 
 
 def test_the_hidden_layer_has_the_lessons_width():
@@ -799,12 +886,6 @@ def test_the_hidden_layer_has_the_lessons_width():
 def test_how_many_titles_are_told(learn):
     assert len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5 and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5]
     with pytest.raises(ValueError, match='n is 0; at least one title can be recommended'): recommend(learn, 1, 0)
-
-
-def test_a_scale_that_a_table_remembers_is_no_narrower_than_its_ratings(small):
-    for scale, known in ((2, 4), (1, 5)), ((0, 10), (0, 10)), ((1, 4), (1, 5)), ((2, 9), (1, 5)):
-        small.attrs['scale'] = scale
-        assert ratings_dls(small, device='cpu').scale == known
 
 
 def test_ratings_csv_may_come_without_movies_csv(tmp_path):
@@ -869,6 +950,26 @@ def test_answers_change_what_newcomers_are_told(learn):
     with pytest.raises(ValueError, match="has not seen the title 'Film'"): newcomers.recommend({'Film': 5})
 
 
+def test_a_range_that_ends_where_the_ratings_do(small):
+    "A rating at its end would be infinitely far away: what is known of a newcomer stays finite, and some titles are recommended"
+    learn = train(ratings_dls(small, bs=16, device='cpu'), DotProductBias(13, 31, 5, y_range=(1, 5)), epochs=2)
+    newcomers = Newcomers(learn)
+    assert newcomers.chance.isfinite() and newcomers.recommend({'Film 03': 5}).prediction.between(1, 5).sum() == 5
+
+
+def test_nothing_is_recommended_in_silence_by_a_model_of_gaps(small):
+    "Nan among the predictions was an empty table"
+    learn = ratings_learner(ratings_dls(small, device='cpu'), 5)
+    learn.model.user_bias.weight.data[3] = float('nan')
+    assert len(recommend(learn, 4)) == 5
+    with pytest.raises(ValueError, match=r'The model predicts nan for \d+ of 31 titles'): recommend(learn, 3)
+
+
+def test_newcomers_need_a_range(small):
+    learn = collab_learner(ratings_dls(small, bs=16, device='cpu'), n_factors=5)
+    with pytest.raises(ValueError, match='EmbeddingDotBias predicts without a range'): Newcomers(learn)
+
+
 @pytest.mark.parametrize('stars', [0, 6, 10, float('nan')])
 def test_an_answer_outside_the_scale_is_refused(learn, stars):
     with pytest.raises(ValueError, match="'010' was given .*; the ratings go from 1 to 5"): Newcomers(learn).recommend({'020': 3, '010': stars})
@@ -888,7 +989,7 @@ lessons_best = {'Titanic (1997)', "Schindler's List (1993)", 'Shawshank Redempti
 
 @cache
 def real_learner(path, split):
-    dls = ratings_dls(read_ratings(path), seed=split)
+    dls = ratings_dls(path, bs=64, seed=split)
     return train(dls, lambda: DotProductBias(*sizes(dls), 50), .1)
 
 
@@ -908,7 +1009,7 @@ def test_real_recipe(real):
 @cache
 def real_four(path, split):
     "Validation MSE of dot product, range, biases, weight decay on one split"
-    dls = ratings_dls(read_ratings(path), seed=split)
+    dls = ratings_dls(path, bs=64, seed=split)
     class NoRange(DotProduct):
         def forward(self, x): return (self.user_factors(x[:,0]) * self.movie_factors(x[:,1])).sum(dim=1)
     three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias)]
@@ -947,7 +1048,7 @@ def test_real_range_helps(real):
 @pytest.mark.parametrize('split', [42, 1])
 def test_real_biases_help_where_both_decay(real, split):
     "By about a hundredth, on each of two splits"
-    dls = ratings_dls(read_ratings(real/'ml-100k'), seed=split)
+    dls = ratings_dls(real/'ml-100k', bs=64, seed=split)
     without, biases = final(train(dls, lambda: DotProduct(*sizes(dls), 50), .1))[1], final(real_learner(real/'ml-100k', split))[1]
     print(f'split {split}: {without:.4f} without biases, {biases:.4f} with them')
     assert .003 < without - biases < .03

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import Module, default_device
 from .rating_learners import _FusedAdam, fused_learner
@@ -197,5 +198,6 @@ def large_ratings_learner(
 ) -> Learner:               # the same numbers as from `fused_learner` with this `eps`
     "A `fused_learner` that keeps the tables of its gradients from step to step"
     learn = fused_learner(dls, model, eps, opt_func=_KeepGradients, **kwargs)
-    for name,table in list(model.named_children()): setattr(model, name, RowsInPlace(table.weight))
+    for name,table in list(model.named_children()):
+        if isinstance(table, nn.Embedding): setattr(model, name, RowsInPlace(table.weight))
     return learn

@@ -11,7 +11,7 @@ from copy import deepcopy
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from .ratings import _number
+from .ratings import YRange, _number
 
 # %% ../../nbs/engine/recommending.ipynb #65b7df60
 def _tables(model, of): # 'user' or 'item'
@@ -102,16 +102,24 @@ def recommend(
     return _best(titles, stars, n)
 
 def _best(titles, stars, n): # a prediction for each title, minus infinity for those that are left out
+    wrong = int(stars.isnan().sum())
+    if wrong: raise ValueError(f'The model predicts nan for {wrong:,} of {len(stars):,} titles, so nothing can be recommended; train it anew, with a lower learning rate or without gaps in its weights.')
     order = [i for i in stars.argsort(descending=True).tolist()[:n] if stars[i] > -math.inf]
     return pd.DataFrame({'title': [titles[i] for i in order], 'prediction': [stars[i].item() for i in order]})
 
 # %% ../../nbs/engine/recommending.ipynb #79bf6931
+def _ends(learn):
+    "The range of a model's predictions; ValueError if it has none"
+    own = getattr(learn.model, 'y_range', None)
+    if own is None: raise ValueError(f'{type(learn.model).__name__} predicts without a range, and what is known of a newcomer is worked out within one; make it with y_range=dls.y_range.')
+    return learn.dls.y_range if isinstance(own, YRange) and not own.known() else own
+
 class Newcomers:
     "What a trained model with factors and biases makes of somebody whom it hasn't seen, from a few ratings"
     def __init__(self,
         learn, # a trained Learner of a `DotProductBias`, on `ratings_dls` with its ratings
     ):
-        self.dls, self.titles, (self.lo, self.hi) = learn.dls, _titles(learn), learn.model.y_range
+        self.dls, self.titles, (self.lo, self.hi) = learn.dls, _titles(learn), _ends(learn)
         own, theirs = ([o.detach().cpu().double() for o in _tables(learn.model, of)] for of in ('user', 'item'))
         people = torch.cat(own[::-1], 1)[1:]
         self.bias, self.sides = theirs[1], torch.cat([torch.ones_like(theirs[1]), theirs[0]], 1)
@@ -120,7 +128,7 @@ class Newcomers:
         with torch.no_grad(): said = learn.model.to(x.device).eval()(x)
         self.chance = (self._logit(y) - self._logit(said)).cpu().var().double()
 
-    def _logit(self, stars): return torch.logit((stars - self.lo)/(self.hi - self.lo))
+    def _logit(self, stars): return torch.logit((stars - self.lo)/(self.hi - self.lo), eps=.02) # a rating at the very end of the range would be infinitely far away
 
     def person(self,
         titles, # numbers of the titles that were rated, (n,)
