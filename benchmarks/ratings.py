@@ -48,7 +48,7 @@ def lesson(table, seed, **kwargs):
     "50 factors, batches of 64, 5 epochs, 5e-3, weight decay 0.1"
     dls = CollabDataLoaders.from_df(table, item_name='title', bs=64, seed=seed, **kwargs)
     set_seed(seed)
-    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50)
+    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50, (0, 5.5))
     return fit(Learner(dls, model, loss_func=MSELossFlat()), 5, 5e-3, 0.1)
 
 
@@ -62,7 +62,7 @@ def bare(table, seed, bs, lr, wd, epochs):
     "The same batches, model, schedule and decay in a loop of ten lines"
     dls = ratings_dls(table, bs=bs, seed=seed)
     set_seed(seed)
-    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50)
+    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 50, dls.y_range)
     factors, biases = [model.user_factors.weight, model.movie_factors.weight], [model.user_bias.weight, model.movie_bias.weight]
     opt = torch.optim.AdamW([{'params': factors, 'weight_decay': wd}, {'params': biases, 'weight_decay': 0.}],
                             lr=lr, betas=(0.9, 0.99), eps=1e-5, fused=True)

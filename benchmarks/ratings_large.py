@@ -51,7 +51,7 @@ def ours(file, n):
     dls = parquet_dls(file, device='cpu')
     reading = clock()
     set_seed(42)
-    learn = large_ratings_learner(dls, DotProductBias(*[len(names) for names in dls.classes.values()], factors))
+    learn = large_ratings_learner(dls, DotProductBias(*[len(names) for names in dls.classes.values()], factors, dls.y_range))
     times = []
     class Time(Callback):
         order = 90
@@ -112,7 +112,7 @@ def stock(file, n, bs):
     dls = CollabDataLoaders.from_df(pd.read_parquet(file), item_name='title', bs=bs)
     reading = clock()
     print(json.dumps({'batch': bs, 'reading s': reading[0], 'peak GB': rss()/1e9}), flush=True)
-    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), factors)
+    model = DotProductBias(len(dls.classes['user']), len(dls.classes['title']), factors, (0, 5.5))
     measured = min(batches, len(dls.train)-1)
     begun = []
     class Some(Callback):

@@ -860,13 +860,14 @@ def _(answer):
 from fastai.collab import Learner, MSELossFlat
 from fastai.vision.all import set_seed
 from lesson6.data import lesson_path
-from lesson6.collab import read_ratings, ratings_dls, DotProductBias
-rated = ratings_dls(read_ratings(lesson_path('movielens')))
+from lesson6.collab import ratings_dls, DotProductBias
+rated = ratings_dls(lesson_path('movielens'), bs=64)
 n_users, n_movies = (len(rated.classes[o]) for o in ('user', 'title'))
 by_factors = {}
 for n in (2, 10, 50):
     set_seed(42, reproducible=True)
-    by_factors[n] = Learner(rated, DotProductBias(n_users, n_movies, n), loss_func=MSELossFlat())
+    by_factors[n] = Learner(rated, DotProductBias(n_users, n_movies, n, rated.y_range),
+        loss_func=MSELossFlat())
     by_factors[n].fit_one_cycle(5, 5e-3, wd=0.1)
 check('collab-7', by_factors)
 ''')
@@ -1043,12 +1044,13 @@ def _(answer):
 from fastai.collab import Learner, MSELossFlat
 from fastai.vision.all import set_seed
 from lesson6.data import lesson_path
-from lesson6.collab import DotProductBias, factors_and_biases, ratings_dls, read_ratings
-rated = ratings_dls(read_ratings(lesson_path('movielens')))
+from lesson6.collab import DotProductBias, factors_and_biases, ratings_dls
+rated = ratings_dls(lesson_path('movielens'), bs=64)
 n_users, n_movies = (len(rated.classes[o]) for o in ('user', 'title'))
 def train(**kwargs):
     set_seed(42, reproducible=True)
-    learn = Learner(rated, DotProductBias(n_users, n_movies, 50), loss_func=MSELossFlat(), splitter=factors_and_biases)
+    learn = Learner(rated, DotProductBias(n_users, n_movies, 50, rated.y_range), loss_func=MSELossFlat(),
+                    splitter=factors_and_biases)
     learn.fit_one_cycle(5, 5e-3, **kwargs)
     return learn
 check('reg-8', (train(), train(wd=[0.3, 0.])))
