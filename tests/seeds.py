@@ -1,7 +1,8 @@
 """Runs every section from top to bottom with five seeds, and with the first one twice; says which claims held, and whether the two runs agree.
 
 `python tests/seeds.py FOLDER [04_collab ...]` keeps the executed notebooks in FOLDER and goes on with what is missing there or has changed
-since; about five minutes of one thread a seed. With LESSON6_PROMISES=docs/promises.json it writes what it saw onto the page of promises.
+since; about five minutes of one thread a seed. The line `seed = 42` of a section gets the number of the run. What was claimed is kept in
+docs/runs/synthetic.json, which the site shows; with LESSON6_PROMISES=docs/promises.json the page of promises is written too.
 """
 import hashlib
 import os
@@ -13,14 +14,15 @@ import nbformat
 from nbclient import NotebookClient
 from promises import kept
 
-from lesson6.claims import statements
+from lesson6.claims import HOLDS, read_claims
 from lesson6.data import profile
 from lesson6.book.command import print_claims
 from lesson6.book.kernels import kernel_manager
-from lesson6.book.running import find_notebooks, read_claims
+from lesson6.book.running import find_notebooks, keep_run, sections as modules
 
+SEED = re.compile(r'^seed = 42\b', re.M)
 runs = ['42', '42 again', '1', '2', '3', '4']
-modules = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
+root = Path(__file__).parent.parent
 TIME = re.compile(r'\b\d+(\.\d+)? times as (long|fast)|\b\d+:\d\d\b|\b\d+(\.\d+)? ?(s|ms|seconds?|minutes?)\b|0x[0-9a-f]+|\bT_[0-9a-f]{5}(?=_|\b)|\d+\.\d+ ?it/s')
 
 
@@ -32,15 +34,17 @@ def fingerprint(path):
     return hashlib.sha256(code.encode() + b''.join(f.read_bytes() for f in files)).hexdigest()
 
 
-def execute(path, seed, log):
+def execute(path, seed):
     "The executed notebook; a cell that fails doesn't stop it, so that every claim is looked at."
     nb = nbformat.read(path, 4)
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs, c.execution_count = [], None
+    found = [c for c in nb.cells if c.cell_type == 'code' and SEED.search(c.source)]
+    assert len(found) == 1, f'{path.name} sets its seed in {len(found)} cells'
+    found[0].source = SEED.sub(f'seed = {seed}', found[0].source)
     client = NotebookClient(nb, km=kernel_manager(warm=False), allow_errors=True, resources={'metadata': {'path': str(path.parent)}}, extra_arguments=['--log-level=ERROR'])
     client.owns_km = True
-    log.unlink(missing_ok=True)
-    client.execute(env={k: v for k, v in {**os.environ, 'LESSON6_SEED': seed, 'LESSON6_CLAIMS': str(log)}.items() if k != 'MPLBACKEND'})
+    client.execute(env={k: v for k, v in os.environ.items() if k != 'MPLBACKEND'})
     return nb
 
 
@@ -77,12 +81,13 @@ def main(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
     for path in find_notebooks(names or list(modules)):
         for run in runs:
-            to, log, mark = (folder/f'{path.stem} {run}{end}' for end in ('.ipynb', '.jsonl', '.mark'))
+            to, mark = (folder/f'{path.stem} {run}{end}' for end in ('.ipynb', '.mark'))
             if mark.exists() and mark.read_text() == fingerprint(path): continue
             print(f'{path.stem}, seed {run}', flush=True)
-            nbformat.write(execute(path, run.split()[0], log), to)
+            nb = execute(path, run.split()[0])
+            nbformat.write(nb, to)
             mark.write_text(fingerprint(path))
-            if lost := [v for v in read_claims(log) if not v.holds]: print_claims(lost)
+            if lost := [v for v in read_claims(nb) if v.verdict != HOLDS]: print_claims(lost)
             for f in failures(nbformat.read(to, 4)): print(' ', f[:300], flush=True)
 
 
@@ -90,20 +95,22 @@ def tell(folder):
     "Puts what the runs in `folder` have shown onto the page; what has not been run is said."
     seeds = [r for r in runs if r != '42 again']
     done = {(stem, run): nbformat.read(folder/f'{stem} {run}.ipynb', 4) for stem in modules for run in runs if (folder/f'{stem} {run}.mark').exists()}
+    keep_run(root/'docs'/'runs'/'synthetic.json', [nb for (_, run), nb in done.items() if run != '42 again'])
     rows, misses, held, checked = [], [], 0, 0
     for stem in modules:
         row = [stem]
         for run in seeds:
             if (stem, run) not in done: row.append('not run'); continue
-            claims = [v for v in read_claims(folder/f'{stem} {run}.jsonl') if v.id in statements]
+            claims = read_claims(done[stem, run])
             failed = [f for f in failures(done[stem, run]) if not any(f.startswith(f'AssertionError: {v.id}:') for v in claims)]
-            held += sum(v.holds for v in claims)
+            holds = sum(v.verdict == HOLDS for v in claims)
+            held += holds
             checked += len(claims)
-            misses += [[stem, run, f'{v.says}: {v.measured}'] for v in claims if not v.holds] + [[stem, run, f'a cell failed: {f[:300]}'] for f in failed]
-            row.append(f'{sum(v.holds for v in claims)} of {len(claims)}' + (f', and {len(failed)} cells failed' if failed else ''))
+            misses += [[stem, run, f'{v.verdict}: {v.says}: {v.measured}'] for v in claims if v.verdict != HOLDS] + [[stem, run, f'a cell failed: {f[:300]}'] for f in failed]
+            row.append(f'{holds} of {len(claims)}' + (f', and {len(failed)} cells failed' if failed else ''))
         rows.append(row)
     ran = sum((stem, run) in done for stem in modules for run in seeds)
-    kept('The same twice', 'The claims hold with other seeds', f'every section from top to bottom on the drawn data ({profile.data}), on a CPU, with LESSON6_SEED of {", ".join(seeds)}', ran,
+    kept('The same twice', 'The claims hold with other seeds', f'every section from top to bottom on the drawn data ({profile.data}), on a CPU, with the seeds {", ".join(seeds)}', ran,
          f'{held} of {checked} claims held' + (f'; {len(misses)} claims or cells did not, as listed below' if misses else ', and no cell failed')
          + ('' if ran == len(rows)*len(seeds) else f'; {len(rows)*len(seeds) - ran} runs have not been made'), rows=[['Claims that held in', *(f'seed {s}' for s in seeds)], *rows])
     kept('The same twice', 'What did not hold with another seed', 'the same runs', ran, f'{len(misses)} claims or cells', rows=[['Section', 'Seed', 'What did not hold'], *misses] if misses else [])

@@ -210,8 +210,19 @@ def test_claims_close_the_run(nbs, environment, capsys):
     notebook(nbs/'00_one.ipynb', CLAIMS)
     assert lesson6(environment, 'run') == 1
     out, err = capsys.readouterr()
-    assert '  holds     Half of four is two. Here: 2; the lesson: 2\n  FAILS     Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold.\n' in out
+    assert '  holds: Half of four is two. Here: 2; the lesson: 2\n  does not hold: Half of four is two. Here: 3; the lesson: 2\n1 of 2 claims hold; 1 does not hold.\n' in out
     assert '00_one.ipynb, code cell 1 of 1 failed with AssertionError' in err
+
+
+def test_a_run_is_kept_without_the_name_of_its_folder(nbs, environment, tmp_path):
+    "One seed after the other, and what is measured anew takes the place of what was there."
+    (tmp_path/'my data').mkdir()
+    for seed, half in (42, 1), (1, 3), (42, 2):
+        notebook(nbs/'00_one.ipynb', f'seed = {seed}', CLAIMS.replace("claim('made-up-a', 2)\nclaim('made-up-b', 3)", f"claim('made-up-a', {half})"))
+        assert lesson6(environment, 'run', '--data', 'my data', '--keep', 'runs/real.json') == 0
+    kept = json.loads(Path('runs/real.json').read_text())
+    assert [(o['seed'], o['verdict'], o['measured']) for o in kept] == [(1, 'does not hold', '3'), (42, 'holds', '2')]
+    assert set(kept[0]) == {'id', 'seed', 'verdict', 'measured', 'numbers', 'device', 'on'} and 'my data' not in str(kept)
 
 
 def test_kernel_is_this_python(nbs, environment, tmp_path):
@@ -273,11 +284,13 @@ def test_a_run_counts_only_while_the_cells_are_the_same(nbs, tmp_path):
     assert site.last_run.__globals__['notebooks_path'] is not None
     site_path = site.notebooks_path
     site.notebooks_path = lambda: nbs
+    ran = nbformat.read(tmp_path/'_run'/'00_one.ipynb', 4)
+    ran.cells[1].execution_count = 7
+    nbformat.write(ran, tmp_path/'_run'/'00_one.ipynb')
     try:
-        assert site.last_run(nbs/'00_one.ipynb', tmp_path/'_run')[1]
+        assert site.last_run(nbs/'00_one.ipynb', tmp_path/'_run').cells[1].execution_count == 7
         notebook(nbs/'00_one.ipynb', 'a = 2')
-        nb, ran = site.last_run(nbs/'00_one.ipynb', tmp_path/'_run')
-        assert not ran and nb.cells[1].source == 'a = 2'
+        assert site.last_run(nbs/'00_one.ipynb', tmp_path/'_run').cells[1].source == 'a = 2'
     finally: site.notebooks_path = site_path
 
 
@@ -336,7 +349,7 @@ def test_doctor_names_what_is_too_old(environment):
 def test_site_needs_what_builds_it(environment, capsys):
     environment.setattr(command, 'can_build', lambda: False)
     assert lesson6(environment, 'site') == 1
-    assert 'the extra `docs`' in capsys.readouterr().err
+    assert 'the extra `book`' in capsys.readouterr().err
 
 
 def test_a_home_that_is_the_root_names_no_folder(monkeypatch):

@@ -306,4 +306,4 @@ def test_make_docs(made):
     done = subprocess.run(['make', 'docs'], cwd=made[1].parent, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == 'Open _site/index.html in a browser.', done.stdout + done.stderr
     stored = json.loads((made[1]/'claims.json').read_text())
-    assert len(stored) >= 25 and all(v['holds'] for v in stored)
+    assert len(stored) >= 25 and not [v['id'] for v in stored if v['verdict'] == 'does not hold']

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebooks', 'long_ones_first', 'flags', 'pictures',
-           'describe_figures', 'CellFailed', 'Stopped', 'run_notebook', 'write_whole', 'to_store', 'store',
-           'read_claims', 'notebooks_at_once', 'run_together']
+           'describe_figures', 'CellFailed', 'Stopped', 'run_notebook', 'write_whole', 'to_store', 'store', 'seed_of',
+           'keep_run', 'kept_runs', 'notebooks_at_once', 'run_together']
 
 # %% ../../nbs/book/running.ipynb #b6e74de6
-import json, os, sys, time
+import json, os, re, sys, time
 from pathlib import Path
 from fastcore.script import CliError
 import lesson6
@@ -229,12 +229,33 @@ def store(
     import nbformat
     write_whole(Path(path), nbformat.writes(to_store(nb or nbformat.read(path, as_version=4)))+'\n')
 
-def read_claims(path:Path) -> list: # `Verdict`s, the last one of each name
-    "The claims that a notebook has written to `path`, one JSON object a line"
-    from lesson6.claims import Verdict
-    if not path.exists(): return []
-    rows = [Verdict(**json.loads(l)) for l in path.read_text(encoding='utf-8').splitlines()]
-    return list({v.id: v for v in rows}.values())
+
+# %% ../../nbs/book/running.ipynb #678ed96d
+def seed_of(nb): # the number in its line `seed = 42`, 42 if it has none
+    "The seed that a notebook sets"
+    return next((int(m[1]) for c in nb.cells if (m := re.search(r'^seed = (\d+)\b', c.source, re.M))), 42)
+
+def keep_run(
+    file:Path,  # such as `docs/runs/real.json`; what it holds of other claims and seeds stays
+    nbs:list,   # executed notebooks
+):
+    "Keeps the verdicts of a run"
+    from datetime import date
+    from lesson6.claims import read_claims
+    file = Path(file)
+    kept = {(o['id'], o['seed']): o for o in (json.loads(file.read_text(encoding='utf-8')) if file.exists() else [])}
+    for nb in nbs:
+        for v in read_claims(nb):
+            kept[v.id, seed_of(nb)] = {'id': v.id, 'seed': seed_of(nb), 'verdict': v.verdict, 'measured': v.measured,
+                                       'numbers': v.numbers, 'device': v.device, 'on': date.today().isoformat()}
+    write_whole(file, json.dumps([kept[k] for k in sorted(kept)], indent=1, ensure_ascii=False)+'\n')
+
+def kept_runs(
+    folder:Path, # such as `docs/runs`
+) -> dict:       # {'real': {(id, seed): what was kept, ...}, ...}
+    "All runs that are kept in a folder"
+    files = sorted(Path(folder).glob('*.json'))
+    return {f.stem: {(o['id'], o['seed']): o for o in json.loads(f.read_text(encoding='utf-8'))} for f in files}
 
 # %% ../../nbs/book/running.ipynb #c84dd3bb
 def notebooks_at_once(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TWINS', 'repository', 'open_links', 'first_cell', 'changes', 'figures', 'figures_without_words', 'defined',
            'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose', 'table',
-           'claim_headings', 'claims_page', 'stored_claims', 'chart_words', 'speed_page', 'signature', 'parameters',
-           'entry', 'prose_of', 'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree',
-           'last_run', 'write_sources', 'setup', 'exported_names', 'plain_pages', 'build_site']
+           'claim_headings', 'claims_page', 'chart_words', 'speed_page', 'signature', 'parameters', 'entry', 'prose_of',
+           'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources',
+           'setup', 'exported_names', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
 import inspect, json, os, re
@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 import lesson6
 from .figures import figure_file, figure_place, figure_places, numbers_of, vega_bundle
-from .running import find_notebooks, flags, notebooks_path, pictures, write_whole
+from .running import find_notebooks, flags, kept_runs, notebooks_path, pictures, write_whole
 
 # %% ../../nbs/book/site.ipynb #e97fbaea
 def repository() -> str: # such as https://git.example.org/our/lesson6; '' while none is set
@@ -32,8 +32,7 @@ def open_links(
     if not repo.startswith('https://github.com/'): return {}
     slug, file = repo.removeprefix('https://github.com/'), f'nbs/{name}.ipynb'
     return {'Colab': f'https://colab.research.google.com/github/{slug}/blob/main/{file}',
-            'Kaggle': f'https://kaggle.com/kernels/welcome?src={repo}/blob/main/{file}',
-            'Binder': f'https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/{file}'}
+            'Kaggle': f'https://kaggle.com/kernels/welcome?src={repo}/blob/main/{file}'}
 
 # %% ../../nbs/book/site.ipynb #01d221ba
 def first_cell(
@@ -114,7 +113,7 @@ def default_exp(source): return next((l.split()[-1] for l in source.splitlines()
 # %% ../../nbs/book/site.ipynb #977cd9dd
 def for_readers(
     nb,             # an executed notebook
-    name:str='',    # as `04_collab`; the sections get their links to Colab, Kaggle and Binder
+    name:str='',    # as `04_collab`; the sections get their links to Colab and Kaggle
 ):                  # a notebook; `nb` is left as it is
     "The notebook as MyST-NB gets it"
     from nbformat import from_dict
@@ -194,43 +193,39 @@ def claims_page(
     rows:list,        # the verdicts of a run, or of the notebooks as they are stored
     statements:list,  # everything that is claimed
     headings:dict,    # {'collab-wd': 'Collaborative filtering', ...}: what a claim stands under
+    kept:dict=None,   # {'real': {(id, seed): a kept verdict, ...}, ...}, as `kept_runs` reads them
 ) -> str:             # Markdown
-    "The page of all claims, with the lesson's number beside ours"
-    done = {v.id: v for v in rows}
-    page = ['# What the lesson says, and whether it holds here']
-    asked = [v.holds for v in rows if v.holds is not None]
-    left = f' {len(rows)-len(asked)} could not be asked of this data; the reason stands in their row.' if len(asked) < len(rows) else ''
-    if rows: page.append(f'{sum(asked)} of the {len(asked)} claims that were checked hold.{left} The same as data: <a href="claims.json">claims.json</a>.')
-    else: page.append('No notebook that was run or stored has checked a claim. `make run` measures, and fills the column *here*.')
-    page.append("The lesson's numbers come from fast.ai's course of 2020: real data, one GPU. Ours come from the data and the device named in each row. "
-                'How a claim is checked, to the line, is shown in [Claims](/claims.ipynb).')
+    "The page of all claims, with the lesson's number next to ours"
+    from lesson6.claims import UNASKED, VERDICTS
+    done, kept = {v.id: v for v in rows}, kept or {}
+    page = ['# What the lesson says, and whether it holds here',
+            f'We check {len(statements)} statements of the lesson and of these notebooks. A claim that compares two trainings '
+            "knows its noise: a difference below two standard errors *can't be told apart here*."]
+    counts = [(name, [v.verdict for v in done.values()]) for name in ['as shown in the notebooks'] if rows]
+    counts += [(name, [o['verdict'] for o in found.values()]) for name,found in kept.items()]
+    if counts: page.append(table(['run', *VERDICTS], [[prose(name), *(str(v.count(o)) for o in VERDICTS)] for name,v in counts]))
+    else: page.append('No notebook that was run or stored has checked a claim. `make run` does.')
+    page.append("The lesson's numbers come from fast.ai's course of 2020: real data, one GPU. Ours come from the data and the device named "
+                'in each row. [Claims](/claims.ipynb) shows how each is checked, to the line. The verdicts of the notebooks as data: '
+                '<a href="claims.json">claims.json</a>.')
     groups = {}
     for s in statements: groups.setdefault(headings.get(s.id, 'Others'), []).append(s)
     for heading,members in groups.items():
         cells = []
         for s in members:
-            v = done.get(s.id)
-            says = f'[{prose(s.says)}]{{#claim-{s.id}}}'
-            cells.append([says, prose(s.lesson) , prose(v.measured) if v else 'not measured', prose(f'{v.data}, {v.device}') if v else '',
-                          {True: 'yes', False: '**no**', None: 'not asked'}[v.holds] if v else ''])
-        page += [f'## {heading}', ':::{container} claims', table(['claim', 'the lesson', 'here', 'data, device', 'holds'], cells), ':::']
+            found = []
+            if v := done.get(s.id): found.append([prose(f'{v.data}, {v.device}'), prose(v.measured), v.verdict])
+            for name,runs in kept.items():
+                seeds = {seed: o for (i,seed),o in runs.items() if i == s.id}
+                if not seeds: continue
+                o, n = seeds.get(42) or next(iter(seeds.values())), len(seeds)
+                held = f'; {sum(v["verdict"] == VERDICTS[0] for v in seeds.values())} of {n} seeds' if n > 1 else ''
+                found.append([prose(f'{name}, {o["device"]}, {o["on"]}'), prose(o['measured']), f'{o["verdict"]}{held}'])
+            says = [f'[{prose(s.says)}]{{#claim-{s.id}}}' + f' ({prose(s.planted)})'*bool(s.planted), prose(s.lesson)]
+            for row in found or [['', 'not measured', '']]: cells.append([*says, *row]); says = ['', '']
+        page += [f'## {heading}', ':::{container} claims', table(['claim', 'the lesson', 'data, device', 'here', 'verdict'], cells), ':::']
     return '\n\n'.join(page)+'\n'
 
-# %% ../../nbs/book/site.ipynb #127da70e
-def stored_claims(
-    nb,              # a notebook with its outputs
-    statements:list, # everything that is claimed
-) -> list:           # `Verdict`s, of the statements that are among `statements`
-    "What the last `claims_table()` of a notebook shows"
-    from bs4 import BeautifulSoup
-    from lesson6.claims import Verdict, read_claims
-    if told := read_claims(nb): return told # what is stored since a claim shows itself
-    shown = [d['text/html'] for c in nb.cells if c.cell_type == 'code' and 'claims_table' in c.source
-             for o in c.outputs for d in [o.get('data', {})] if 'text/html' in d][-1:]
-    rows = [[td.get_text().strip() for td in tr.select('td')] for html in shown for tr in BeautifulSoup(html, 'html.parser').select('tbody tr')]
-    known = {s.says: s for s in statements}
-    return [Verdict(known[says].id, says, lesson, known[says].source, {'yes': 'holds', 'NO': 'does not hold'}.get(holds, holds), here, [], '', data, device)
-            for says,lesson,here,data,device,holds in rows if says in known]
 
 # %% ../../nbs/book/site.ipynb #5bee0d02
 def chart_words(
@@ -363,7 +358,7 @@ def docs_path() -> Path: # the folder of the site's settings
     here = Path(lesson6.__file__).parent
     return here/'docs' if (here/'docs').is_dir() else here.parent/'docs'
 
-def can_build() -> bool: # True with the extra `docs`
+def can_build() -> bool: # True with the extra `book`
     "Whether what builds the site is installed, and its settings are there"
     from importlib.util import find_spec
     return (docs_path()/'conf.py').exists() and all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo', 'altair', 'vl_convert'))
@@ -411,15 +406,15 @@ def toctree(
 def last_run(
     path:Path,  # a notebook
     run:Path,   # the folder of executed notebooks; None: as stored
-):              # the notebook, and whether it is from a run
+):              # the notebook
     "A notebook as it ran last, if its cells are still the same, or else as it is stored"
     import nbformat
     nb = nbformat.read(path, as_version=4)
     ran = run and run/path.relative_to(notebooks_path())
-    if not ran or not ran.exists(): return nb, False
+    if not ran or not ran.exists(): return nb
     new = nbformat.read(ran, as_version=4)
     same = [c.source for c in new.cells] == [c.source for c in nb.cells]
-    return (new, True) if same else (nb, False)
+    return new if same else nb
 
 # %% ../../nbs/book/site.ipynb #0b7cc85d
 def write_sources(
@@ -429,8 +424,7 @@ def write_sources(
     "Writes what Sphinx reads: notebooks, reference, claims, changes, front page"
     import base64
     import nbformat
-    from lesson6.claims import statements
-    from lesson6.book.running import read_claims
+    from lesson6.claims import read_claims, statements
     written, notebooks, verdicts = set(), {}, []
     def write(name, text):
         written.add(to/name)
@@ -441,8 +435,8 @@ def write_sources(
     for path in find_notebooks():
         name = path.relative_to(notebooks_path()).with_suffix('').as_posix()
         if name == 'index': continue # JupyterLab's start page; the site has one of its own
-        notebooks[name], ran = last_run(path, run)
-        verdicts += read_claims(run/f'{name}.claims.jsonl') if ran else stored_claims(notebooks[name], list(statements.values()))
+        notebooks[name] = last_run(path, run)
+        verdicts += read_claims(notebooks[name])
     labels, modules = set(), {}
     for name,nb in notebooks.items():
         for cell in figures_without_words(nb): print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what it shows.')
@@ -474,7 +468,7 @@ def write_sources(
     write('twins.md', '\n\n'.join(cards) + '\n\n:::{toctree}\n:hidden:\n' + '\n'.join(n for n in notebooks if n.startswith('data/mini/')) + '\n:::\n')
     sections = [n for n in notebooks if re.match(r'0[1-9]_', n)]
     headings = claim_headings(notebooks['claims']) if 'claims' in notebooks else {}
-    write('result.md', claims_page(verdicts, list(statements.values()), headings))
+    write('result.md', claims_page(verdicts, list(statements.values()), headings, kept_runs(docs_path()/'runs')))
     write('changes.md', changes_page({n: notebooks[n] for n in sections}))
     measured = docs_path().parent/'benchmarks'/'results'
     speed = [(f.stem, json.loads(f.read_text(encoding='utf-8'))) for f in sorted(measured.glob('*.json'))]
