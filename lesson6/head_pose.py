@@ -13,13 +13,15 @@ from fastai.callback.hook import num_features_model
 from fastai.data.transforms import get_c
 from fastai.layers import SigmoidRange
 from fastai.vision.learner import create_vision_model, vision_learner
-from .data import profile
+from fastai.torch_core import default_device
+from .data import is_synthetic
 from .engine.frozen_body import fit_head
+from .engine.networks import lesson_arch
 from .engine.pictures import UprightImage
 from .engine.points import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, # noqa: F401
     pixel_point, point_errors, point_of, points_dls, posed_frames, published_frame,
     read_calibration, read_centre, read_points, show_points)
-from .engine.training import StopAtNaN, device_of
+from .engine.training import StopAtNaN, order_anew
 
 # %% ../nbs/03_head_pose.ipynb #c0a8595f
 def sigmoid_range(
@@ -75,23 +77,40 @@ def point_head(
         nn.Linear(n_out*cells[0]*cells[1], 2*n_points), SigmoidRange(-1, 1))
 
 # %% ../nbs/03_head_pose.ipynb #198b246f
+def _stays_frozen(dls):
+    "Whether the body is better computed once: real pictures without a GPU"
+    device = torch.device(dls.device or default_device()).type
+    return device == 'cpu' and not is_synthetic(getattr(dls, 'folder', None))
+
 def pose_learner(
-    dls,         # pictures and points, as `biwi_dls` or `points_dls` make them
-    arch,        # a network, as `vision_learner` takes it
+    dls,         # pictures and points, as `points_dls` or `biwi_dls` make them
+    arch=None,   # a network, as `vision_learner` takes it; None: what suits the data
     cbs=None,    # callbacks
     **kwargs,    # for `vision_learner`, such as `metrics` or `path`
 ):               # a `Learner` whose body is pretrained and frozen
     "A learner for points with a head that reads the body's map cell by cell"
+    arch = arch or lesson_arch('resnet18', getattr(dls, 'folder', None),
+                               kwargs.get('pretrained', True))
+    order_anew(dls)
     body = create_vision_model(arch, get_c(dls), pretrained=False)[0]
     head = point_head(num_features_model(body))
     return vision_learner(dls, arch, custom_head=head, cbs=[StopAtNaN(), *L(cbs)], **kwargs)
 
 def fit_pose(
-    learn,       # as `pose_learner` makes it
-    steps:int=344, # about how many batches it is trained on, in 3 to 40 epochs
+    learn,           # as `pose_learner` makes it
+    epochs:int=None, # for all layers, or for the head of a frozen body; None: 3 to 40, by batches
+    lr:float=None,   # the largest learning rate; None: 1e-2, of synthetic pictures 3e-2
+    cbs=None,        # callbacks
 ):
-    "Fine-tunes a learner for points; real pictures without a GPU: the head, on features kept"
-    epochs = min(40, max(3, round(steps/len(learn.dls.train))))
-    if profile.drawn: learn.fine_tune(epochs, 3e-2, lr_mult=30)
-    elif device_of(learn).type == 'cpu': fit_head(learn, min(40, 2*epochs), 1e-2)
-    else: learn.fine_tune(epochs, 1e-2)
+    "Fine-tune; or, for real pictures without a GPU, compute the body once and train the head"
+    synthetic = is_synthetic(getattr(learn.dls, 'folder', None))
+    frozen,lr = _stays_frozen(learn.dls),lr or (3e-2 if synthetic else 1e-2)
+    usual = min(40, max(3, round(344/len(learn.dls.train))))
+    epochs = epochs or (min(40, 2*usual) if frozen else usual)
+    how = f'{epochs} for the head' if frozen else f'1 for the head, {epochs} for all layers'
+    print(f"{getattr(learn.arch, '__name__', learn.arch)}, "
+          f"{'×'.join(map(str, getattr(learn.dls, 'pixels', '?')))} pixels; epochs: {how}; "
+          f'learning rate {lr:g}')
+    if frozen: fit_head(learn, epochs, lr, cbs=cbs)
+    else: learn.fine_tune(epochs, lr, lr_mult=30 if synthetic else 100, cbs=cbs)
+

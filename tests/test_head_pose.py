@@ -648,7 +648,7 @@ def test_importing_the_section_is_no_dearer_than_fastai():
     code = 'import sys, lesson6.head_pose; print({m for m in sys.modules if m.startswith("lesson6")})'
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
     assert eval(done.stdout) == {'lesson6', 'lesson6.data', 'lesson6.files', 'lesson6.head_pose', 'lesson6.engine',
-                                 *(f'lesson6.engine.{m}' for m in ('frozen_body', 'picture_loaders', 'pictures', 'points', 'training'))}
+                                 *(f'lesson6.engine.{m}' for m in ('frozen_body', 'networks', 'picture_loaders', 'pictures', 'points', 'training'))}
 
 
 def test_what_was_importable_still_is():
@@ -676,15 +676,16 @@ def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_g
     assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'
 
 
-@pytest.mark.parametrize('data, device, asked', [('mini', 'cpu', (8, 3e-2, {'lr_mult': 30})), ('full', 'cuda:0', (8, 1e-2, {})), ('full', 'cpu', ('head', 16, 1e-2))])
-def test_the_twin_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(environment, data, device, asked):
+@pytest.mark.parametrize('synthetic, device, asked', [(True, 'cpu', (8, 3e-2, {'lr_mult': 30, 'cbs': None})), (False, 'cuda:0', (8, 1e-2, {'lr_mult': 100, 'cbs': None})),
+                                                      (False, 'cpu', ('head', 16, 1e-2))])
+def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(monkeypatch, twin, tmp_path, synthetic, device, asked):
     from types import SimpleNamespace
     from lesson6 import head_pose
     from lesson6.head_pose import fit_pose
-    environment.setattr(head_pose, 'fit_head', lambda learn, *args: done.append(('head', *args)))
-    environment.setenv('LESSON6_DATA', data)
+    monkeypatch.setattr(head_pose, 'fit_head', lambda learn, *args, **kwargs: done.append(('head', *args)))
     done = []
-    fit_pose(SimpleNamespace(dls=SimpleNamespace(train=range(43), device=device), fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
+    dls = SimpleNamespace(train=range(43), device=device, folder=twin if synthetic else tmp_path, pixels=(60, 80))
+    fit_pose(SimpleNamespace(dls=dls, arch='a network', fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
     assert done == [asked]
 
 

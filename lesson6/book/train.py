@@ -32,9 +32,8 @@ def _multilabel():
     return 'pascal', dls, multilabel_learner, fit_multilabel
 
 def _head_pose():
-    from lesson6.engine.networks import lesson_arch
     from lesson6.head_pose import fit_pose, points_dls, pose_learner
-    return 'biwi', points_dls, partial(pose_learner, arch=lesson_arch('resnet18')), fit_pose
+    return 'biwi', points_dls, pose_learner, fit_pose
 
 def _collab():
     from lesson6.collab import ratings_dls, ratings_learner, read_ratings

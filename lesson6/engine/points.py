@@ -23,6 +23,7 @@ from fastai.torch_core import default_device
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, PointBlock
+from ..data import is_synthetic
 from .picture_loaders import KeepItems
 from .pictures import UprightImage, check_picture, composed, picture_files
 from ..files import read_rows
@@ -221,7 +222,7 @@ def fit_size(
 # %% ../../nbs/engine/points.ipynb #caa66a8b
 def points_dls(
     path,              # a folder with `points.csv`, or in BIWI's layout
-    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320)
+    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320); of synthetic frames (60, 80)
     bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures and 8 for fewer, because small sets need more steps; at most a quarter of them
     valid_group=None,  # who is kept out for validation, as in `kept_out`; where nobody can be, a random fifth of the pictures is
     keep:bool=None,    # keep the pictures in memory once they are read and shrunk; None: if they need less than 1 GB
@@ -239,12 +240,14 @@ def points_dls(
     bs = bs or min(64 if n_train > 5000 else 8, max(2, n_train//4))
     if n_train < bs: raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; take a smaller bs or more frames.')
     _warn_outside(frames)
-    h,w = size or fit_size(frames)
+    h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (240,320))
     if keep is None: keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=IndexSplitter(valid),
         dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), Normalize.from_stats(*imagenet_stats)])
-    return block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
+    dls = block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
+    dls.folder, dls.pixels = path, (h,w)   # what the recipe goes by
+    return dls
 
 def _warn_outside(frames):
     outside = (frames[['x','y']] < 0).any(axis=1) | (frames.x > frames.width) | (frames.y > frames.height)
