@@ -7,8 +7,7 @@ __all__ = ['statements', 'LESSON', 'HOLDS', 'FAILS', 'EVEN', 'UNASKED', 'VERDICT
            'statement', 'NotAsked', 'Verdict', 'device_name', 'claim', 'not_asked', 'read_claims', 'claims_table',
            'Compared', 'item_errors', 'compare']
 
-# %% ../nbs/claims.ipynb #db6f58f4
-import os
+# %% ../nbs/claims.ipynb #1a1e5f08
 from dataclasses import dataclass, asdict, fields
 from typing import Callable
 from .data import is_synthetic, profile, substituted
@@ -65,12 +64,6 @@ class Verdict:
     data: str             # `mini`, `full` or a folder
     device: str           # `cpu`, or the name of the GPU
 
-    @property
-    def holds(self): return {HOLDS: True, FAILS: False}.get(self.verdict) # until the book is over
-
-    @property
-    def word(self): return self.verdict
-
     def _said(self, says, code=str): # the verdict in words
         rest = f"Why: {self.measured}" if self.verdict == UNASKED else f'Measured: {code(self.measured)}'
         notes = [f'lesson: {code(self.lesson)}']*bool(self.lesson) + [code(self.planted)]*bool(self.planted and self.verdict != UNASKED)
@@ -114,7 +107,6 @@ def claim(
     v = verdicts[id] = Verdict(s.id, s.says, s.lesson, s.source, verdict, text, [asdict(o) for o in numbers], s.planted if made_up else '',
                                profile.data, device_name())
     display(v)
-    _log(v)
     if verdict == FAILS and made_up: raise AssertionError(f'{id}: {v}')
 
 def not_asked(id, why): # until all sections are over
@@ -122,12 +114,6 @@ def not_asked(id, why): # until all sections are over
     s = statements[id]
     v = verdicts[id] = Verdict(s.id, s.says, s.lesson, s.source, UNASKED, why, [], '', profile.data, device_name())
     display(v)
-    _log(v)
-
-def _log(v): # until the book reads the outputs
-    import json
-    if log := os.environ.get('LESSON6_CLAIMS'):
-        with open(log, 'a', encoding='utf-8') as f: f.write(json.dumps(asdict(v), ensure_ascii=False)+'\n')
 
 def _made_up(measured): # whether what was measured comes from synthetic data
     folders = [o.dls.folder for o in measured if hasattr(getattr(o, 'dls', None), 'folder')]

@@ -32,7 +32,7 @@ def twins():
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     "A cache of its own and no settings from outside."
-    for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'LESSON6_CLAIMS', 'XDG_CACHE_HOME'): monkeypatch.delenv(name, raising=False)
+    for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'XDG_CACHE_HOME'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('LESSON6_CACHE', str(tmp_path/'cache'))
     return monkeypatch
 

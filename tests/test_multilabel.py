@@ -665,7 +665,7 @@ def test_the_section_runs_to_its_end(kind, tmp_path):
         shell = InteractiveShell.instance()
         for cell in json.load(open('cells.json')): shell.run_cell(cell).raise_error()
         from lesson6.claims import verdicts
-        print('VERDICTS', json.dumps({k: v.word for k,v in verdicts.items()}))
+        print('VERDICTS', json.dumps({k: v.verdict for k,v in verdicts.items()}))
         """)
     env = {**os.environ, 'LESSON6_DATA': str(own_set(tmp_path/'data', **own[kind])), 'LESSON6_ARCH': 'drawnet10'}
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=tmp_path, env=env, capture_output=True, text=True)

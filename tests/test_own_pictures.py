@@ -155,12 +155,12 @@ def test_any_set_with_points_is_read_and_learnt(part, tmp_path):
 
 def run_section(section, data, tmp_path):
     "What became of each claim; the section has run to its end, and nothing was written into the data"
-    from lesson6.book.running import find_notebooks, read_claims, run_notebook
-    from lesson6.claims import statements
+    from lesson6.book.running import find_notebooks, run_notebook
+    from lesson6.claims import read_claims, statements
     before = sorted(data.rglob('*'))
-    env = {'LESSON6_DATA': str(data), 'LESSON6_ARCH': 'drawnet10', 'LESSON6_CLAIMS': str(tmp_path/'claims.jsonl'), 'OMP_NUM_THREADS': '1'}
-    run_notebook(find_notebooks([section], Path(__file__).parent.parent/'nbs')[0], env, progress=False, warm=True)
-    said = {v.id: v.word for v in read_claims(tmp_path/'claims.jsonl')}
+    env = {'LESSON6_DATA': str(data), 'LESSON6_ARCH': 'drawnet10', 'OMP_NUM_THREADS': '1'}
+    nb = run_notebook(find_notebooks([section], Path(__file__).parent.parent/'nbs')[0], env, progress=False, warm=True)
+    said = {v.id: v.verdict for v in read_claims(nb)}
     print(section, said)
     names = {'pets': 'pets', 'multilabel': 'multilabel', 'head_pose': 'pose'}
     assert said.keys() == {c for c in statements if c.startswith(f'{names[section]}-')}

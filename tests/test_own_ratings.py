@@ -84,15 +84,15 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
 @pytest.mark.parametrize('seed', range(10))
 def test_the_whole_section_runs_on_it(tmp_path, monkeypatch, seed):
     "Forty people, forty titles and some hundred ratings: no cell raises, every claim is judged or not asked"
-    from lesson6.book.running import find_notebooks, read_claims, run_notebook
-    from lesson6.claims import statements
+    from lesson6.book.running import find_notebooks, run_notebook
+    from lesson6.claims import read_claims, statements
     here = tmp_path/'ml-100k'
     here.mkdir()
     form, wrote, scale = own_set(here, seed, small=True)
     before = sorted(p.name for p in here.iterdir())
     notebook = find_notebooks(['collab'], Path(__file__).parent.parent/'nbs')[0]
-    run_notebook(notebook, {'LESSON6_DATA': str(tmp_path), 'LESSON6_CLAIMS': str(tmp_path/'claims.jsonl'), 'OMP_NUM_THREADS': '1'}, progress=False)
-    said = {v.id: v.word for v in read_claims(tmp_path/'claims.jsonl')}
+    nb = run_notebook(notebook, {'LESSON6_DATA': str(tmp_path), 'OMP_NUM_THREADS': '1'}, progress=False)
+    said = {v.id: v.verdict for v in read_claims(nb)}
     print(f'{form}, {len(wrote)} ratings from {scale[0]:g} to {scale[1]:g}:', said)
     assert set(said) == {o for o in statements if o.startswith('collab-')} and said['collab-floor'] == 'not asked'
     assert sorted(p.name for p in here.iterdir()) == before, 'nothing is written into the data'
