@@ -46,12 +46,13 @@ def _need_book(): # CliError without what runs notebooks and makes the site
                        "or in a checkout pip install -e '.[book]'.")
 
 def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels it starts
-    if not data: return
-    if data not in ('mini', 'full'):
-        folder = Path(data).expanduser()
-        if not folder.is_dir(): raise CliError(f'--data {data}: that is neither mini, nor full, nor a folder.')
-        data = str(folder.resolve())
-    os.environ['LESSON6_DATA'] = data
+    if data not in ('', 'mini', 'full') and not Path(data).expanduser().is_dir():
+        raise CliError(f'--data {data}: that is neither mini, nor full, nor a folder.')
+    if data: os.environ['LESSON6_DATA'] = data
+    for name in 'LESSON6_DATA', 'LESSON6_CACHE': # a kernel works in another folder
+        folder = os.environ.get(name)
+        if folder and folder not in ('mini', 'full'):
+            os.environ[name] = str(Path(folder).expanduser().resolve())
 
 # %% ../../nbs/book/command.ipynb #dfe208b8
 def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page

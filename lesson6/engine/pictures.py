@@ -34,10 +34,12 @@ def upright(
     im:Image.Image,     # a picture that Pillow has opened
     name='The picture', # what an error calls it
 ) -> Image.Image:       # in RGB; ValueError if its values are none of 8 or 16 bits
-    "A picture as a viewer shows it: turned as its EXIF says, 16 bits scaled to 8"
+    "A picture as a viewer shows it: turned as its EXIF says, on white, 16 bits scaled to 8"
     im = ImageOps.exif_transpose(im)
     if im.mode in ('F', 'I') or im.mode.startswith('I;16'): return _to_8_bits(im, name)
-    if im.mode == 'P' and 'transparency' in im.info: im = im.convert('RGBA')
+    if im.has_transparency_data:   # Pillow would show what is hidden under it
+        im = im.convert('RGBA')
+        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
 def read_picture(
