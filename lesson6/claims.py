@@ -123,9 +123,10 @@ def _made_up(measured): # whether what was measured comes from synthetic data
 def read_claims(
     nb,      # a notebook with its outputs, as nbformat reads it
 ) -> list:   # `Verdict`s, the last one of each name
-    "The verdicts in a notebook's outputs"
+    "The verdicts in a notebook's outputs, but for those of statements named `example-...`"
     known = {o.name for o in fields(Verdict)}
     shown = [o['data'][CLAIM_MIME] for c in nb['cells'] for o in c.get('outputs', []) if CLAIM_MIME in o.get('data', {})]
+    shown = [o for o in shown if not o['id'].startswith('example-')]
     return list({o['id']: Verdict(**{k: o[k] for k in known & {*o}}) for o in shown}.values())
 
 def claims_table(

@@ -35,7 +35,7 @@ def half(environment, monkeypatch):
     def _(half):
         if half is None: raise claims.NotAsked('there is no half')
         return half == 2, f'{half} *'
-    @claims.statement('example-less', 'The first is smaller')
+    @claims.statement('made-up-less', 'The first is smaller')
     def _(a, b): return claims._together(compare(a, b))
 
 
@@ -50,7 +50,7 @@ def test_a_claim_that_holds_is_said_and_kept(half, capsys):
 
 def test_what_does_not_hold_stops_on_synthetic_data_only(half, environment, tmp_path, capsys):
     with pytest.raises(AssertionError, match='example-half: does not hold: Half of four is two'): claims.claim('example-half', 3)
-    claims.claim('example-less', np.arange(20.), np.arange(20.))
+    claims.claim('made-up-less', np.arange(20.), np.arange(20.))
     claims.claim('example-half', None)
     assert [v.verdict for v in claims.verdicts.values()] == [UNASKED, EVEN]
     assert 'not asked: Half of four is two. Why: there is no half (lesson: 2)' in capsys.readouterr().out
@@ -77,13 +77,13 @@ def test_a_set_that_was_substituted_is_not_asked_about(half):
 
 def test_claims_are_read_back_from_the_outputs(half):
     r = np.random.default_rng(0)
-    claims.claim('example-less', r.random(50), r.random(50)+1)
-    v = claims.verdicts['example-less']
+    claims.claim('made-up-less', r.random(50), r.random(50)+1)
+    v = claims.verdicts['made-up-less']
     bundle = json.loads(json.dumps(v._repr_mimebundle_()))                  # as a kernel sends it
     old = {**bundle[claims.CLAIM_MIME], 'verdict': EVEN}
-    outputs = [new_output('display_data', data={claims.CLAIM_MIME: o}) for o in (old, bundle[claims.CLAIM_MIME])]
+    outputs = [new_output('display_data', data={claims.CLAIM_MIME: o}) for o in (old, bundle[claims.CLAIM_MIME], {**old, 'id': 'example-less'})]
     nb = new_notebook(cells=[new_code_cell('', outputs=[*outputs, new_output('stream', text='holds')])])
-    found, = claims.read_claims(nb)                                         # the last one of each
+    found, = claims.read_claims(nb)                                         # the last one of each, without examples
     assert found.verdict == HOLDS and found.numbers[0]['n'] == 50 and found.numbers[0]['difference'] == v.numbers[0]['difference']
     assert '50 items' in found.measured and str(found) == str(v)
 
