@@ -390,6 +390,8 @@ def lesson_paths(
     own = None if profile.data in ('mini', 'full') else Path(os.path.expanduser(profile.data))
     lacks = [o for o in names if own and not (own/folders[o]).is_dir()]
     if len(lacks) == len(names): lacks = [] # then `lesson_path` says what is missing
-    substituted.update({o: f'your folder holds no {folders[o]}/' for o in lacks})
-    for o in lacks: print(f'{substituted[o].capitalize()}: that part runs on synthetic data.')
+    for o in lacks:
+        if o in substituted: continue # said before
+        substituted[o] = f'your folder holds no {folders[o]}/'
+        print(f'{substituted[o].capitalize()}: that part runs on synthetic data.')
     return [draw_twin(o) if o in lacks else lesson_path(o) for o in names]
