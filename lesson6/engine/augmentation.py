@@ -145,10 +145,10 @@ def show_augmented(
     x,y = next(iter(few.dls(PointBlock, aug_transforms()).train.new(bs=n, shuffle=False, get_idxs=lambda: [0]*n)))
     x,y = (x*tensor(imagenet_stats[1]).view(3, 1, 1) + tensor(imagenet_stats[0]).view(3, 1, 1)).clamp(0, 1), (y.view(-1, 2) + 1)/2*tensor(few.size[::-1])
     fig,axs = plt.subplots(-(-n//4), 4, figsize=(9, 1.75*-(-n//4)), layout='constrained')
-    for ax,picture,point in zip(axs.flat, x.cpu(), y.cpu(), strict=True):
+    for ax in axs.flat: ax.axis('off')
+    for ax,picture,point in zip(axs.flat, x.cpu(), y.cpu()): # noqa: B905, the last row may be longer
         ax.imshow(picture.as_subclass(Tensor).permute(1, 2, 0))
         ax.plot(*point.as_subclass(Tensor), 'o', ms=8, mfc='none', mec='yellow', mew=2)
-        ax.axis('off')
     return fig
 
 class _OnlyTrain(Callback): # with so few frames the validation takes longer than the epoch
