@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/05_regularisation.ipynb #07451d53
+# %% ../nbs/05_regularisation.ipynb #46d44a0a
 from .engine.augmentation import (FewFrames, affine_picture, affine_points, dots,
                                          find_dots, point_drift, show_augmented,
                                          train_on_few_frames)
