@@ -217,7 +217,7 @@ def test_side_by_side_is_as_if_alone():
     together = reg.ratings_sweep(rating_learner, wds, seeds, n_epoch=3, lr=2e-2)
     assert together[['seed', 'wd']].values.tolist() == [[s, wd] for s in seeds for wd in wds]
     for seed, rows in together.groupby('seed'):
-        alone = reg.wd_sweep(lambda: rating_learner(seed), wds, n_epoch=3, lr=2e-2, progress=False)
+        alone = reg.wd_sweep(lambda seed=seed: rating_learner(seed), wds, n_epoch=3, lr=2e-2, progress=False)
         np.testing.assert_allclose(rows.valid_loss, alone.valid_loss, rtol=1e-4)
         np.testing.assert_allclose(rows['size'], alone['size'], rtol=1e-4)
 
