@@ -16,7 +16,7 @@ from lesson6.book.running import find_notebooks, sections, to_store
 
 root = Path(__file__).parent.parent
 nbs = root/'nbs'
-TRAINS = re.compile(r"\b(fine_tune|fit|fit_one_cycle|fit_head|fit_discriminative|fit_pose|fit_ratings|wd_sweep|ratings_sweep|train_on_few_frames)\(")
+TRAINS = re.compile(r'\b(fine_tune|fit(_\w+)?|wd_sweep|ratings_sweep|train_on_few_frames)\(')
 
 
 def cells(name):

@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['voc_labels', 'read_labels', 'get_x', 'get_y', 'splitter', 'PictureOfRow', 'multilabel_dls', 'multilabel_learner',
-           'fit_multilabel', 'label_report', 'prediction_table', 'plot_prediction']
+           'fit_multilabel', 'threshold_curve', 'best_threshold', 'plot_threshold_curve', 'choose_on_half',
+           'label_report', 'prediction_table', 'plot_prediction', 'plot_pictures', 'plot_label', 'best_and_worst',
+           'empty_skies']
 
 # %% ../../nbs/engine/labels.ipynb #05a63c2c
 from pathlib import Path, PurePosixPath
@@ -29,7 +31,7 @@ from .frozen_body import fit_head
 from .networks import lesson_arch
 from .picture_loaders import KeepBatches
 from .pictures import UprightImage, check_picture, composed, picture_files, read_picture
-from .training import StopAtNaN
+from .training import StopAtNaN, order_anew
 from ..files import read_rows
 
 # %% ../../nbs/engine/labels.ipynb #ff9f08b5
@@ -264,23 +266,100 @@ def multilabel_learner(
     "A learner that names everything it sees: pretrained body, new head, binary cross-entropy and accuracy over all labels"
     name = 'resnet18' if _stays_frozen(dls) else 'resnet50'   # of the two for a laptop, the one that is faster
     arch = arch or lesson_arch(name, getattr(dls, 'folder', None), kwargs.get('pretrained', True))
+    order_anew(dls)
     return vision_learner(dls, arch, metrics=metrics, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
 
 def fit_multilabel(
     learn:Learner,     # as `multilabel_learner` makes it
-    epochs:int=None,   # None: 3 for all layers after 4 for the head; of a frozen body, 10 for the head
+    epochs:int=None,   # None: 3 for all layers, of a frozen body 10 for the head; 0: the head alone, for `head_epochs`
     lr:float=3e-3,     # the largest learning rate
     views:int=None,    # crops of each picture for a frozen body; None: 2
+    head_epochs:int=4, # for the head alone, before those for all layers
     cbs=None,          # callbacks
-) -> Learner:          # the same learner, trained
+):
     "Fine-tunes as the lesson does; real pictures without a GPU pass through the frozen body once, and the head is trained"
+    def count(n): return f'{n} epoch{"s"*(n != 1)}'
     frozen = views is not None or _stays_frozen(learn.dls)
-    epochs, views, lr = epochs or (10 if frozen else 3), views or 2, lr or 3e-3
-    how = f'the body computed once for {views} crops of each picture, then {epochs} epochs for the head' if frozen else f'4 epochs for the head, then {epochs} for all layers'
+    if epochs is None: epochs = 10 if frozen else 3
+    views, lr = views or 2, lr or 3e-3
+    if frozen: how = f'the body computed once for {views} crops of each picture, then {count(epochs or head_epochs)} for the head'
+    else: how = f'{count(head_epochs)} for the head' + (f', then {epochs} for all layers' if epochs else '')
     print(f"{getattr(learn.arch, '__name__', learn.arch)} at {getattr(learn.dls, 'pixels', '?')} pixels: {how}, learning rate {lr:g}")
-    if frozen: fit_head(learn, epochs, lr, views, cbs=cbs)
-    else: learn.fine_tune(epochs, base_lr=lr, freeze_epochs=4, cbs=cbs)
-    return learn
+    if frozen: fit_head(learn, epochs or head_epochs, lr, views, cbs=cbs)
+    elif epochs: learn.fine_tune(epochs, base_lr=lr, freeze_epochs=head_epochs, cbs=cbs)
+    else:
+        learn.freeze()
+        learn.fit_one_cycle(head_epochs, lr, cbs=cbs)
+
+# %% ../../nbs/engine/labels.ipynb #f333d22e
+def threshold_curve(
+    preds:Tensor,       # probabilities, (n, labels)
+    targs:Tensor,       # zeros and ones, the same shape
+    thresholds=None,    # to try; default 29 from 0.05 to 0.95
+) -> tuple:             # the thresholds and the accuracy at each, two tensors;
+                        # ValueError if `preds` are not probabilities
+    "Accuracy over all labels at each of many thresholds"
+    preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
+    if preds.shape != targs.shape:
+        raise ValueError(f'Predictions of shape {tuple(preds.shape)} and targets of shape '
+                         f'{tuple(targs.shape)} do not match.')
+    if not (preds.numel() and 0 <= preds.min() and preds.max() <= 1):
+        raise ValueError('The predictions are not probabilities between 0 and 1; '
+                         'apply sigmoid to activations first.')
+    xs = torch.linspace(0.05, 0.95, 29) if thresholds is None else torch.as_tensor(thresholds)
+    right = [accuracy_multi(preds, targs, thresh=float(t), sigmoid=False) for t in xs]
+    return xs, torch.tensor(right)
+
+def best_threshold(
+    preds:Tensor,       # probabilities, (n, labels)
+    targs:Tensor,       # zeros and ones, the same shape
+    thresholds=None,    # to try; default 29 from 0.05 to 0.95
+) -> float:             # the threshold; where several are equally good, the middle one of them
+    "The threshold with the highest accuracy"
+    xs, accs = threshold_curve(preds, targs, thresholds)
+    best = torch.where(accs == accs.max())[0]
+    return round(float(xs[best[len(best)//2]]), 4)
+
+# %% ../../nbs/engine/labels.ipynb #c1f8ed2d
+def plot_threshold_curve(
+    preds:Tensor,       # probabilities, (n, labels)
+    targs:Tensor,       # zeros and ones, the same shape
+    thresholds=None,    # to try; default 29 from 0.05 to 0.95
+    ax=None,            # matplotlib axes; default: a new figure
+):                      # the axes
+    "Accuracy against threshold, the best marked, with the accuracy of answering \"nothing\""
+    import matplotlib.pyplot as plt
+    xs, accs = threshold_curve(preds, targs, thresholds)
+    best, top = best_threshold(preds, targs, thresholds), accs.max()
+    ax = ax or plt.subplots(figsize=(6, 4))[1]
+    ax.plot(xs, accs, marker='.')
+    ax.plot([best], [top], 'o', ms=10, color='tab:red', label=f'best: {top:.2%} at {best:.2f}')
+    silent = 1 - torch.as_tensor(targs).float().mean().item()
+    ax.axhline(silent, ls='--', color='grey', label='answering "nothing"')
+    ax.set_xlabel('threshold'); ax.set_ylabel('accuracy'); ax.legend()
+    return ax
+
+# %% ../../nbs/engine/labels.ipynb #2026ff1b
+def choose_on_half(
+    preds:Tensor,           # probabilities, (n, labels)
+    targs:Tensor,           # zeros and ones, the same shape
+    per_label:bool=False,   # choose a threshold for each label; False: one for all
+    splits:int=200,         # into halves, at random
+    seed:int=42,            # of the splits
+) -> Tensor:                # (2, n), the share of right answers for each picture: while it was in the half that chose, and while it was not
+    "What a threshold chosen on half of the pictures is worth on that half, and on the other"
+    preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
+    rng, n = np.random.default_rng(seed), len(preds)
+    right = torch.stack([(preds > t) == targs.bool() for t in torch.linspace(0.05, 0.95, 29)]).float()   # (thresholds, n, labels)
+    total, times, labels = torch.zeros(2, n), torch.zeros(2, n), torch.arange(preds.shape[1])
+    for _ in range(splits):
+        order = torch.as_tensor(rng.permutation(n))
+        chose = right[:, order[::2]].mean(1)
+        best = chose.argmax(0) if per_label else chose.mean(1).argmax().expand(len(labels))
+        for i,half in enumerate((order[::2], order[1::2])):
+            total[i, half] += right[best, :, labels][:, half].mean(0)
+            times[i, half] += 1
+    return total/times.clamp(min=1)
 
 # %% ../../nbs/engine/labels.ipynb #f38dc621
 def label_report(
@@ -332,3 +411,59 @@ def plot_prediction(
     right.set_ylim(0, 1); right.set_ylabel('probability'); right.tick_params(axis='x', rotation=90); right.legend(loc='upper right')
     fig.tight_layout()
     return left, right
+
+# %% ../../nbs/engine/labels.ipynb #4eea676c
+def plot_pictures(
+    files:list,        # the pictures
+    titles:list,       # a title for each
+    colours:list=None, # a colour for each title; None: black
+    ncols:int=4,       # pictures in a row
+):                     # the figure
+    "Pictures in a grid, each under its title"
+    import matplotlib.pyplot as plt
+    nrows = -(-len(files)//ncols)
+    fig, axs = plt.subplots(nrows, ncols, figsize=(2.6*ncols, 2.3*nrows), squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for ax,f,title,colour in zip(axs.flat, files, titles, colours or ['black']*len(files)):
+        ax.imshow(read_picture(f))
+        ax.set_title(title, color=colour, fontsize=10)
+    fig.tight_layout()
+    return fig
+
+def plot_label(
+    label:str,      # one of `vocab`
+    preds:Tensor,   # probabilities, (n, labels)
+    targs:Tensor,   # zeros and ones, the same shape
+    vocab:list,     # the labels, in order
+    files:list,     # the n pictures
+    n:int=6,        # how many to show
+):                  # the figure
+    "Pictures that have a label, from the one in which it is found least probable to the one in which it is found most probable"
+    p, there = preds[:, list(vocab).index(label)], torch.where(targs[:, list(vocab).index(label)] == 1)[0]
+    rows = there[p[there].argsort()]
+    rows = rows[torch.linspace(0, len(rows)-1, min(n, len(rows))).round().long()].tolist()
+    return plot_pictures([files[i] for i in rows], [f'{label}: {p[i]:.2f}' for i in rows], ncols=n)
+
+def best_and_worst(
+    preds:Tensor,  # probabilities, (n, labels)
+    targs:Tensor,  # zeros and ones, the same shape
+) -> tuple:        # two positions; of pictures with exactly two labels if there are any, else of all
+    "The picture whose labels are all found most probable, and the one that has the label found least probable"
+    least = torch.where(targs.bool(), preds, 1.).amin(1)
+    rows = torch.where(targs.sum(1) == 2)[0]
+    if not len(rows): rows = torch.arange(len(targs))
+    return int(rows[least[rows].argmax()]), int(rows[least[rows].argmin()])
+
+def empty_skies(
+    folder:Path,   # where to write them
+    n:int=40,      # how many
+    seed:int=42,   # of their colours
+) -> pd.DataFrame: # fname, labels (empty) and is_valid (False), as `multilabel_dls` takes them
+    "Pictures of nothing but a change from one blue to another"
+    folder, rng, ramp = Path(folder), np.random.default_rng(seed), np.linspace(0, 1, 96)[:,None,None]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder.resolve()/f'sky_{i}.png' for i in range(n)]
+    for f in files:
+        top, bottom = rng.uniform([70, 120, 170], [150, 190, 230]), rng.uniform([160, 190, 220], [230, 240, 250])
+        PILImage.create(np.uint8((1-ramp)*top + ramp*bottom).repeat(128, 1)).save(f)
+    return pd.DataFrame({'fname': [str(f) for f in files], 'labels': '', 'is_valid': False})
