@@ -1,5 +1,6 @@
 "Training from the command line: broken off, taken up again, and shared by two processes of which one is killed."
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 
 import pytest
 import torch
+
+from lesson6.book.running import sections as files # {'01_pet_breeds': 'pets', ...}
 
 
 command = [sys.executable, '-m', 'lesson6.train', 'collab', '--bs', '256']
@@ -79,6 +82,71 @@ def test_an_unknown_section_and_pictures_on_two_processors(tmp_path, monkeypatch
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='pets on 2 processes needs a GPU for each'): train_section('pets', out=tmp_path)
+
+
+# One recipe a section
+
+
+def code_of(file):
+    import nbformat
+    from lesson6.book.running import notebooks_path
+    return [c for c in nbformat.read(notebooks_path()/f'{file}.ipynb', 4).cells if c.cell_type == 'code']
+
+
+def calls(cells, names):
+    "{name: {keyword: value}} of the last call of each function in these cells; a value that is no number or text is None."
+    import ast
+    found = {}
+    for c in cells:
+        for node in ast.walk(ast.parse('\n'.join(l for l in c.source.splitlines() if not l.lstrip().startswith('%')))):
+            if not isinstance(node, ast.Call): continue
+            name = getattr(node.func, 'attr', getattr(node.func, 'id', None))
+            if name in names: found[name] = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else None for k in node.keywords}
+    return found
+
+
+def tables(cell):
+    "The last row of each training's table that a cell shows, without its number and its time."
+    html = [''.join(o.data['text/html']) for o in cell.outputs if 'text/html' in o.get('data', {})]
+    rows = [re.findall(r'<tr>(.*?)</tr>', t, re.S)[-1] for t in html if 'train_loss' in t]
+    return [re.findall(r'<td>([^<]*)</td>', r)[1:-1] for r in rows]
+
+
+@pytest.mark.parametrize('file', files)
+def test_the_opening_calls_what_train_calls(file):
+    "The same functions, with nothing but the folder, the seed and what `train` gives them too; a place to write does not count."
+    from functools import partial
+    from lesson6.book.train import recipe
+    *_, dls, learner, fit = recipe(file)
+    cells = code_of(file)
+    opening = cells[:next(i for i,c in enumerate(cells) if tables(c))+1]
+    for f in dls, learner, fit:
+        given = f.keywords if isinstance(f, partial) else {}
+        name = getattr(f, 'func', f).__name__
+        if name == 'dls': name = 'multilabel_dls' # its table is read first
+        said = calls(opening, {name})
+        assert name in said, f'{file} does not call {name} in its opening'
+        assert {k: v for k,v in said[name].items() if k not in ('seed', 'path')} == given, name
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('file', files)
+def test_train_ends_at_the_figure_of_the_notebook(file, tmp_path):
+    """To the last digit printed. Where the processor is another one than that of the stored outputs, and only there,
+    the opening is run here to see at which figure it ends."""
+    from lesson6.book.running import notebooks_path, run_notebook
+    import nbformat
+    done = subprocess.run([sys.executable, '-m', 'lesson6.train', file, '--seed', '42', '--out', str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = [f'{v:.6f}' for v in torch.load(tmp_path/files[file]/'checkpoint.pt', weights_only=True)['history'][-1]]
+    def ends(cells): return next(t for c in cells if (t := tables(c)))[-1]
+    if ends(code_of(file)) == row: return
+    nb = nbformat.read(notebooks_path()/f'{file}.ipynb', 4)
+    last = next(i for i,c in enumerate(nb.cells) if c.cell_type == 'code' and tables(c))
+    nb.cells = nb.cells[:last+1]
+    nbformat.write(nb, tmp_path/'opening.ipynb')
+    ran = run_notebook(tmp_path/'opening.ipynb', progress=False)
+    assert ends([c for c in ran.cells if c.cell_type == 'code']) == row
 
 
 class Evil:
