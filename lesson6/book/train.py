@@ -36,10 +36,8 @@ def _head_pose():
     return 'biwi', points_dls, pose_learner, fit_pose
 
 def _collab():
-    from lesson6.collab import ratings_dls, ratings_learner, read_ratings
-    def dls(path, **kwargs): return ratings_dls(read_ratings(path), **kwargs)
-    def fit(learn, epochs=5, lr=5e-3, wd=0.1): learn.fit_one_cycle(epochs, lr, wd=wd)
-    return 'movielens', dls, ratings_learner, fit
+    from lesson6.collab import fit_ratings, ratings_dls, ratings_learner
+    return 'movielens', ratings_dls, ratings_learner, fit_ratings
 
 def _regularisation(): # the lesson's own batches, epochs, rate and weight decay, as the section's opening has them
     data, dls, learner, fit = _collab()
