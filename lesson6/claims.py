@@ -192,6 +192,7 @@ def compare(
     factor:float=1.,    # the first should be smaller than this many times the second
     over:str='items',   # what a pair is: 'pictures', 'frames', 'ratings', 'seeds' ...
     groups=None,        # a name for each item: pairs are means over a group
+    each:str='groups',  # what the groups are: 'people', 'users'
     trainings:bool=True,# each side is a training of its own
     paired:bool=True,   # False: the two sides have nothing to do with each other
 ) -> Compared:
@@ -206,7 +207,7 @@ def compare(
     if paired and a.shape != b.shape: raise ValueError(f'The two sides have {a.shape} and {b.shape} numbers; compare them on the same {over}.')
     kept = dict(names=tuple(names), unit=unit)
     if a.ndim == 2: # several trainings on each side: the difference must be there over items and over seeds
-        both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, trainings=False, **kept), compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
+        both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, each=each, trainings=False, **kept), compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
         return max(both, key=lambda o: (o.verdict == EVEN, o.p))
     binary = paired and factor == 1 and groups is None and over != 'seeds' and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()
     d = a - factor*b if paired else None
@@ -215,8 +216,8 @@ def compare(
     if groups is not None:
         names_of = np.asarray([str(o) for o in groups])
         d = np.array([d[names_of == o].mean() for o in np.unique(names_of)])
-        n, pairing = len(d), f'{pairing} of {len(d)}'
-    if n < 2: raise NotAsked(f'one of them has no noise to compare with; it takes several {over if groups is None else "groups"}')
+        n, pairing = len(d), f'{pairing} of {len(d)} {each}'
+    if n < 2: raise NotAsked(f'there is only one of what is compared, and so no noise to compare with; it takes several {over if groups is None else each}')
     needed = 3. if trainings and over != 'seeds' else 2.
     if trainings and over != 'seeds': pairing += ', one training each'
     level = 2*stats.norm.sf(needed) if needed > 2 else .05
@@ -232,7 +233,7 @@ def compare(
     told = abs(apart) >= needed*error and p <= level and apart != 0
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
     if verdict == FAILS and factor != 1: # not by the factor that was asked for; is there a difference at all?
-        plain = compare(a, b, over=over, groups=groups, trainings=trainings, paired=paired, **kept)
+        plain = compare(a, b, over=over, groups=groups, each=each, trainings=trainings, paired=paired, **kept)
         if plain.verdict == EVEN: return plain
     return Compared(float(a.mean()), float(factor*b.mean()), float(apart), float(error), float(p), n, pairing, needed, verdict, factor=factor, **kept)
 
@@ -524,8 +525,7 @@ def _(near, far): # agreement of taste between neighbours, and between titles pi
 @statement('collab-newcomer', 'A few answers are enough to know a newcomer better than the average user', of='movielens')
 def _(average, asked, users=None): # errors with the average user, and after ten answers, on the same ratings; whose rating each is
     if not _numbers(asked).size: raise NotAsked('nobody has twenty ratings among those that were held out')
-    return _together(compare(asked, average, ('MSE after ten answers', 'with the average user'), trainings=False, groups=users,
-                             over='ratings' if users is None else 'users\' ratings'))
+    return _together(compare(asked, average, ('MSE after ten answers', 'with the average user'), trainings=False, groups=users, each='users', **_ratings))
 
 # %% ../nbs/claims.ipynb #16f931bf
 @statement('reg-overfits', 'Trained for longer, the rating model with biases gets better on what it has seen and worse on what it has not', of='movielens',
@@ -600,11 +600,11 @@ def _(moved, forgotten): # pixels between each point and where its pixels went
 def _(seen, seen_augmented, others, others_augmented, people=None): # pixels off in each frame, without and with augmentation; who is on the latter
     kept = dict(unit='pixels', over='frames')
     return _together(compare(seen, seen_augmented, ('frames trained on: plain', 'augmented'), **kept),
-                     compare(others_augmented, others, ('people never seen: augmented', 'plain'), groups=people, **kept))
+                     compare(others_augmented, others, ('people never seen: augmented', 'plain'), groups=people, each='people', **kept))
 
 @statement('reg-point-forgotten', 'Augmentation that forgets to move the point does harm', of='biwi')
 def _(moved, forgotten, people=None): # pixels off in each frame of people never seen; who is on it
-    return _together(compare(moved, forgotten, ('the point moves', 'the point stays'), unit='pixels', over='frames', groups=people))
+    return _together(compare(moved, forgotten, ('the point moves', 'the point stays'), unit='pixels', over='frames', groups=people, each='people'))
 
 # %% ../nbs/claims.ipynb #0ac26ced
 @statement('reg-dropout-mean', 'Dropout scales what it keeps by 1/(1-p), so that the mean stays the same')
