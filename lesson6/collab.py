@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['DotProduct', 'DotProductBias', 'ratings_learner', 'fit_ratings', 'create_params', 'CollabNN']
 
-# %% ../nbs/04_collab.ipynb #51143a82
+# %% ../nbs/04_collab.ipynb #4efa8dd7
 import torch
 from pathlib import Path
 from torch import nn
 from fastai.layers import Embedding, sigmoid_range
 from fastai.torch_core import Module
-from .engine.ratings import (RatingModel, YRange, Ratings, RatingsDL, RatingsDataLoaders,
-                                    ratings_dls, read_ratings, read_titles)
+from .engine.ratings import (RatingModel, Ratings, RatingsDL, RatingsDataLoaders, YRange,
+                                    lowest_errors, movielens_files, ratings_dls, read_ratings,
+                                    read_titles)
 from .engine.rating_learners import LeanLearner, factors_and_biases, fused_learner
 from .engine.recommending import (Newcomers, extreme_items, factor_map, recommend,
-                                         similar_items)
+                                         similar_items, taste_agreement)
 
-# %% ../nbs/04_collab.ipynb #dfacc14c
+# %% ../nbs/04_collab.ipynb #3474e4ef
 class DotProduct(RatingModel):
-    "Predicts a rating by the dot product of the factors of user and film, squeezed into a range"
+    "Predicts a rating by the dot product of two rows of factors, squeezed into a range"
     def __init__(self,
         n_users:int, n_movies:int, # how many, with the unknown one
         n_factors:int,             # numbers that describe a user or a film
-        y_range=None,              # what a prediction lies between; None: not known yet, see `YRange`
+        y_range=None,              # what a prediction lies between, as `dls.y_range`
     ):
         self.user_factors = Embedding(n_users, n_factors)
         self.movie_factors = Embedding(n_movies, n_factors)
@@ -34,13 +35,13 @@ class DotProduct(RatingModel):
         movies = self.movie_factors(x[:,1])
         return sigmoid_range((users * movies).sum(dim=1, keepdim=True), *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #0f8d8742
+# %% ../nbs/04_collab.ipynb #e99e5c8d
 class DotProductBias(RatingModel):
     "`DotProduct` with a bias for every user and every film"
     def __init__(self,
         n_users:int, n_movies:int, # how many, with the unknown one
         n_factors:int,             # numbers that describe a user or a film
-        y_range=None,              # what a prediction lies between; None: not known yet, see `YRange`
+        y_range=None,              # what a prediction lies between, as `dls.y_range`
     ):
         self.user_factors = Embedding(n_users, n_factors)
         self.user_bias = Embedding(n_users, 1)
@@ -55,17 +56,18 @@ class DotProductBias(RatingModel):
         res += self.user_bias(x[:,0]) + self.movie_bias(x[:,1])
         return sigmoid_range(res, *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #889a0eed
+# %% ../nbs/04_collab.ipynb #4a20bf15
 def ratings_learner(
     dls:RatingsDataLoaders, # from `ratings_dls`
-    n_factors:int=50,       # numbers that describe a user or a film
+    n_factors:int=50,       # numbers that describe a user or a film; 0: biases alone
+    model=None,             # its class; None: `DotProductBias`
     y_range=None,           # what a prediction lies between; None: what fits the ratings, `dls.y_range`
     eps:float=1e-5,         # Adam's
     **kwargs,               # for `fused_learner`
 ) -> LeanLearner:           # two groups of parameters, factors and biases: `wd=[0.6, 0.]` is decay for the factors alone
-    "A `fused_learner` of `DotProductBias`"
+    "A fast learner of `DotProductBias`"
     n_users, n_movies = [len(names) for names in dls.classes.values()]
-    model = DotProductBias(n_users, n_movies, n_factors, y_range=y_range or dls.y_range)
+    model = (model or DotProductBias)(n_users, n_movies, n_factors, y_range or dls.y_range)
     return fused_learner(dls, model, eps, **kwargs)
 
 def fit_ratings(
@@ -82,19 +84,19 @@ def fit_ratings(
     print(f'{epochs} epochs of {len(learn.dls.train):,} batches, learning rate {lr:g}, weight decay {decay}')
     learn.fit_one_cycle(epochs, lr, wd=wd, **kwargs)
 
-# %% ../nbs/04_collab.ipynb #fb06a27f
+# %% ../nbs/04_collab.ipynb #882c5cfc
 def create_params(
     size,          # its shape, as in `[n_users, n_factors]`
 ) -> nn.Parameter: # normal, mean 0, standard deviation 0.01
     "A tensor to be learnt, with small random numbers in it"
     return nn.Parameter(torch.zeros(*size).normal_(0, 0.01))
 
-# %% ../nbs/04_collab.ipynb #bf402e76
+# %% ../nbs/04_collab.ipynb #81b348e4
 class CollabNN(RatingModel):
-    "Predicts a rating by a network with one hidden layer over the factors of user and film"
+    "Predicts a rating by a network with one hidden layer over two rows of factors"
     def __init__(self,
-        user_sz:tuple, item_sz:tuple, # (users, factors) and (films, factors), as from `get_emb_sz`
-        y_range=None,                 # what a prediction lies between; None: not known yet, see `YRange`
+        user_sz:tuple, item_sz:tuple, # (users, factors), (films, factors): `get_emb_sz`
+        y_range=None,                 # what a prediction lies between, as `dls.y_range`
         n_act:int=100,                # activations of the hidden layer
     ):
         self.user_factors = Embedding(*user_sz)

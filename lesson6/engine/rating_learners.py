@@ -53,10 +53,11 @@ class LeanLearner(Learner):
 
 # %% ../../nbs/engine/rating_learners.ipynb #dff3277f
 def factors_and_biases(
-    model,  # with `user_factors`, `movie_factors`, `user_bias` and `movie_bias`, as a `DotProductBias`
+    model,  # with `user_factors` and `movie_factors`, as a `DotProduct`, and perhaps `user_bias` and `movie_bias`, as a `DotProductBias`
 ) -> list:  # of two lists of parameters: the factors of users and titles, and their biases
     "A splitter, so that weight decay can be given to the factors alone"
-    return [[model.user_factors.weight, model.movie_factors.weight], [model.user_bias.weight, model.movie_bias.weight]]
+    weights = lambda *names: [getattr(model, o).weight for o in names if hasattr(model, o)]
+    return [weights('user_factors', 'movie_factors'), weights('user_bias', 'movie_bias')]
 
 # %% ../../nbs/engine/rating_learners.ipynb #87cd26c6
 class _FusedAdam(OptimWrapper):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['read_titles', 'read_ratings', 'range_for', 'YRange', 'reach', 'RatingModel', 'Ratings', 'RatingsDL',
-           'RatingsDataLoaders', 'ratings_dls']
+           'RatingsDataLoaders', 'ratings_dls', 'movielens_files', 'lowest_errors']
 
 # %% ../../nbs/engine/ratings.ipynb #13f7b334
-import codecs, csv, difflib, io, math, re, warnings
+import codecs, csv, difflib, io, math, re, tempfile, warnings
 from numbers import Real
 from pathlib import Path
 import numpy as np
@@ -19,6 +19,7 @@ from fastai.losses import MSELossFlat
 from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
+from ..data import is_synthetic
 from ..files import read_text
 
 # %% ../../nbs/engine/ratings.ipynb #b6e53891
@@ -32,21 +33,29 @@ def _whole(field, what, where): # text; what it is and where it is, for the mess
     if not re.fullmatch(r' *-?[0-9]{1,18} *', field): raise ValueError(f'{where}: the {what} is {field[:40]!r}; it must be a whole number.')
     return int(field)
 
-def _title_file(file, sep):
-    titles = {}
+def _title_file(file, sep, genres=()): # what the flags at the end of a line stand for; none: the third field names the genres
+    "{number: title} and {number: genres}"
+    titles, kinds = {}, {}
     for i,line in _lines(file):
         where, fields = f'{file}, line {i}', line.split(sep)
         if len(fields) < 2 or not fields[1].strip(): raise ValueError(f'{where}: there is no title; a line begins with a number, {sep} and a title.')
         item = _whole(fields[0], 'number of the item', where)
         if item in titles: raise ValueError(f'{where}: item {item} already has the title {titles[item]!r}; a number belongs to one item.')
         titles[item] = fields[1].strip()
-    return titles
+        flags = fields[-len(genres):] if genres and len(fields) > len(genres) else []
+        kinds[item] = _genres('|'.join(name for name,flag in zip(genres, flags) if flag.strip() == '1') if genres else '|'.join(fields[2:3]))
+    return titles, kinds
+
+def _genres(said): return '' if said in ('unknown', '(no genres listed)') else said.replace('|', ', ')
+
+def _genre_names(folder): # of MovieLens 100k: a name and its number in a line
+    return [line.split('|')[0] for _,line in _lines(folder/'u.genre')] if (folder/'u.genre').is_file() else []
 
 def read_titles(
     path:Path,  # a folder with `u.item`: number and title in the first two of its columns, `|` between
 ) -> dict:      # {number: title}; FileNotFoundError or ValueError, naming file and line
     "The titles of MovieLens 100k, in UTF-8 or latin-1"
-    return _title_file(Path(path)/'u.item', '|')
+    return _title_file(Path(path)/'u.item', '|')[0]
 
 # %% ../../nbs/engine/ratings.ipynb #21b9ffea
 _four = ['user', 'movie', 'rating', 'timestamp']
@@ -179,7 +188,8 @@ def _read(file):
     "The table in a file, with the titles of its items, and a function from a row to where it is"
     if file.suffix in ('.data', '.base', '.test', '.dat'):
         sep, titles, name = ('::', '::', 'movies.dat') if file.suffix == '.dat' else ('\t', '|', 'u.item')
-        table, titles = _headless(file, sep), _title_file(file.with_name(name), titles)
+        table, (titles, genres) = _headless(file, sep), _title_file(file.with_name(name), titles, _genre_names(file.parent) if name == 'u.item' else ())
+        if name == 'u.item' and not _genre_names(file.parent): genres = {}
         where = lambda row: f'{file}, line {_lines(file)[row][0]}'
     elif file.suffix.lower() == '.parquet':
         try: return pd.read_parquet(file), lambda row: f'{file}, row {row}'
@@ -192,12 +202,14 @@ def _read(file):
         again = movies['movieId'].duplicated()
         if again.any(): raise ValueError(f'{where_movie(again.argmax())}: item {movies["movieId"][again.argmax()]} already has a title; a number belongs to one item.')
         titles = dict(zip(movies['movieId'], movies['title'].str.strip()))
+        genres = dict(zip(movies['movieId'], movies['genres'].astype(str).map(_genres))) if 'genres' in movies else {}
     item = 'movie' if 'movie' in table else 'movieId'
     found = pd.Index(list(titles)).get_indexer(table[item])
     if (found < 0).any():
         row = (found < 0).argmax()
         raise ValueError(f'{where(row)}: item {table[item].iloc[row]} has no title in {name}; add it there, or remove the line.')
-    return table.assign(title=pd.Series(list(titles.values())).take(found).array), where
+    table = table.assign(title=pd.Series(list(titles.values())).take(found).array)
+    return table.assign(genres=pd.Series(list(genres.values())).take(found).array) if any(genres.values()) else table, where
 
 def read_ratings(
     path,             # a folder, a file, or a DataFrame
@@ -280,7 +292,8 @@ class Ratings:
         classes:dict,       # {'user': names, 'title': names}; number 0 is '#na#', whoever isn't known
         seen:Tensor,        # numbers of all pairs that are rated, (m, 2), on the CPU
         scale:tuple=(1, 5), # the lowest and the highest rating
-    ): self.x, self.y, self.classes, self.seen, self.scale = x, y, classes, seen, scale
+        genres:dict=None,   # {title: genres} as text, where they are known
+    ): self.x, self.y, self.classes, self.seen, self.scale, self.genres = x, y, classes, seen, scale, genres or {}
 
     @property
     def cat_names(self): return list(self.classes)
@@ -288,7 +301,11 @@ class Ratings:
     def y_range(self): return range_for(self.scale)
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
-    def new_empty(self): return Ratings(self.x.new_empty(0, 2), self.x.new_empty(0, 1, dtype=torch.float32), self.classes, self.seen, self.scale)
+    def new_empty(self): return Ratings(self.x.new_empty(0, 2), self.x.new_empty(0, 1, dtype=torch.float32), self.classes, self.seen, self.scale, self.genres)
+    def table(self):
+        "The ratings with their names, columns user, title and rating"
+        names = {column: np.array(names, dtype=object)[self.x[:,j].cpu()] for j,(column,names) in enumerate(self.classes.items())}
+        return pd.DataFrame({**names, 'rating': self.y.flatten().cpu()})
     def to(self, device):
         self.x = self.x.to(device)
         if self.y is not None: self.y = self.y.to(device)
@@ -390,7 +407,7 @@ class RatingsDataLoaders(DataLoaders):
         device, labels = self.train_ds.x.device, rated if with_labels is None else with_labels
         x = torch.tensor(x, dtype=torch.int32, device=device)
         y = torch.tensor(table['rating'].to_numpy(dtype=np.float32), device=device)[:,None] if labels else None
-        return RatingsDL(Ratings(x, y, self.classes, self.seen, self.scale), bs=self.valid.bs, device=self.device)
+        return RatingsDL(Ratings(x, y, self.classes, self.seen, self.scale, self.genres), bs=self.valid.bs, device=self.device)
 
 # %% ../../nbs/engine/ratings.ipynb #07696700
 def _held_back(valid, n, column, share): # what was asked for; how many rows; gives the values of a column, or None; the share for 'time'
@@ -479,8 +496,32 @@ def ratings_dls(
     x = torch.from_numpy(np.stack([_codes(ratings[o], names) for o,names in classes.items()], 1).astype(np.int32))
     y = torch.from_numpy(ratings['rating'].to_numpy(dtype=np.float32, copy=True))[:,None]
     if valid is not None: _say_unknown(x[held], 'ratings to validate on')
-    parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (train, held)]
+    genres = ratings.drop_duplicates('title').set_index('title').genres.to_dict() if 'genres' in ratings else None
+    parts = [Ratings(x[rows], y[rows], classes, x, scale, genres) for rows in (train, held)]
     dls = RatingsDL(parts[0], bs=bs, shuffle=True), RatingsDL(parts[1], bs=max(bs, 2**15))
     dls = RatingsDataLoaders(*dls, device=torch.device(default_device() if device is None else device))
     dls.folder = folder
     return dls
+
+# %% ../../nbs/engine/ratings.ipynb #e0d7bf99
+def movielens_files(
+    path,       # what `read_ratings` reads
+) -> Path:      # a folder with `u.data` and `u.item`: that of MovieLens 100k itself, or a temporary one
+    "The ratings in the layout of MovieLens 100k"
+    if (Path(path)/'u.data').is_file(): return Path(path)
+    ratings, folder = read_ratings(path), Path(tempfile.mkdtemp())
+    numbers, titles = pd.factorize(ratings['title'])
+    columns = ratings['user'], numbers + 1, ratings['rating'], ratings['timestamp'] if 'timestamp' in ratings else 0
+    pd.DataFrame(dict(enumerate(columns))).to_csv(folder/'u.data', sep='\t', header=False, index=False)
+    text = ''.join(f"{i}|{str(t).replace('|', '/')}\n" for i,t in enumerate(titles, 1))
+    (folder/'u.item').write_bytes(text.encode('latin-1', 'replace'))
+    return folder
+
+def lowest_errors(
+    dls,      # from `ratings_dls`
+):            # (n,), squared; None where nobody knows what is behind the ratings
+    "The errors on the validation ratings of somebody who knows all that is planted in synthetic ones, but for the noise"
+    if not is_synthetic(getattr(dls, 'folder', None)): return None
+    from lesson6.mini.movielens import best_guess, truth
+    held, numbers = dls.valid_ds.table(), {title: number for number,title in read_titles(dls.folder).items()}
+    return (held.rating - best_guess(truth(), held.user.astype(int), held.title.map(numbers))[0]).to_numpy()**2
