@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DotProduct', 'DotProductBias', 'ratings_learner', 'fit_ratings', 'create_params', 'CollabNN']
 
-# %% ../nbs/04_collab.ipynb #4efa8dd7
+# %% ../nbs/04_collab.ipynb #82bf82d1
 import torch
 from pathlib import Path
 from torch import nn
@@ -18,7 +18,7 @@ from .engine.rating_learners import LeanLearner, factors_and_biases, fused_learn
 from .engine.recommending import (Newcomers, extreme_items, factor_map, recommend,
                                          similar_items, taste_agreement)
 
-# %% ../nbs/04_collab.ipynb #3474e4ef
+# %% ../nbs/04_collab.ipynb #3158168e
 class DotProduct(RatingModel):
     "Predicts a rating by the dot product of two rows of factors, squeezed into a range"
     def __init__(self,
@@ -35,7 +35,7 @@ class DotProduct(RatingModel):
         movies = self.movie_factors(x[:,1])
         return sigmoid_range((users * movies).sum(dim=1, keepdim=True), *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #e99e5c8d
+# %% ../nbs/04_collab.ipynb #40e4d133
 class DotProductBias(RatingModel):
     "`DotProduct` with a bias for every user and every film"
     def __init__(self,
@@ -56,7 +56,7 @@ class DotProductBias(RatingModel):
         res += self.user_bias(x[:,0]) + self.movie_bias(x[:,1])
         return sigmoid_range(res, *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #4a20bf15
+# %% ../nbs/04_collab.ipynb #7df730f1
 def ratings_learner(
     dls:RatingsDataLoaders, # from `ratings_dls`
     n_factors:int=50,       # numbers that describe a user or a film; 0: biases alone
@@ -84,14 +84,14 @@ def fit_ratings(
     print(f'{epochs} epochs of {len(learn.dls.train):,} batches, learning rate {lr:g}, weight decay {decay}')
     learn.fit_one_cycle(epochs, lr, wd=wd, **kwargs)
 
-# %% ../nbs/04_collab.ipynb #882c5cfc
+# %% ../nbs/04_collab.ipynb #449af68e
 def create_params(
     size,          # its shape, as in `[n_users, n_factors]`
 ) -> nn.Parameter: # normal, mean 0, standard deviation 0.01
     "A tensor to be learnt, with small random numbers in it"
     return nn.Parameter(torch.zeros(*size).normal_(0, 0.01))
 
-# %% ../nbs/04_collab.ipynb #81b348e4
+# %% ../nbs/04_collab.ipynb #7a795c11
 class CollabNN(RatingModel):
     "Predicts a rating by a network with one hidden layer over two rows of factors"
     def __init__(self,
