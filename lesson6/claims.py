@@ -171,11 +171,12 @@ def item_errors(
     ds_idx:int=1,  # 1: its validation set, 0: its training set
 ):                 # array: 1 where the label is wrong and 0 where it is right, or squared errors
     "One error for each item"
-    import numpy as np, torch
+    import torch
     with learn.no_bar(), learn.no_logging(): preds, targs = (o.as_subclass(torch.Tensor).cpu() for o in learn.get_preds(ds_idx=ds_idx))
     if preds.ndim == 2 and targs.ndim == 1 and not targs.is_floating_point() and preds.shape[1] > 1:
         return ((preds.argmax(1) != targs) | preds.isnan().any(1)).numpy().astype(float)
-    return (preds.flatten(1) - targs.reshape(preds.shape).flatten(1)).double().square().mean(1).numpy() if preds.ndim > 1 else np.square((preds-targs).double().numpy())
+    off = (preds - targs.reshape(preds.shape)).double().square() # a row and a column would become a table
+    return off.flatten(1).mean(1).numpy() if off.ndim > 1 else off.numpy()
 
 def _numbers(side): # an array of what stands on one side
     import numpy as np
