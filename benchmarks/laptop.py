@@ -14,14 +14,25 @@ warnings.filterwarnings('ignore')
 import torch  # noqa: E402
 from compare import report, side_by_side  # noqa: E402
 from fastai.callback.progress import ProgressCallback  # noqa: E402
+from fastai.data.all import get_image_files  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
-from pictures import draw  # noqa: E402
+from PIL import Image  # noqa: E402
 
+from lesson6.data import lesson_path  # noqa: E402
 from lesson6.engine.frozen_body import body_features, plain_head  # noqa: E402
 from lesson6.engine.networks import efficientnet_lite0  # noqa: E402
 from lesson6.pets import pets_dls, pets_learner  # noqa: E402
 
 ALL, VIEWS = 7390, 2   # pictures of the lesson's set; augmented versions of each
+
+
+def draw(folder, n):
+    "n drawn pets of 500 x 375 pixels, the size of the real set's photographs"
+    files = get_image_files(lesson_path('pets')/'images').sorted()
+    for i in range(n):
+        f = files[i*len(files)//n % len(files)]
+        with Image.open(f) as im: picture = im.convert('RGB').resize((500, 375), Image.Resampling.BICUBIC)
+        picture.save(folder/f'{f.stem.rpartition("_")[0]}_{i}.jpg', quality=90)
 
 
 def ours(learn): body_features(learn, VIEWS)

@@ -21,14 +21,13 @@ def test_moments_are_counted_once():
 def test_what_a_gpu_would_run_runs_on_a_processor(tmp_path):
     import torch
     from gpu import get_image_files, measure, ways
-    from pictures import PresizedPictures, draw
+    from laptop import draw
     from torchvision.models import squeezenet1_1
     (tmp_path/'pictures').mkdir()
     draw(tmp_path/'pictures', 30)
     files = get_image_files(tmp_path/'pictures').sorted()
-    presized = PresizedPictures(files, folder=tmp_path/'cache')
     for name in ways:
-        found = measure(name, files, presized, torch.device('cpu'), squeezenet1_1, bs=8, skip=1, n=2)
+        found = measure(name, files, torch.device('cpu'), squeezenet1_1, bs=8, skip=1, n=2)
         assert found['share of the time that the GPU works'] is None and found['pictures a second'] > 0
         assert found['share of that'] == found['pictures a second']/found['fed from memory, pictures a second']
 

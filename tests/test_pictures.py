@@ -1,98 +1,11 @@
-"Presized pictures: whole or not there, the same pixels as shrinking on the spot, and usable where the cache is not."
-import pickle
-
+"What loaders keep, and pictures the right way up."
 import numpy as np
 import pytest
 import torch
 from fastai.data.core import TfmdLists, Transform
 from PIL import Image
 
-from lesson6.engine.picture_loaders import CropSquare, InParts, KeepBatches, KeepItems, PresizedBlock, PresizedDL, PresizedPictures
-
-
-@pytest.fixture
-def files(tmp_path):
-    rng = np.random.default_rng(0)
-    for i, size in enumerate([(90, 60), (60, 90), (200, 64), (50, 50)]):
-        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
-    return sorted(tmp_path.glob('*.png'))
-
-
-def test_the_shorter_side_is_the_size(files, tmp_path):
-    presized = PresizedPictures(files, 48, tmp_path/'cache')
-    assert [tuple(presized(f).shape) for f in files] == [(3, 48, 72), (3, 72, 48), (3, 48, 150), (3, 48, 48)]
-
-
-def test_the_cache_is_where_the_drawn_data_is(files, environment, tmp_path):
-    assert PresizedPictures(files, 48).bytes.parent == tmp_path/'cache'/'presized'
-
-
-def test_a_cached_picture_is_the_one_shrunk_on_the_spot(files, tmp_path):
-    presized = PresizedPictures(files, 48, tmp_path/'cache')
-    cached = [presized(f) for f in files]
-    presized.index = {}
-    assert all((presized(f) == c).all() for f, c in zip(files, cached, strict=True))
-
-
-def test_a_changed_picture_is_not_taken_from_an_old_cache(files, tmp_path):
-    before = PresizedPictures(files, 48, tmp_path/'cache')
-    Image.new('RGB', (90, 60), 'red').save(files[0])
-    after = PresizedPictures(files, 48, tmp_path/'cache')
-    assert after.bytes != before.bytes and (after(files[0])[0] == 255).all()
-
-
-def test_an_unreadable_picture_is_named_and_nothing_half_made_is_used(files, tmp_path):
-    (tmp_path/'5.png').write_bytes(files[0].read_bytes()[:60])
-    with pytest.raises(ValueError, match='5.png cannot be read as a picture'): PresizedPictures([*files, tmp_path/'5.png'], 48, tmp_path/'cache')
-    assert [f.suffix for f in (tmp_path/'cache').iterdir()] == ['.lock'], 'nor does a half of it stay'
-    with pytest.raises(ValueError, match='no pictures to presize'): PresizedPictures([], 48, tmp_path/'cache')
-
-
-def test_a_copy_sent_to_another_place_works_with_and_without_the_cache(files, tmp_path):
-    presized = PresizedPictures(files, 48, tmp_path/'cache')
-    sent = pickle.dumps(presized)
-    assert len(sent) < 1000 and (pickle.loads(sent)(files[0]) == presized(files[0])).all()
-    presized.bytes.unlink()
-    assert (pickle.loads(sent)(files[0]) == presized(files[0])).all()
-
-
-def test_training_crops_move_and_validation_crops_do_not(files, tmp_path):
-    presized = PresizedPictures(files, 48, tmp_path/'cache')
-    crop = CropSquare(48)
-    train = {bytes(crop(presized(files[2]), split_idx=0).numpy()) for _ in range(20)}
-    valid = {bytes(crop(presized(files[2]), split_idx=1).numpy()) for _ in range(20)}
-    assert len(train) > 10 and len(valid) == 1
-
-
-def test_in_parts_every_item_is_transformed_once_and_in_order():
-    from fastai.data.core import Transform
-    seen = []
-    class Note(Transform):
-        def encodes(self, x: torch.Tensor): seen.append(len(x)); return x*2
-    x, y = torch.arange(40.)[:, None], torch.arange(40)
-    done = InParts([Note()])((x, y))
-    assert (done[0] == x*2).all() and (done[1] == y*2).all()
-    assert seen == [16, 16, 16, 16, 8, 8]
-    seen.clear()
-    assert (InParts([Note()], n=64)((x, y))[0] == x*2).all() and seen == [40, 40]
-    assert InParts([])((x, 'no tensor')) == (x, 'no tensor')
-
-
-def test_a_learner_keeps_the_loader_and_predicts_where_the_cache_is_gone(files, tmp_path):
-    from fastai.vision.all import CategoryBlock, DataBlock, Flip, IndexSplitter, Learner, load_learner, nn
-    presized = PresizedPictures(files, 48, tmp_path/'cache')
-    block = DataBlock(blocks=(PresizedBlock(presized), CategoryBlock), get_y=parity, splitter=IndexSplitter([0, 1]), batch_tfms=Flip())
-    dls = block.dataloaders(files, bs=2, num_workers=0)
-    assert isinstance(dls.train, PresizedDL) and isinstance(dls.valid.after_batch, InParts) and isinstance(dls.test_dl(files).after_batch, InParts)
-    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), loss_func=nn.CrossEntropyLoss())
-    with learn.no_bar(): before = learn.predict(files[2])
-    learn.export(tmp_path/'learner.pkl')
-    presized.bytes.unlink()
-    again = load_learner(tmp_path/'learner.pkl')
-    with again.no_bar(): assert torch.allclose(again.predict(files[2])[2], before[2])
-
-
-def parity(file): return int(file.stem) % 2
+from lesson6.engine.picture_loaders import KeepBatches, KeepItems
 
 
 def test_kept_batches_are_made_once_and_are_the_same():
@@ -177,12 +90,3 @@ def test_what_deep_pictures_are_in_8_bits(mode, values, seen):
     kind = {'F': np.float32, 'I': np.int32, 'I;16': np.uint16}[mode]
     im = Image.fromarray(np.array([values]).astype(kind))
     assert im.mode == mode and [upright(im).getpixel((i, 0)) for i in range(3)] == [(v, v, v) for v in seen]
-
-
-@pytest.mark.parametrize('height, width', [(40, 20), (20, 40)])
-def test_a_square_of_the_middle_in_validation(height, width):
-    from fastai.torch_core import TensorImage
-    x = TensorImage(torch.arange(height*width).reshape(1, height, width))
-    middle = x[:, 10:30] if height > width else x[:, :, 10:30]
-    assert torch.equal(CropSquare(20)(x, split_idx=1), middle)
-    assert CropSquare(20)(x, split_idx=0).shape == (1, 20, 20)
