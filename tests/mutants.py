@@ -45,7 +45,7 @@ modules = {
     'head_pose': ('03_head_pose', 'head_pose claims_head_pose bad_input'), 'collab': ('04_collab', 'collab claims_collab bad_input'),
     'regularisation': ('05_regularisation', 'regularisation claims_regularisation bad_input'),
     'files': ('data/files', 'data bad_input multilabel head_pose'), 'data': ('data/datasets', 'data movielens'),
-    'engine/pictures': ('engine/pictures', 'pictures pets bad_input'), 'engine/picture_labels': ('engine/picture_labels', 'picture_labels pets'),
+    'engine/pictures': ('engine/pictures', 'pictures pets bad_input'), 'engine/picture_labels': ('engine/picture_labels', 'picture_labels pets bad_input'),
     'engine/labels': ('engine/labels', 'multilabel bad_input'), 'engine/points': ('engine/points', 'head_pose bad_input'),
     'engine/ratings': ('engine/ratings', 'collab movielens own_ratings bad_input'), 'engine/rating_learners': ('engine/rating_learners', 'collab'),
     'engine/recommending': ('engine/recommending', 'collab'), 'engine/ratings_at_scale': ('engine/ratings_at_scale', 'ratings_at_scale'),

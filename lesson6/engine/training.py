@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StopAtNaN', 'Checkpoint', 'save_whole', 'order_anew', 'device_of', 'training_time', 'suggest_lr', 'load_weights',
-           'StillBatchNorm', 'CPUMixedPrecision', 'mixed_precision']
+           'fit_discriminative', 'StillBatchNorm', 'CPUMixedPrecision', 'mixed_precision']
 
 # %% ../../nbs/engine/training.ipynb #51a5bed9
 import math, random, tempfile, time
@@ -229,6 +229,26 @@ def load_weights(
         shapes = [str(tuple(getattr(d[wrong[0]], 'shape', ()))) if wrong[0] in d else 'missing' for d in (there, ours)]
         raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} tensors differ, the first is {wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the network; use what it was saved with.")
     learn.model.load_state_dict(state)
+    return learn
+
+# %% ../../nbs/engine/training.ipynb #47c19493
+def fit_discriminative(
+    learn:Learner,       # a learner with a pretrained body and a new head
+    frozen_epochs:int=3, # epochs with the body held still
+    epochs:int=12,       # epochs for all layers
+    lr:float=3e-3,       # largest rate of the head while the body is frozen
+    lr_max:slice=slice(1e-6,1e-4), # largest rates of the first and the last group afterwards
+    cbs=None,            # callbacks for both parts
+) -> Learner:            # the same learner, trained; ValueError if its layers are not in groups
+    "Train the head alone, then all layers, each group with a rate of its own"
+    if learn.opt is None: learn.create_opt()
+    if len(learn.opt.param_lists) < 2:
+        raise ValueError('This learner has its layers in one group, so they cannot have rates '
+                         'of their own; give it a splitter.')
+    learn.freeze()
+    learn.fit_one_cycle(frozen_epochs, lr, cbs=cbs)
+    learn.unfreeze()
+    learn.fit_one_cycle(epochs, lr_max=lr_max, cbs=cbs)
     return learn
 
 # %% ../../nbs/engine/training.ipynb #0bbbff9e
