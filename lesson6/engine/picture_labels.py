@@ -20,7 +20,7 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
-from .frozen_body import fit_head
+from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
 from .picture_loaders import KeepBatches
 from .pictures import (UprightImage, check_picture, composed, picture_endings,
@@ -285,9 +285,6 @@ def plan_report(
     return report[max(0, report.find(since)):].strip() + error
 
 # %% ../../nbs/engine/picture_labels.ipynb #ce4674e0
-# one layer on the average of the map, from zeros: with few pictures of a breed it does better than the lesson's two
-_plain_head = dict(concat_pool=False, lin_ftrs=[], first_bn=False, ps=0., init=nn.init.zeros_)
-
 def pets_learner(
     dls:DataLoaders, # batches of pictures with one label
     arch=None,       # makes the network, as torchvision's `resnet34` does; None: what suits the data
@@ -303,7 +300,7 @@ def pets_learner(
     head = head or ('plain' if stays_frozen(dls) else 'lesson')
     if head not in ('lesson', 'plain'):
         raise ValueError(f"head is {head!r}; it must be 'lesson' or 'plain'.")
-    if head == 'plain': kwargs = _plain_head | kwargs
+    if head == 'plain': kwargs = plain_head | kwargs
     order_anew(dls)
     learn = vision_learner(dls, arch, metrics=error_rate, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
     if saved is None: return learn
