@@ -108,13 +108,10 @@ def my_ratings(to):
 @pytest.mark.parametrize('code', [text for kind,text in blocks if kind == 'python'], ids=lambda c: re.findall(r'from lesson6\.(\w+)', c)[-1])
 def test_own_data(code, tmp_path, environment, monkeypatch):
     "The README's own lines. The network is our small one, which needs no download, and one epoch is enough to see them run."
-    import fastai.vision.all as vision
-    import torchvision.models as models
+    import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle
     from fastai.learner import Learner
-    from lesson6.mini.network import drawnet10
     monkeypatch.delenv('LESSON6_CACHE')
-    for name in 'resnet18', 'resnet34', 'resnet50':
-        for place in models, vision: monkeypatch.setattr(place, name, drawnet10)
+    monkeypatch.setenv('LESSON6_ARCH', 'drawnet10')
     fit = Learner.fit_one_cycle
     monkeypatch.setattr(Learner, 'fit_one_cycle', lambda self, n_epoch, *args, **kwargs: fit(self, 1, *args, **kwargs))
     for name, make in {'my-pets': my_pets, 'my-pictures': my_pictures, 'my-heads': my_heads, 'my-ratings': my_ratings}.items():
@@ -146,3 +143,49 @@ def test_the_places_of_the_address_say_what_is_set():
     there = dict(re.findall(r'<!-- address: ([\w-]+) -->\n(.*?)\n<!-- end -->', readme, re.DOTALL))
     assert set(there) == {'clone', 'cloud', 'install'}
     for name,text in there.items(): assert text == parts(repository())[name]
+
+
+# The figures
+
+def rows():
+    "{file of the section: [what stands on the synthetic data, on real pictures or ratings]}"
+    cells = [[c.strip() for c in l.split('|')[1:-1]] for l in readme.splitlines() if re.match(r'\| \[.*\]\(nbs/0\d_', l)]
+    return {re.search(r'nbs/(\w+)\.ipynb', c[0])[1]: c[1:3] for c in cells}
+
+
+def numbers(text):
+    "Every number in a text, shares also in per cent."
+    found = [float(o) for o in re.findall(r'(?<![\w.])\d*\.?\d+(?:e-?\d+)?(?![\w])', text)]
+    return [*found, *(100*o for o in found if o <= 1)]
+
+
+def unsaid(cell, sources):
+    "The figures of a cell of the table that no source says: those with a decimal point or a unit."
+    said = numbers(sources)
+    figures = re.findall(r'(\d+(?:\.(\d+))?)(?= ?%| pixels|(?<=\.\d)|(?<=\.\d\d)|(?<=\.\d\d\d))', cell)
+    return [f for f,digits in figures if not any(abs(o - float(f)) <= .50001*10**-len(digits) for o in said)]
+
+
+def outputs(file):
+    import nbformat
+    shown = [o for c in nbformat.read(root/'nbs'/f'{file}.ipynb', 4).cells if c.cell_type == 'code' for o in c.outputs]
+    texts = [o.get('text', '') or ' '.join(str(v) for m,v in o.get('data', {}).items() if m.startswith('text/')) for o in shown]
+    return re.sub(r'<style.*?</style>|<[^>]+>', ' ', ' '.join(texts), flags=re.S)
+
+
+@pytest.mark.parametrize('file', rows())
+def test_every_figure_was_said_by_a_run(file):
+    synthetic, real = rows()[file]
+    kept = {f.stem: f.read_text(encoding='utf-8') for f in [*(root/'docs'/'runs').glob('*.json'), *(root/'benchmarks'/'results').glob('*.json')]}
+    assert not unsaid(synthetic, outputs(file) + kept.get('synthetic', '')), 'README says what neither the stored notebook nor docs/runs/synthetic.json says'
+    assert not unsaid(real, kept.get('real', '')), 'README says what neither docs/runs/real.json nor benchmarks/results/real.json says'
+
+
+def test_a_figure_that_no_run_said_is_found():
+    assert unsaid('13.0 % error, MSE 0.81, 37 breeds, 9.5 pixels', 'error .134 and MSE 0.8091, 9.46') == ['13.0']
+    assert not unsaid('13.4 % error', 'error_rate 0.134021') and unsaid('5 pixels', '15') == ['5']
+
+
+def test_the_number_of_claims():
+    from lesson6.claims import statements
+    assert f'check {len([s for s in statements if not s.startswith("example-")])} statements' in readme
