@@ -32,7 +32,7 @@ def _with_home(path:Path) -> str: # the path, with the home folder as `~`
 
 # %% ../nbs/data/datasets.ipynb #c2f0ca3a
 class Profile:
-    "The few values that differ between the drawn and the real data, and between a laptop and a GPU"
+    "Which data are chosen"
     @property
     def data(self) -> str: # `mini`, `full` or a folder
         "What `LESSON6_DATA` chooses"
@@ -48,26 +48,6 @@ class Profile:
         "Whether the sections keep the body of a network frozen and compute it once, because its epochs would be slow"
         from fastai.torch_core import default_device
         return not self.drawn and default_device().type == 'cpu'
-
-    @property
-    def pets_presize(self) -> int: # pixels
-        "Side to which a pet picture is cropped before it is augmented"
-        return 80 if self.drawn else 192 if self.laptop else 460
-
-    @property
-    def pets_size(self) -> int: # pixels
-        "Side of a pet picture when it reaches the network"
-        return 64 if self.drawn else 160 if self.laptop else 224
-
-    @property
-    def pascal_size(self) -> int: # pixels
-        "Side of a multi-label picture when it reaches the network"
-        return 64 if self.drawn else 224 if self.laptop else 128
-
-    @property
-    def biwi_size(self) -> tuple: # (height, width) in pixels
-        "Size of a head-pose frame when it reaches the network"
-        return (60, 80) if self.drawn else (240, 320)
 
     def about(self,
         name:str, # one of `folders`

@@ -295,7 +295,7 @@ from fastai.vision.all import vision_learner, error_rate, set_seed
 from lesson6.data import lesson_path, profile
 from lesson6.engine.networks import lesson_arch
 from lesson6.pets import pets_dls
-pets = pets_dls(lesson_path('pets'), profile.pets_presize, profile.pets_size)
+pets = pets_dls(lesson_path('pets'))
 def train(pretrained):
     set_seed(42, reproducible=True)
     learn = vision_learner(pets, lesson_arch('resnet34'), pretrained=pretrained, metrics=error_rate)
@@ -514,7 +514,7 @@ from lesson6.data import lesson_path, profile
 from lesson6.engine.networks import lesson_arch
 from lesson6.multilabel import read_labels, multilabel_dls
 pascal = lesson_path('pascal')
-pascal_dls = multilabel_dls(read_labels(pascal), pascal, profile.pascal_size)
+pascal_dls = multilabel_dls(read_labels(pascal), pascal)
 def train(loss_func):
     set_seed(42, reproducible=True)
     learn = vision_learner(pascal_dls, lesson_arch('resnet18'), loss_func=loss_func)
@@ -681,7 +681,7 @@ from lesson6.data import lesson_path, profile
 from lesson6.engine.networks import lesson_arch
 from lesson6.head_pose import biwi_dls, point_head
 bs, epochs, lr, lr_mult = (8, 8, 3e-2, 30) if profile.drawn else (64, 3, 1e-2, 100)
-other = biwi_dls(lesson_path('biwi'), valid_person='04', size=profile.biwi_size, bs=bs, num_workers=0)
+other = biwi_dls(lesson_path('biwi'), valid_person='04', bs=bs, num_workers=0)
 set_seed(42, reproducible=True)
 arch = lesson_arch('resnet18')
 head = point_head(num_features_model(vision_learner(other, arch).model[0]))

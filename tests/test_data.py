@@ -41,17 +41,6 @@ def test_the_twins_are_the_default(environment):
     assert path.is_relative_to(os.environ['LESSON6_CACHE']) and path.name == 'ml-100k'
 
 
-def test_the_sizes_of_the_lesson_and_of_a_laptop(environment):
-    import torch
-    from fastai import torch_core
-    def sizes(): return profile.laptop, profile.pets_presize, profile.pets_size, profile.pascal_size, profile.biwi_size
-    assert sizes() == (False, 80, 64, 64, (60, 80))
-    environment.setenv('LESSON6_DATA', 'full')
-    for device, there in ('cpu', (True, 192, 160, 224, (240, 320))), ('cuda', (False, 460, 224, 128, (240, 320))): # the last are the lesson's
-        environment.setattr(torch_core, 'default_device', lambda device=device: torch.device(device))
-        assert sizes() == there
-
-
 @pytest.mark.parametrize('chosen, says', [('full', 'unpack it again, or set LESSON6_DATA=mini'), (None, 'put it there, or set LESSON6_DATA=mini')])
 def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, chosen, says):
     environment.setenv('LESSON6_DATA', chosen or str(tmp_path))
