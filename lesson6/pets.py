@@ -24,7 +24,9 @@ def cross_entropy(
 ) -> Tensor:        # the mean loss, in nats, a tensor without dimensions
     "Cross-entropy from scratch: the mean of `-log(softmax(acts))` at the right classes"
     if acts.ndim != 2 or targets.shape != acts.shape[:1]:
-        raise ValueError('cross_entropy takes activations of (n, classes) and targets of (n,); '
+        raise ValueError('cross_entropy takes activations of (n, classes) '
+                         'and targets of (n,); '
                          f'it got {tuple(acts.shape)} and {tuple(targets.shape)}.')
     log_probs = acts - acts.logsumexp(dim=1, keepdim=True)
-    return -log_probs[torch.arange(len(targets), device=acts.device), targets.long()].mean()
+    rows = torch.arange(len(targets), device=acts.device)
+    return -log_probs[rows, targets.long()].mean()
