@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DotProduct', 'DotProductBias', 'ratings_learner', 'create_params', 'CollabNN']
 
-# %% ../nbs/04_collab.ipynb #194a3676
+# %% ../nbs/04_collab.ipynb #1abc74d4
 import torch
 from pathlib import Path
 from torch import nn
@@ -19,7 +19,7 @@ from .engine.rating_learners import (LeanLearner, factors_and_biases, fit_rating
 from .engine.recommending import (Newcomers, extreme_items, factor_map, recommend,
                                          similar_items, taste_agreement)
 
-# %% ../nbs/04_collab.ipynb #ceaee8c4
+# %% ../nbs/04_collab.ipynb #5cd0f3cc
 class DotProduct(RatingModel):
     "Predicts a rating by the dot product of two rows of factors, squeezed into a range"
     def __init__(self,
@@ -36,7 +36,7 @@ class DotProduct(RatingModel):
         movies = self.movie_factors(x[:,1])
         return sigmoid_range((users * movies).sum(dim=1, keepdim=True), *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #0e61fba6
+# %% ../nbs/04_collab.ipynb #4f5256fd
 class DotProductBias(RatingModel):
     "`DotProduct` with a bias for every user and every film"
     def __init__(self,
@@ -57,7 +57,7 @@ class DotProductBias(RatingModel):
         res += self.user_bias(x[:,0]) + self.movie_bias(x[:,1])
         return sigmoid_range(res, *self.y_range)
 
-# %% ../nbs/04_collab.ipynb #0b5a529b
+# %% ../nbs/04_collab.ipynb #5d0b2308
 def ratings_learner(
     dls:RatingsDataLoaders, # from `ratings_dls`
     n_factors:int=50,       # numbers that describe a user or a film; 0: biases alone
@@ -70,14 +70,14 @@ def ratings_learner(
     model = model(n_users, n_movies, n_factors, y_range or dls.y_range)
     return fused_learner(dls, model, **kwargs)
 
-# %% ../nbs/04_collab.ipynb #0ffa67b7
+# %% ../nbs/04_collab.ipynb #fdcff435
 def create_params(
     size,          # its shape, as in `[n_users, n_factors]`
 ) -> nn.Parameter: # normal, mean 0, standard deviation 0.01
     "A tensor to be learnt, with small random numbers in it"
     return nn.Parameter(torch.zeros(*size).normal_(0, 0.01))
 
-# %% ../nbs/04_collab.ipynb #28f168a4
+# %% ../nbs/04_collab.ipynb #7f69778f
 class CollabNN(RatingModel):
     "Predicts a rating by a network with one hidden layer over two rows of factors"
     def __init__(self,

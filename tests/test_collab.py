@@ -28,7 +28,9 @@ from fastai.torch_core import set_seed
 
 from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers, create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
-from lesson6.engine.ratings import range_for
+from lesson6.data import lesson_path
+from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
+from lesson6.engine.recommending import taste_agreement
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
@@ -543,6 +545,58 @@ def family(to, ratings, form):
     return to
 
 
+def test_genres_are_shown_beside_titles_where_they_are_known(folder):
+    "Those of MovieLens 100k are flags at the end of a line; without their names there are none"
+    lines = good.splitlines()
+    here = folder('\n'.join(line.replace(line.split('\t')[0], str(u), 1) for u in range(1, 9) for line in lines) + '\n', '1|Café (1950)|01-Jan-1950|||0|1|1\n3|Ambush, The (1987)||||1|0|0\n')
+    assert 'genres' not in read_ratings(here)
+    (here/'u.genre').write_text('unknown|0\nAction|1\nSci-Fi|2\n\n')
+    table = read_ratings(here)
+    assert table.groupby('title').genres.first().to_dict() == {'Café (1950)': 'Action, Sci-Fi', 'Ambush, The (1987)': ''}
+    with warnings.catch_warnings(action='ignore'): learn = ratings_learner(ratings_dls(here, bs=4, device='cpu'), 2)
+    assert extreme_items(learn, 1).columns.tolist() == ['title', 'genres', 'bias', 'ratings']
+    learn.export(here/'learner.pkl')
+    with warnings.catch_warnings(action='ignore'): again = load_learner(here/'learner.pkl')
+    assert set(recommend(again).genres) == {'Action, Sci-Fi', ''}
+
+
+def test_any_ratings_in_the_layout_of_movielens(tmp_path, named):
+    "What the lesson reads by hand is there for ratings in another form, too"
+    there = movielens_files(family(tmp_path/'25m', named, '25m'))
+    ratings = pd.read_csv(there/'u.data', delimiter='\t', header=None, names=['user', 'movie', 'rating', 'timestamp'])
+    movies = pd.read_csv(there/'u.item', delimiter='|', encoding='latin-1', usecols=(0, 1), names=('movie', 'title'), header=None)
+    both = ratings.merge(movies)
+    for column in 'user', 'rating', 'timestamp', 'title': assert both[column].tolist() == named[column].map(lambda o: o.replace('"', "'") if isinstance(o, str) else o).tolist()
+    assert movielens_files(there) == there and not (tmp_path/'25m'/'u.data').exists()
+
+
+def test_the_lowest_error_is_known_of_synthetic_ratings_alone(real):
+    dls = ratings_dls(lesson_path('movielens'), device='cpu')
+    held = dls.valid_ds.table()
+    assert held.shape == (8000, 3) and held.rating.tolist() == dls.valid_ds.y.flatten().tolist()
+    errors = lowest_errors(dls)
+    assert len(errors) == 8000 and 1.05 < errors.mean() < 1.17
+    assert lowest_errors(loaders()) is None
+    with warnings.catch_warnings(action='ignore'): assert lowest_errors(ratings_dls(real/'ml-100k', device='cpu')) is None
+
+
+def test_neighbours_agree_and_those_of_a_memoriser_do_not(learn):
+    "On ratings that neither was trained on"
+    mean = lambda pairs: np.nanmean(pairs)
+    near, far = taste_agreement(learn)
+    assert len(near) == len(far) > 600 and mean(near) > .08 and abs(mean(far)) < .07
+    fresh = Learner(loaders(), DotProductBias(*sizes(loaders()), 50))
+    assert abs(mean(taste_agreement(fresh)[0])) < .07
+
+
+def test_errors_after_some_answers_are_per_user(learn):
+    newcomers = Newcomers(learn)
+    errors, users = newcomers.errors_after(10)
+    held = np.bincount(learn.dls.valid_ds.x[:, 0], minlength=281)
+    assert np.bincount(users, minlength=281).tolist() == [n - 10 if n >= 20 and u else 0 for u, n in enumerate(held)]
+    assert errors.mean() == pytest.approx(newcomers.error_after(10))
+
+
 @pytest.fixture
 def named(): return planted().assign(timestamp=880_000_000 + np.arange(40_000), title='"Café", ' + planted().title + ' (1950)')
 
@@ -550,6 +604,7 @@ def named(): return planted().assign(timestamp=880_000_000 + np.arange(40_000), 
 @pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
 def test_the_forms_are_read_alike(tmp_path, named, form):
     table = read_ratings(family(tmp_path/form, named, form))
+    if form in ('1m', '25m'): assert (table.pop('genres') == 'Comedy, Drama').all()
     pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
     pd.testing.assert_frame_equal(read_ratings(named), table)
 

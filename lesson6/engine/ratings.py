@@ -513,7 +513,7 @@ def movielens_files(
     numbers, titles = pd.factorize(ratings['title'])
     columns = ratings['user'], numbers + 1, ratings['rating'], ratings['timestamp'] if 'timestamp' in ratings else 0
     pd.DataFrame(dict(enumerate(columns))).to_csv(folder/'u.data', sep='\t', header=False, index=False)
-    text = ''.join(f"{i}|{str(t).replace('|', '/')}\n" for i,t in enumerate(titles, 1))
+    text = ''.join(f"{i}|{str(t).replace('|', '/').replace(chr(34), chr(39))}\n" for i,t in enumerate(titles, 1))
     (folder/'u.item').write_bytes(text.encode('latin-1', 'replace'))
     return folder
 
