@@ -4,25 +4,31 @@
 
 # %% auto #0
 __all__ = ['img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'published_frame', 'posed_frames', 'read_points', 'kept_out',
-           'TablePoint', 'point_of', 'fit_size', 'points_dls', 'biwi_dls', 'pixel_point', 'show_points', 'point_errors']
+           'TablePoint', 'point_of', 'fit_size', 'person_splitter', 'stays_frozen', 'points_dls', 'biwi_dls',
+           'HeatCentre', 'TwoMaps', 'two_maps', 'map_features', 'use_two_maps', 'say_recipe', 'plot_function',
+           'pixel_error', 'pixel_point', 'show_points', 'show_heat', 'point_errors']
 
 # %% ../../nbs/engine/points.ipynb #c3d83f17
 import re, warnings
+from xml.etree import ElementTree
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+from fastai.callback.hook import hook_output
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import IndexSplitter, Normalize, RandomSplitter
+from fastai.data.transforms import IndexSplitter, RandomSplitter
+from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastai.vision.augment import Resize, aug_transforms
-from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, PointBlock
+from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic
 from .picture_loaders import KeepItems
 from .pictures import UprightImage, check_picture, composed, picture_files
@@ -110,12 +116,21 @@ def _pixel(text:str, sep:str): # a number; None if it isn't one
     rows = _rows(text.strip() if sep == ',' else text.strip().replace(',', '.'))
     return rows[0][0] if len(rows) == 1 and len(rows[0]) == 1 and np.isfinite(rows[0][0]) else None
 
+_box = 'xmin', 'ymin', 'xmax', 'ymax'
+
+def _middle(box, where): # of a box, in pixels; ValueError if it is none
+    left,top,right,bottom = box
+    if left >= right or top >= bottom: raise ValueError(f'{where}: a box should reach from xmin to a larger xmax, and from ymin to a larger ymax; this one is {", ".join(f"{o:g}" for o in box)}.')
+    return (left+right)/2, (top+bottom)/2
+
 # %% ../../nbs/engine/points.ipynb #909444ca
 def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk: (x, y, group)}; group is None if the table has no such column
     rows = read_rows(table)
     columns = [c.lower() for c in rows.columns]
-    if not {'fname','x','y'} <= set(columns):
-        raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {rows.lines[0].strip()[:80]!r}.')
+    boxed = set(_box) <= set(columns) and not {'x','y'} <= set(columns)
+    if 'fname' not in columns or not (boxed or {'x','y'} <= set(columns)):
+        raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {rows.lines[0].strip()[:80]!r}. (Or fname, {", ".join(_box)} for boxes.)')
+    by = 'group' if 'group' in columns else 'breed'   # boxes of pets name the breed
     there = {composed(f.relative_to(table.parent).as_posix()): f.relative_to(table.parent).as_posix() for f in picture_files(table.parent)}
     alone = {}   # a name without its folder will do where there is only one such
     for n in there: alone.setdefault(n.rpartition('/')[2], []).append(n)
@@ -127,21 +142,51 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
         if name not in there and len(alone.get(name, ())) == 1: name, = alone[name]
         if name not in there: raise FileNotFoundError(f'{where}: there is no picture {row["fname"]!r} in {table.parent}; copy it there, or remove the line.')
         if there[name] in found: raise ValueError(f'{where} gives {row["fname"]} a second point; a picture has one, remove one of the lines.')
-        x,y = (_pixel(row[c], rows.separator) for c in 'xy')
-        if x is None or y is None: raise ValueError(f'{where}: x and y should be numbers, in pixels; they are {row["x"]!r} and {row["y"]!r}.')
-        if row.get('group') == '': raise ValueError(f'{where} has no group; fill it in, or leave out the whole column.')
-        found[there[name]] = x, y, composed(row['group']) if 'group' in row else None
+        names = _box if boxed else ('x', 'y')
+        at = [_pixel(row[c], rows.separator) for c in names]
+        if None in at:
+            raise ValueError(f'{where}: {" and ".join(names)} should be numbers, in pixels; they are {" and ".join(repr(row[c]) for c in names)}.')
+        if row.get(by) == '': raise ValueError(f'{where} has no {by}; fill it in, or leave out the whole column.')
+        found[there[name]] = *(_middle(at, where) if boxed else at), composed(row[by]) if by in row else None
     if not found: raise ValueError(f'{table} has a first line and no rows; it should have one for each picture.')
     if len(there) > len(found):
         warnings.warn(f'{len(there)-len(found)} of {len(there)} pictures have no row in {table} and are left out; the first is {next(n for n in there.values() if n not in found)}.', stacklevel=4)
     return {n: found[n] for n in there.values() if n in found}
+
+# %% ../../nbs/engine/points.ipynb #5c62ecc9
+def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, from a folder of VOC XML; breed is None if the names hold none
+    root = folder.parent.parent
+    there = {f.stem: f.relative_to(root).as_posix() for f in picture_files(root)}
+    found = {}
+    for xml in sorted(f for f in folder.glob('*.xml') if not f.name.startswith('.')):
+        if xml.stem not in there: raise FileNotFoundError(f'{xml}: there is no picture {xml.stem} below {root}; copy it there, or remove the file.')
+        try:
+            parsed = ElementTree.parse(xml).getroot()
+            width,height = (float(parsed.findtext(f'size/{o}')) for o in ('width', 'height'))
+            boxes = [[float(b.findtext(o)) for o in _box] for b in parsed.iter('bndbox')]
+        except (ElementTree.ParseError, TypeError, ValueError): width,boxes = 0,[]
+        if not boxes or not 0 < width < np.inf or not 0 < height < np.inf:
+            raise ValueError(f'{xml} holds no box with the size of its picture; get it again, or remove it.')
+        largest = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))    # where there are several heads
+        (x,y),(w,h) = _middle(largest, xml),_upright_size(root/there[xml.stem])
+        breed = re.fullmatch(r'(.+)_[0-9]+', xml.stem)
+        found[there[xml.stem]] = x*w/width, y*h/height, breed and composed(breed[1])
+    if not found: raise FileNotFoundError(f'{folder} holds no .xml files; put the boxes there, or remove the folder.')
+    return found
+
+def _source(path:Path): # the table or folder that gives the points of a set; None: they are in poses
+    tables = [path/n for n in ('points.csv', 'boxes.csv') if (path/n).is_file()]
+    return tables[0] if tables else next((o for o in [path/'annotations'/'xmls'] if o.is_dir()), None)
+
+def _read_source(source:Path) -> dict: return (_read_boxes if source.is_dir() else _read_table)(source)
+
 
 # %% ../../nbs/engine/points.ipynb #152db001
 def _read_frames(path:Path) -> dict: # {name of the frame: (x, y, person)}
     files = [f for f in picture_files(path) if f.stem.endswith('_rgb')]
     if not files:
         raise FileNotFoundError(f'{path} holds no frames; it should hold a folder for each person with files like frame_00003_rgb.jpg and '
-                                'frame_00003_pose.txt, or a table points.csv with the columns fname, x and y.')
+                                'frame_00003_pose.txt, a table points.csv with the columns fname, x and y, or boxes in annotations/xmls.')
     def person(f): return composed(f.parent.relative_to(path).as_posix() if f.parent != path else path.resolve().name)
     return {f.relative_to(path).as_posix(): (*get_ctr(f).tolist(), person(f)) for f in files}
 
@@ -150,11 +195,12 @@ def _upright_size(f:Path) -> tuple: # width and height in pixels, as a viewer sh
     return (h,w) if turned else (w,h)
 
 def read_points(
-    path,            # a folder with `points.csv`, or in BIWI's layout
+    path,            # a folder with a table of points or boxes, with `annotations/xmls`, or in BIWI's layout
 ) -> pd.DataFrame:   # a row a picture: fname (below `path`), x and y in pixels of the upright picture, group (None: there are none), width, height; FileNotFoundError or ValueError naming file or line
     "Every picture of a set with its point; each picture is looked at, so that one that can't be read is found here"
     path = Path(path)
-    points = _read_table(path/'points.csv') if (path/'points.csv').is_file() else _read_frames(path)
+    source = _source(path)
+    points = _read_source(source) if source else _read_frames(path)
     for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False): check_picture(path/n)
     sizes = [_upright_size(path/n) for n in points]
     frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)], columns=['fname', 'x', 'y', 'group', 'width', 'height'])
@@ -172,14 +218,16 @@ def _same(a:str, b:str) -> bool: # 2 and 02 are the same folder
 
 def kept_out(
     frames:pd.DataFrame, # as `read_points` makes it
-    who=None,            # name, number or path of a person or group; None: 13 if there is one, else the last
-) -> str:                # that name as it is in `frames.group`; None if there aren't two to choose from; ValueError if `who` isn't one of them
-    "Whose pictures are kept out for validation"
+    who=None,            # name, number or path of a person or group, or a list of them; None: 13 if there is one, else the last fifth of them, at least one
+) -> list:               # their names as they are in `frames.group`; empty if there aren't two to choose from; ValueError if one isn't there
+    "Whose pictures are held out for validation"
     names = sorted(frames.group.dropna().unique(), key=_natural)
-    if who is None:
-        if len(names) < 2: return None
-        lesson = [n for n in names if _same(n.rpartition('/')[2], '13')]
-        return lesson[0] if len(lesson) == 1 else names[-1]
+    if who is not None: return [_named(o, names) for o in (who if isinstance(who, (list, tuple, set)) else [who])]
+    if len(names) < 2: return []
+    lesson = [n for n in names if _same(n.rpartition('/')[2], '13')]
+    return lesson if len(lesson) == 1 else names[-max(1, len(names)//5):]
+
+def _named(who, names): # the one of `names` that is meant
     asked = [o for o in composed(who).replace('\\', '/').split('/') if o not in ('', '.')]
     found = [n for n in names if n == composed(who)] or [n for n in names if asked and all(map(_same, reversed(n.split('/')), reversed(asked)))]
     if not names: raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because points.csv has no column group.')
@@ -187,27 +235,29 @@ def kept_out(
     if len(found) > 1: raise ValueError(f'Several people are called {who}: {", ".join(found)}; give one of these names.')
     return found[0]
 
+
 # %% ../../nbs/engine/points.ipynb #9dc0f343
 @lru_cache(maxsize=16)
 def _kept_table(table:Path, changed:int):
-    with warnings.catch_warnings(action='ignore'): return _read_table(table)  # `read_points` has warned
+    with warnings.catch_warnings(action='ignore'): return _read_source(table)  # `read_points` has warned
 
 class TablePoint:
-    "The point of a picture from its row in a table; used like `get_ctr`"
+    "The point of a picture from its row in a table, or from its box; used like `get_ctr`"
     def __init__(self, table): self.table, self.__name__ = Path(table), 'TablePoint' # fastai wraps what has no name in something that can't be pickled
     def __call__(self,
         f,        # a picture
     ) -> Tensor:  # (2,): right and down from the upper left corner of the upright picture, in pixels; ValueError if it has no row
-        rows, name = _kept_table(self.table, self.table.stat().st_mtime_ns), Path(f).relative_to(self.table.parent).as_posix()
+        root = self.table.parent.parent if self.table.is_dir() else self.table.parent
+        rows, name = _kept_table(self.table, self.table.stat().st_mtime_ns), Path(f).relative_to(root).as_posix()
         if name not in rows: raise ValueError(f'{f} has no row in {self.table}; add one.')
         return torch.tensor(rows[name][:2], dtype=torch.float32)
 
 def point_of(
-    path,  # a folder with `points.csv`, or in BIWI's layout
+    path,  # a folder, as `read_points` takes it
 ):         # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
-    table = Path(path)/'points.csv'
-    return TablePoint(table) if table.is_file() else get_ctr
+    source = _source(Path(path))
+    return TablePoint(source) if source else get_ctr
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
 def fit_size(
@@ -220,11 +270,29 @@ def fit_size(
     return tuple(max(32, round(o*scale)) for o in (h,w))
 
 # %% ../../nbs/engine/points.ipynb #caa66a8b
+def person_splitter(
+    frames:pd.DataFrame, # as `read_points` makes it
+    who=None,            # who is held out, as in `kept_out`; where nobody can be, a random fifth of the pictures is
+    seed:int=42,         # of that fifth
+):                       # takes the pictures in the order of `frames`, gives the positions of those to train on and of those held out
+    "A splitter that holds out people, not pictures"
+    who = kept_out(frames, who)
+    return IndexSplitter(np.flatnonzero(frames.group.isin(who))) if who else RandomSplitter(seed=seed)
+
+def _on_laptop(folder, device=None): # real pictures without a GPU
+    return torch.device(device or default_device()).type == 'cpu' and not is_synthetic(folder)
+
+def stays_frozen(
+    dls, # batches of pictures and points
+) -> bool:
+    "Whether the body of a network is computed only once, because its epochs would be slow: real pictures without a GPU"
+    return _on_laptop(getattr(dls, 'folder', None), dls.device)
+
 def points_dls(
-    path,              # a folder with `points.csv`, or in BIWI's layout
+    path,              # a folder, as `read_points` takes it
     size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320); of synthetic frames (60, 80)
-    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures and 8 for fewer, because small sets need more steps; at most a quarter of them
-    valid_group=None,  # who is kept out for validation, as in `kept_out`; where nobody can be, a random fifth of the pictures is
+    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets need more steps, or 32 where the body is computed only once; at most a quarter of them
+    valid_group=None,  # who is held out for validation, as in `kept_out`; where nobody can be, a random fifth of the pictures is
     keep:bool=None,    # keep the pictures in memory once they are read and shrunk; None: if they need less than 1 GB
     seed:int=42,       # of the random fifth
     **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
@@ -232,19 +300,20 @@ def points_dls(
     "DataLoaders of pictures and one point in each, augmented together, split by person"
     path = Path(path)
     frames = read_points(path)
-    who = kept_out(frames, valid_group)
-    if who is None and frames.group.notna().any():
+    splitter = person_splitter(frames, valid_group, seed)
+    if not kept_out(frames, valid_group) and frames.group.notna().any():
         warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them is kept out; on a person never seen the error will be larger.', stacklevel=2)
-    valid = np.flatnonzero(frames.group == who) if who is not None else RandomSplitter(seed=seed)(frames)[1]
-    n_train = len(frames)-len(valid)
-    bs = bs or min(64 if n_train > 5000 else 8, max(2, n_train//4))
+    n_train = len(splitter(frames)[0])
+    synthetic = is_synthetic(path)
+    usual = 64 if n_train > 5000 else 32 if _on_laptop(path, kwargs.get('device')) else 8
+    bs = bs or min(usual, max(2, n_train//4))
     if n_train < bs: raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; take a smaller bs or more frames.')
     _warn_outside(frames)
-    h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (240,320))
+    h,w = size or fit_size(frames, (60,80) if synthetic else (240,320))
     if keep is None: keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
-    block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=IndexSplitter(valid),
-        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), Normalize.from_stats(*imagenet_stats)])
+    block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=splitter,
+        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=aug_transforms(size=(h,w)))
     dls = block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
     dls.folder, dls.pixels = path, (h,w)   # what the recipe goes by
     return dls
@@ -256,14 +325,99 @@ def _warn_outside(frames):
 
 def biwi_dls(
     path,              # folder of the set, with `01`, `02`, ...; or with `points.csv`
-    valid_person=None, # whose frames are kept out for validation, by name, number or path; None: 13 if there is one, else the last
+    valid_person=None, # whose frames are held out for validation, as in `kept_out`
     size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320)
-    bs:int=None,       # batch size; None: 64 for more than 5,000 training frames and 8 for fewer; at most a quarter of them
+    bs:int=None,       # batch size; None: as in `points_dls`
     keep:bool=None,    # keep the frames in memory once they are read and shrunk; None: if they need less than 1 GB
     **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
 ) -> DataLoaders:      # FileNotFoundError or ValueError, before any training, if frames can't be used
     "DataLoaders of frames and head centres, augmented together, split by person"
     return points_dls(path, size, bs, valid_person, keep, **kwargs)
+
+# %% ../../nbs/engine/points.ipynb #8f6ed626
+class HeatCentre(nn.Module):
+    "The centre of gravity of heat maps: (n, points, h, w) to (n, 2*points), from -1 at the left and upper edge to 1"
+    def forward(self, heat):
+        h,w = heat.shape[-2:]
+        p = heat.float().flatten(2).softmax(-1).view(heat.shape)    # of each point: where is it, as probabilities
+        xs,ys = (torch.linspace(-1, 1, n, device=heat.device) for n in (w, h))
+        return torch.stack([(p.sum(-2)*xs).sum(-1), (p.sum(-1)*ys).sum(-1)], -1).flatten(1)
+
+class TwoMaps(nn.Sequential):
+    "A network's body that gives its last map together with the last finer one, whose cells are half as wide"
+    def forward(self, x):
+        maps = {}          # the last one of each size
+        for layer in self:
+            for part in (layer if type(layer) is nn.Sequential else [layer]):
+                x = part(x)
+                maps[x.shape[-2:]] = x
+        *_,fine,coarse = maps.values()
+        return torch.cat([fine, F.interpolate(coarse, size=fine.shape[-2:], mode='bilinear')], dim=1)
+
+def two_maps(
+    body:nn.Sequential, # as `vision_learner` cuts it
+) -> TwoMaps:           # with the same layers
+    "A body that gives its last two maps"
+    layers = list(body)
+    widens = len(layers) > 2 and isinstance(layers[-2], nn.Conv2d) and layers[-2].kernel_size == (1,1)
+    return TwoMaps(*(layers[:-2] if widens else layers))   # EfficientNet's last layer only makes more features, for classes
+
+
+# %% ../../nbs/engine/points.ipynb #50e3afe9
+def map_features(
+    arch,    # makes the network
+) -> int:    # features in each cell of its `TwoMaps`
+    "How many features a head for points gets for each cell"
+    body = two_maps(create_vision_model(arch, 2, pretrained=False)[0]).eval()
+    with torch.no_grad(): return body(torch.zeros(1, 3, 64, 64)).shape[1]
+
+def use_two_maps(
+    learn:Learner, # as `vision_learner` makes it, its head for `map_features`
+) -> Learner:      # the same one, as frozen as it was
+    "Lets the body of a learner give `TwoMaps`"
+    frozen = learn.opt is not None and learn.opt.frozen_idx > 0
+    learn.model[0],learn.opt = two_maps(learn.model[0]),None    # the optimizer knows layers that may be gone
+    if frozen: learn.freeze()
+    return learn
+
+def say_recipe(
+    learn:Learner,  # a learner for points
+    epochs:int, lr:float,
+    views:int=None, # of each picture for a frozen body; None: nothing stays frozen
+):
+    "Prints what a training was chosen to be"
+    how = f'1 epoch for the head, {epochs} for all layers' if views is None else f'{epochs} epochs for the head, views of each picture: {views}'
+    size = '×'.join(map(str, getattr(learn.dls, 'pixels', '?')))
+    print(f"{getattr(learn.arch, '__name__', learn.arch)}, {size} pixels; {how}, learning rate {lr:g}")
+
+# %% ../../nbs/engine/points.ipynb #29d62c77
+def plot_function(
+    f,                                # takes and returns a Tensor
+    tx:str=None, ty:str=None,         # labels of the axes
+    title:str=None,
+    min:float=-2, max:float=2,        # where to begin and to end
+    steps:int=100,
+    ax=None,                          # axes to draw on; None: new ones
+):                                    # the axes
+    "Plots a function of one number"
+    import matplotlib.pyplot as plt
+    x = torch.linspace(min, max, steps)
+    ax = ax or plt.subplots(figsize=(6,4))[1]
+    ax.plot(x.numpy(), f(x).numpy())
+    ax.set(xlabel=tx, ylabel=ty, title=title)
+    return ax
+
+# %% ../../nbs/engine/points.ipynb #1dae87e5
+def pixel_error(
+    preds:Tensor, # (n, 2) or (n, 1, 2), from -1 to 1
+    targs:Tensor, # the same number of points
+    size,         # height and width of the frame, in pixels; or (n, 2), those of each frame
+) -> Tensor:      # (n,): the distance between each prediction and its target, in pixels
+    "How far predicted points are from the true ones, in pixels of the original frame"
+    def plain(o): return torch.as_tensor(o).detach().as_subclass(Tensor).cpu().float().view(-1, 2)
+    preds,targs,size = plain(preds),plain(targs),plain(size)
+    if preds.shape != targs.shape: raise ValueError(f'There are {len(preds)} predicted points but {len(targs)} true ones; they should come from the same frames.')
+    return ((preds-targs) * size.flip(1)/2).norm(dim=1)
 
 # %% ../../nbs/engine/points.ipynb #c434c04b
 def _to_pixels(unit, size): # from -1..1 to pixels of pictures with these widths and heights
@@ -300,6 +454,26 @@ def show_points(
         ax.set_title(f'{f.name}: {(guess-truth).norm():.0f} pixels off')
     fig.legend(*axs[0,0].get_legend_handles_labels(), loc='lower center', ncols=2, frameon=False)
     fig.tight_layout(rect=(0, .05, 1, 1))
+    return fig
+
+# %% ../../nbs/engine/points.ipynb #dc7868f0
+def show_heat(
+    learn,       # a learner whose head ends with a `HeatCentre`
+    n:int=3,     # how many pictures, spread over those held out for validation
+):               # the figure
+    "Pictures that the learner was not trained on; over each, how probable it finds each cell of its map"
+    import matplotlib.pyplot as plt
+    held = learn.dls.valid_ds
+    files = [held.items[i] for i in np.linspace(0, len(held)-1, min(n, len(held))).round().astype(int)]
+    with hook_output(learn.model[-1][-2]) as heat, learn.no_bar(), learn.no_logging():
+        learn.get_preds(dl=learn.dls.test_dl(files, bs=len(files), num_workers=0))
+    fig,axs = plt.subplots(1, len(files), figsize=(4*len(files), 3.2), squeeze=False)
+    for ax,f,h in zip(axs.flat, files, heat.stored.float().cpu()[:,0]):
+        im = UprightImage.create(f)
+        ax.imshow(im.convert('L'), cmap='gray')
+        ax.imshow(h.flatten().softmax(0).view(h.shape), extent=(0, im.width, im.height, 0), cmap='inferno', alpha=.6)
+        ax.axis('off')
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/engine/points.ipynb #15b5a075
