@@ -208,7 +208,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'lesson6.claims.compare': ('claims.html#compare', 'lesson6/claims.py'),
                                 'lesson6.claims.device_name': ('claims.html#device_name', 'lesson6/claims.py'),
                                 'lesson6.claims.item_errors': ('claims.html#item_errors', 'lesson6/claims.py'),
-                                'lesson6.claims.not_asked': ('claims.html#not_asked', 'lesson6/claims.py'),
                                 'lesson6.claims.read_claims': ('claims.html#read_claims', 'lesson6/claims.py'),
                                 'lesson6.claims.statement': ('claims.html#statement', 'lesson6/claims.py')},
             'lesson6.collab': { 'lesson6.collab.CollabNN': ('collab.html#collabnn', 'lesson6/collab.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['statements', 'LESSON', 'HOLDS', 'FAILS', 'EVEN', 'UNASKED', 'VERDICTS', 'CLAIM_MIME', 'verdicts', 'Statement',
-           'statement', 'NotAsked', 'Verdict', 'device_name', 'claim', 'not_asked', 'read_claims', 'claims_table',
-           'Compared', 'item_errors', 'compare']
+           'statement', 'NotAsked', 'Verdict', 'device_name', 'claim', 'read_claims', 'claims_table', 'Compared',
+           'item_errors', 'compare']
 
 # %% ../nbs/claims.ipynb #1a1e5f08
 from dataclasses import dataclass, asdict, fields
@@ -103,17 +103,10 @@ def claim(
         verdict, text, *numbers = s.check(*measured)
         verdict = {True: HOLDS, False: FAILS}.get(verdict, verdict) if isinstance(verdict, str) else HOLDS if verdict else FAILS
     except NotAsked as e: verdict, text, numbers = UNASKED, str(e), []
-    except (TypeError, ValueError, IndexError, AttributeError, KeyError) as e: verdict, text, numbers = UNASKED, f'TO DO: the section hands over what this claim took before ({e})', [] # until all sections are over
     v = verdicts[id] = Verdict(s.id, s.says, s.lesson, s.source, verdict, text, [asdict(o) for o in numbers], s.planted if made_up else '',
                                profile.data, device_name())
     display(v)
     if verdict == FAILS and made_up: raise AssertionError(f'{id}: {v}')
-
-def not_asked(id, why): # until all sections are over
-    from IPython.display import display
-    s = statements[id]
-    v = verdicts[id] = Verdict(s.id, s.says, s.lesson, s.source, UNASKED, why, [], '', profile.data, device_name())
-    display(v)
 
 def _made_up(measured): # whether what was measured comes from synthetic data
     folders = [o.dls.folder for o in measured if hasattr(getattr(o, 'dls', None), 'folder')]
@@ -454,9 +447,6 @@ def _(drawn, held): # how often one epoch draws each pair of user and film; how 
 @statement('collab-replacement', 'Drawn with replacement, as fastai does since 2024, the same recipe learns less', of='movielens')
 def _(once, replaced): # errors with every rating once an epoch, and drawn with replacement
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
-
-@statement('collab-order', 'Dot product, then a range, then biases (which overfit), then weight decay', of='movielens', lesson='validation MSE 0.884, 0.878, 0.893, 0.823')
-def _(*_): raise NotAsked('this claim is now collab-range, collab-bias-overfits and collab-overfits') # until the section is over
 
 @statement('collab-range', 'A dot product learns more if its predictions stay in the range of the ratings', of='movielens', lesson='validation MSE 0.884 -> 0.878')
 def _(dot, in_range): # errors
