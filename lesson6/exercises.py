@@ -938,7 +938,7 @@ def _(answer):
 
 # %% ../nbs/exercises.ipynb #feb92762
 @exercise('reg-4', 'a function',
-    'Write `mirror(x, points)`: pictures `(n, 3, h, w)` mirrored left to right, and their points `(n, 2)`, each (x, y) in -1..1, moved with them. It returns both, and leaves what it was given as it was.',
+    'Write `mirror(x, points)`. It mirrors pictures `(n, 3, h, w)` left to right and moves their points `(n, 2)` with them. Each point is (x, y) in -1..1. Return both, and leave the arguments unchanged.',
     hint='`x.flip(-1)` turns the columns round. The middle of the picture is 0: what becomes of a point just left of it?',
     solution='''
 import torch
@@ -965,7 +965,7 @@ def _(answer):
 
 # %% ../nbs/exercises.ipynb #a94d4e85
 @exercise('reg-5', 'a function',
-    'Another augmentation is to cut out a part of the picture. Write `crop_points(points, left, top, width, height)`: `points` `(n, 2)` are (x, y) in pixels of the whole picture, the four numbers say in pixels what is cut out, and it returns where the points are in what was cut out, in -1..1. (What does a number outside of -1..1 mean then?)',
+    'Another augmentation keeps only a part of the picture. Write `crop_points(points, left, top, width, height)`. The `points`, `(n, 2)`, are (x, y) in pixels of the whole picture. The four numbers, also in pixels, say what part is kept. Return where the points are in that part, in -1..1. (What does a number outside -1..1 mean then?)',
     hint='First in pixels, counted from the corner of the part; then to -1..1 as for any picture of that width and height.',
     solution='''
 import torch
@@ -987,7 +987,7 @@ def _(answer):
 
 # %% ../nbs/exercises.ipynb #bb2eb659
 @exercise('reg-6', 'a function',
-    'Write `stopped_after(losses, patience)`: given the validation losses that a full training *would* have, epoch by epoch, after how many epochs does early stopping end it? It stops as soon as `patience` epochs in a row have not been lower than the lowest so far; if that never happens, all epochs are run.',
+    'Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a full training *would* have, one for each epoch. Early stopping ends the training as soon as `patience` epochs in a row were not lower than the lowest before them. Return the number of epochs that are run; without such a row, all of them are.',
     hint='Walk through the losses with two things in hand: the lowest so far, and how many epochs ago that was.',
     solution='''
 def stopped_after(losses, patience):
@@ -1038,7 +1038,7 @@ def _(answer):
 
 # %% ../nbs/exercises.ipynb #3a73a62d
 @exercise('reg-8', 'an experiment of five minutes',
-    'Make the rating model better. Train it with the lesson\'s recipe and no more weight decay than fastai\'s own 0.01 (`fit_one_cycle(5, 5e-3)`), and a second one, on the same `DataLoaders`, with whatever you have learnt here: its validation error should be at least 4 % lower. Hand in both learners, the plain one first.',
+    'Make the rating model better. Train it with the lesson\'s recipe and only fastai\'s own weight decay of 0.01 (`fit_one_cycle(5, 5e-3)`). Then train a second one, on the same `DataLoaders`, with whatever you have learnt here. Its validation error should be at least 4 % lower. Hand in both learners, the plain one first.',
     hint='The curve of `wd_sweep` shows how much decay is good. Does everything have to decay? `factors_and_biases` is a splitter.',
     solution='''
 from fastai.collab import Learner, MSELossFlat

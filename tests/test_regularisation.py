@@ -237,6 +237,16 @@ def test_side_by_side_says_at_once_what_cannot_be_meant(wds, why):
     with pytest.raises(ValueError, match=why): reg.ratings_sweep(make, wds)
 
 
+def test_side_by_side_passes_a_warning_on_once():
+    import warnings
+    def make(seed):
+        with warnings.catch_warnings(): pass   # as libraries do: after it Python forgets what it has warned of
+        warnings.warn('some ratings are there twice', stacklevel=1)
+        return rating_learner(seed)
+    with pytest.warns(UserWarning, match='there twice') as said: reg.ratings_sweep(make, [.1], [1, 2, 3], n_epoch=1)
+    assert len(said) == 1
+
+
 def test_side_by_side_is_for_models_with_factors_and_biases():
     from fastai.basics import DataLoaders, Learner, MSELossFlat
     rows = [(torch.ones(1), torch.ones(1))]*4
