@@ -507,6 +507,34 @@ def test_a_prediction_as_it_is_drawn(folder):
     assert plot_prediction(learn, picture)[1].lines[0].get_ydata()[0] == .5
 
 
+def test_pictures_of_a_label_as_they_are_drawn_and_of_a_label_that_no_picture_has(folder):
+    import matplotlib.pyplot as plt
+    files = sorted((folder/'train').glob('*.jpg'))
+    preds, targs = torch.tensor([[.9, .1], [.2, .1], [.4, .1]]), torch.tensor([[1., 0.], [1., 0.], [1., 0.]])
+    fig = ml.plot_label('car', preds, targs, ['car', 'dog'], files)
+    assert [ax.get_title() for ax in fig.axes if ax.images] == ['car: 0.20', 'car: 0.40', 'car: 0.90']
+    assert not any(ax.images for ax in ml.plot_label('dog', preds, targs, ['car', 'dog'], files).axes)
+    plt.close('all')
+
+
+def test_a_choice_on_one_half_is_too_good_there():
+    g = torch.Generator().manual_seed(0)
+    targs = (torch.rand(80, 20, generator=g) < .1).float()
+    preds = (.5*torch.rand(80, 20, generator=g) + .4*targs).clamp(0, 1)
+    one, many = ml.choose_on_half(preds, targs), ml.choose_on_half(preds, targs, per_label=True)
+    assert one.shape == many.shape == (2, 80) and 0 <= one.min() and many.max() <= 1
+    cost = [(o[0] - o[1]).mean().item() for o in (one, many)]
+    assert cost[0] < cost[1] and many[0].mean() > one[0].mean()
+    assert torch.equal(one, ml.choose_on_half(preds, targs)), 'the same halves for the same seed'
+
+
+def test_empty_skies_are_pictures_without_a_label(folder, tmp_path):
+    skies = ml.empty_skies(tmp_path/'skies', n=3)
+    df = pd.concat([ml.read_labels(folder), skies], ignore_index=True)
+    dls = ml.multilabel_dls(df, folder, size=16, bs=2)
+    assert [y.sum().item() for _,y in dls.train_ds][-3:] == [0, 0, 0] and len(set(skies['fname'])) == 3
+
+
 @pytest.mark.parametrize('preds,says', [(torch.tensor([[2., -1.]]), 'apply sigmoid'), (torch.tensor([[float('nan'), .5]]), 'not probabilities'),
     (torch.zeros(0, 2), 'do not match|not probabilities'), (torch.zeros(2, 3), 'do not match')])
 def test_what_is_no_probability_is_refused(preds, says):

@@ -421,7 +421,7 @@ def plot_pictures(
 ):                     # the figure
     "Pictures in a grid, each under its title"
     import matplotlib.pyplot as plt
-    nrows = -(-len(files)//ncols)
+    nrows = max(1, -(-len(files)//ncols))
     fig, axs = plt.subplots(nrows, ncols, figsize=(2.6*ncols, 2.3*nrows), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,f,title,colour in zip(axs.flat, files, titles, colours or ['black']*len(files)):
