@@ -29,7 +29,7 @@ from fastai.torch_core import default_device
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import create_vision_model
-from ..data import is_synthetic
+from ..data import is_synthetic, points_source
 from .picture_loaders import KeepItems
 from .pictures import UprightImage, check_picture, composed, picture_files
 from ..files import read_rows
@@ -174,10 +174,6 @@ def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, fr
     if not found: raise FileNotFoundError(f'{folder} holds no .xml files; put the boxes there, or remove the folder.')
     return found
 
-def _source(path:Path): # the table or folder that gives the points of a set; None: they are in poses
-    tables = [path/n for n in ('points.csv', 'boxes.csv') if (path/n).is_file()]
-    return tables[0] if tables else next((o for o in [path/'annotations'/'xmls'] if o.is_dir()), None)
-
 def _read_source(source:Path) -> dict: return (_read_boxes if source.is_dir() else _read_table)(source)
 
 
@@ -199,7 +195,7 @@ def read_points(
 ) -> pd.DataFrame:   # a row a picture: fname (below `path`), x and y in pixels of the upright picture, group (None: there are none), width, height; FileNotFoundError or ValueError naming file or line
     "Every picture of a set with its point; each picture is looked at, so that one that can't be read is found here"
     path = Path(path)
-    source = _source(path)
+    source = points_source(path)
     points = _read_source(source) if source else _read_frames(path)
     for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False): check_picture(path/n)
     sizes = [_upright_size(path/n) for n in points]
@@ -256,7 +252,7 @@ def point_of(
     path,  # a folder, as `read_points` takes it
 ):         # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
-    source = _source(Path(path))
+    source = points_source(Path(path))
     return TablePoint(source) if source else get_ctr
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
