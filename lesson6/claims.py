@@ -151,9 +151,9 @@ class Compared:
     def __str__(self):
         show, apart = _units.get(self.unit, (lambda x: f'{x:.3f}', lambda x: f'{x:.4f}'))
         sides = [f'{name} {show(x)}'.strip() for name,x in zip(self.names, (self.first, self.second/self.factor))]
-        times = '' if self.factor == 1 else f' from {self.factor:g} times the second number'
+        what = 'difference' if self.factor == 1 else f'the first minus {self.factor:g} times the second number'
         least = f', {self.needed:.1f} standard errors asked for' if self.verdict == EVEN else ''
-        return f'{" and ".join(sides)}; difference{times} {apart(self.difference)}, standard error {apart(self.standard_error)}, {self.pairing}{least}'
+        return f'{" and ".join(sides)}; {what} {apart(self.difference)}, standard error {apart(self.standard_error)}, {self.pairing}{least}'
 
 _units = {'share': (lambda x: f'{x:.1%}', lambda x: f'{100*x:.1f} points'), 'pixels': (lambda x: f'{x:.1f}', lambda x: f'{x:.1f} pixels'),
           's': (lambda x: f'{x:.2f} s', lambda x: f'{x:.3f} s')}
@@ -266,7 +266,7 @@ def _(matrix, error): # counts, (n, n), truth down and guess across; the error r
     return abs(right/n-(1-error)) < 1e-6, f'{right} of {n} on the diagonal, {right/n:.1%}; accuracy {1-error:.1%}'
 
 # %% ../nbs/claims.ipynb #53c1b354
-@statement('pets-look-alikes', 'The breeds confused most are the ones that look alike', of='pets',
+@statement('pets-look-alikes', 'Breeds that look alike are confused more often than others', of='pets',
            lesson='pit bull / Staffordshire 10, Ragdoll / Birman 8', planted='the synthetic pairs were drawn alike but for one feature')
 def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look alike
     from scipy import stats
@@ -282,8 +282,8 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     p = stats.binomtest(k, n, chance).pvalue
     told = abs(most-others) >= 2*(most+others)**.5 # two counts, and the standard error of their difference
     verdict = (FAILS if p <= .05 and k/n < chance or told and others > most else HOLDS if p <= .05 and k/n > chance and most > others else EVEN)
-    first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
-    return verdict, f'{first}; {len(alike)} of {len(both)} pairs look alike, and they take {k} of {n} mistakes ({k/n:.0%}; at random {chance:.0%}, p = {p:.2g})'
+    first, counts = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3]), ', '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
+    return verdict, f'{first}; {len(alike)} of {len(both)} pairs look alike ({counts}), and they take {k} of {n} mistakes ({k/n:.0%}; at random {chance:.0%}, p = {p:.2g})'
 
 # %% ../nbs/claims.ipynb #71b623f2
 _pictures = dict(unit='share', over='pictures')
@@ -292,8 +292,8 @@ _pictures = dict(unit='share', over='pictures')
            lesson='83.4 % error at 0.1; 8.3 % after 3 epochs at 3e-3')
 def _(at_01, found, guessing): # errors of both on the same pictures; the error rate of guessing
     found = _numbers(found)
-    return _together(compare(found, at_01, ('at the found rate', 'at 0.1'), factor=.5, **_pictures),
-                     compare(found, guessing, ('at the found rate', 'by guessing'), factor=.5, **_pictures))
+    return _together(compare(found, at_01, ('at the found learning rate', 'at 0.1'), factor=.5, **_pictures),
+                     compare(found, guessing, ('at the found learning rate', 'by guessing'), factor=.5, **_pictures))
 
 @statement('pets-transfer', 'Fine-tuning starts from a pretrained body and a random head', of='pets')
 def _(model, other, untrained): # two models with pretrained weights, one without, each `[body, head]`
@@ -327,7 +327,7 @@ def _(shallow, deep): # of each: its layers, and the seconds of several timings 
     if layers == more: raise NotAsked(f'both networks have {layers} layers')
     return _together(compare(seconds, longer, (f'{layers} layers', f'{more} layers'), unit='s', over='timings', trainings=False), also=layers < more)
 
-@statement('pets-deeper-better', 'After as many epochs a deeper network makes fewer mistakes', of='pets',
+@statement('pets-deeper-better', 'After the same number of epochs a deeper network makes fewer mistakes', of='pets',
            lesson='5.5 % with resnet34 and with resnet50 in mixed precision')
 def _(shallow, deep): # errors on the same pictures
     return _together(compare(deep, shallow, ('the deeper', 'the other'), **_pictures))
