@@ -333,7 +333,7 @@ def _(shallow, deep): # errors on the same pictures
     return _together(compare(deep, shallow, ('the deeper', 'the other'), **_pictures))
 
 # %% ../nbs/claims.ipynb #176a659f
-@statement('multilabel-onehot', 'One-hot: as many zeros and ones as labels, and `vocab[idxs]` gives the labels back', of='pascal')
+@statement('multilabel-onehot', 'One-hot: a zero or a one for each label, and `vocab[idxs]` gives the labels back', of='pascal')
 def _(encoded, vocab, labels): # zeros and ones, (n, labels); the vocabulary; the lists of labels they stand for
     binary = encoded.shape == (len(labels), len(vocab)) and bool(((encoded == 0) | (encoded == 1)).all())
     back = sum(sorted(vocab[int(i)] for i in row.nonzero()) == sorted(set(names)) for row,names in zip(encoded, labels))
@@ -365,8 +365,8 @@ def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
 def _(one, many): # for one threshold, and for one a label: accuracy of each picture in the half that chose and in the other half, (2, pictures)
     one, many = (o[0]-o[1] for o in map(_numbers, (one, many)))
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
-    names = 'too good: one threshold', 'one a label'
-    return _together(compare(one, many, names, trainings=False, **_pictures), compare(one, .005, ('too good: one threshold', 'half a point'), trainings=False, **_pictures))
+    names = 'too good: one threshold', 'one for each label'
+    return _together(compare(one, many, names, trainings=False, **_pictures), compare(one, .005, ('too good: one threshold', 'allowed'), trainings=False, **_pictures))
 
 @statement('multilabel-nothing', 'Accuracy flatters when most labels are absent: answering "nothing" scores high, and knows nothing', of='pascal')
 def _(preds, targs, thresh): # probabilities; zeros and ones; the threshold
