@@ -48,7 +48,11 @@ def find_notebooks(
         match = [p for p in every if key == p.relative_to(folder).with_suffix('').as_posix()]
         match = match or [p for p in every if p.parent == folder and key in (p.stem.partition('_')[2], sections.get(p.stem))]
         match = match or [p for p in every if key == p.stem != 'index'][:1]
-        if not match: raise FileNotFoundError(f'There is no notebook {name!r}; there are {", ".join(p.relative_to(folder).with_suffix("").as_posix() for p in every)}.')
+        if not match:
+            lesson = ', '.join(p.stem for p in every if p.parent == folder)
+            wings = sorted({p.relative_to(folder).parts[0] for p in every if p.parent != folder})
+            more = f', and pages in {", ".join(wings)}' if wings else ''
+            raise FileNotFoundError(f'There is no notebook {name!r}; there are {lesson}{more}.')
         found += match
     return found
 

@@ -129,7 +129,7 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
     columns = [c.lower() for c in rows.columns]
     boxed = set(_box) <= set(columns) and not {'x','y'} <= set(columns)
     if 'fname' not in columns or not (boxed or {'x','y'} <= set(columns)):
-        raise ValueError(f'{table} needs the columns fname, x and y in its first line; that line is {rows.lines[0].strip()[:80]!r}. (Or fname, {", ".join(_box)} for boxes.)')
+        raise ValueError(f'{table} needs the columns fname, x and y in its first line, or fname, {", ".join(_box)} for boxes; that line is {rows.lines[0].strip()[:80]!r}.')
     by = 'group' if 'group' in columns else 'breed'   # boxes of pets name the breed
     there = {composed(f.relative_to(table.parent).as_posix()): f.relative_to(table.parent).as_posix() for f in picture_files(table.parent)}
     alone = {}   # a name without its folder will do where there is only one such
