@@ -674,19 +674,15 @@ def _(answer):
 # %% ../nbs/exercises.ipynb #3ef7fa23
 @exercise('pose-7', 'an experiment of a minute',
     'The lesson keeps person 13 for validation. Is another person easier or harder? Train the lesson\'s model with **another** person left out, and hand in the learner.',
-    hint='`biwi_dls` takes `valid_person`, a folder\'s name. Nothing else changes: the size of a batch, `point_head`, the epochs and the rate are those of the section.',
+    hint='`biwi_dls` takes `valid_person`, a folder\'s name. Nothing else changes: `pose_learner` and `fit_pose` do the rest.',
     solution='''
 from fastai.vision.all import *
-from lesson6.data import lesson_path, profile
-from lesson6.engine.networks import lesson_arch
-from lesson6.head_pose import biwi_dls, point_head
-bs, epochs, lr, lr_mult = (8, 8, 3e-2, 30) if profile.drawn else (64, 3, 1e-2, 100)
-other = biwi_dls(lesson_path('biwi'), valid_person='04', bs=bs, num_workers=0)
+from lesson6.data import lesson_path
+from lesson6.head_pose import biwi_dls, fit_pose, pose_learner
+other = biwi_dls(lesson_path('biwi'), valid_person='04')
 set_seed(42, reproducible=True)
-arch = lesson_arch('resnet18')
-head = point_head(num_features_model(vision_learner(other, arch).model[0]))
-other_learn = vision_learner(other, arch, custom_head=head)
-other_learn.fine_tune(epochs, lr, lr_mult=lr_mult)
+other_learn = pose_learner(other)
+fit_pose(other_learn)
 check('pose-7', other_learn)
 ''')
 def _(answer):

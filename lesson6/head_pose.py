@@ -40,7 +40,7 @@ def point_head(
         nn.Conv2d(n_features, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(),
         nn.Conv2d(n_out, n_points, 1), HeatCentre())
 
-# %% ../nbs/03_head_pose.ipynb #ca7ce07f
+# %% ../nbs/03_head_pose.ipynb #5d3249bc
 def pose_learner(
     dls,         # pictures and points, as `points_dls` or `biwi_dls` make them
     arch=None,   # a network, as `vision_learner` takes it; None: what suits the data
@@ -67,7 +67,7 @@ def fit_pose(
     frozen,n = stays_frozen(learn.dls),max(1, len(learn.dls.train))
     views,lr = views or 4,lr or (3e-2 if synthetic else 1e-2)
     epochs = epochs or (min(40, max(3, round(500/n/views))) if frozen
-                        else min(40, max(3, round(344/n))))
+                        else min(40, max(3, round(215/n))))
     say_recipe(learn, epochs, lr, views if frozen else None)
     if frozen: fit_head(learn, epochs, lr, views, cbs=cbs)
     else: learn.fine_tune(epochs, lr, lr_mult=30 if synthetic else 100, cbs=cbs)
