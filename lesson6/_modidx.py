@@ -801,6 +801,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'lesson6/engine/training.py'),
                                          'lesson6.engine.training._load_and_step': ( 'engine/training.html#_load_and_step',
                                                                                      'lesson6/engine/training.py'),
+                                         'lesson6.engine.training._mps_state': ( 'engine/training.html#_mps_state',
+                                                                                 'lesson6/engine/training.py'),
                                          'lesson6.engine.training._now': ('engine/training.html#_now', 'lesson6/engine/training.py'),
                                          'lesson6.engine.training._plain': ('engine/training.html#_plain', 'lesson6/engine/training.py'),
                                          'lesson6.engine.training._to_device': ( 'engine/training.html#_to_device',

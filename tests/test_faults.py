@@ -178,7 +178,7 @@ def test_training_is_killed(environment, tmp_path):
         def after(): done.append(len(torch.load(folder/'checkpoint.pt', weights_only=True)['history']) if (folder/'checkpoint.pt').exists() else 0)
         def again(pid): # what was done is not done again
             said = (told/str(pid)).read_text(errors='replace')
-            assert (f'{done[-1]} of {epochs} epochs were done before' in said) == (done[-1] > 0), (done[-1], said)
+            assert (f'{done[-1]} epochs were done before' in said) == (done[-1] > 0), (done[-1], said)
         def digest_of(state): return [float(v.double().sum()) for v in state.values()] + [float(v.double().square().sum()) for v in state.values()]
         def left(): return list(folder.rglob('*.part'))
         def clear(): shutil.rmtree(here)

@@ -143,10 +143,11 @@ def show_augmented(
     "One frame several times, augmented differently each time, with its point"
     import matplotlib.pyplot as plt
     x,y = next(iter(few.dls(PointBlock, aug_transforms()).train.new(bs=n, shuffle=False, get_idxs=lambda: [0]*n)))
+    x,y = x.cpu(), y.cpu()
     x,y = (x*tensor(imagenet_stats[1]).view(3, 1, 1) + tensor(imagenet_stats[0]).view(3, 1, 1)).clamp(0, 1), (y.view(-1, 2) + 1)/2*tensor(few.size[::-1])
     fig,axs = plt.subplots(-(-n//4), 4, figsize=(9, 1.75*-(-n//4)), layout='constrained')
     for ax in axs.flat: ax.axis('off')
-    for ax,picture,point in zip(axs.flat, x.cpu(), y.cpu()): # noqa: B905, the last row may be longer
+    for ax,picture,point in zip(axs.flat, x, y): # noqa: B905, the last row may be longer
         ax.imshow(picture.as_subclass(Tensor).permute(1, 2, 0))
         ax.plot(*point.as_subclass(Tensor), 'o', ms=8, mfc='none', mec='yellow', mew=2)
     return fig

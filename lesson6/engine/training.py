@@ -86,7 +86,7 @@ class Checkpoint(Callback):
         if not self.writes: return
         smooth, state = self.learn.recorder.smooth_loss, get_random_states()
         kept = {'settings': self.settings, 'history': self.history, 'model': self._model.state_dict(),
-                'opt': self.learn.opt.state_dict(), 'random': state, 'order': [o.rng.getstate() for o in self._loaders],
+                'opt': self.learn.opt.state_dict(), 'random': state, 'mps': _mps_state(), 'order': [o.rng.getstate() for o in self._loaders],
                 'smooth': (smooth.count, smooth.val.as_subclass(Tensor))}
         save_whole(self.path, lambda part: torch.save(_plain(kept), part))
 
@@ -111,6 +111,10 @@ class Checkpoint(Callback):
         smooth.count, smooth.val = kept['smooth'] # or the training loss shown would begin anew
         for loader,state in zip(self._loaders, kept['order']): loader.rng.setstate(state)
         set_random_states(**kept['random'])
+        if kept['mps'] is not None: torch.mps.set_rng_state(kept['mps'])
+
+def _mps_state(): # which fastai leaves out
+    return torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
 def save_whole(
     path:Path, # the file

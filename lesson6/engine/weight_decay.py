@@ -121,7 +121,7 @@ def ratings_sweep(
             learns.append(learn := make(seed))
             batches.append([b for _ in range(n_epoch) for b in learn.dls.train]) # now, while the random numbers are this seed's
     for text,kind in {str(o.message): o.category for o in said}.items(): warnings.warn(text, kind, stacklevel=2) # once, not once for each seed
-    try: model = SideBySide([o.model for o in learns], len(wds))
+    try: model = SideBySide([o.model for o in learns], len(wds)).to(learn.dls.device)
     except AttributeError: raise ValueError(f'ratings_sweep trains models like DotProductBias, and this is a {type(learn.model).__name__}; '
                                             'wd_sweep takes any learner.') from None
     rates, momenta = combined_cos(0.25, lr/25, lr, lr/1e5), combined_cos(0.25, *learn.moms)
@@ -129,11 +129,11 @@ def ratings_sweep(
     for i,together in enumerate(zip(*batches, strict=True)):
         done = i/len(batches[0])
         opt.set_hypers(lr=rates(done), mom=momenta(done))
-        x = torch.cat([o[0]+start for o,start in zip(together, model.starts, strict=True)])
+        x = torch.cat([o[0]+start.to(o[0].device) for o,start in zip(together, model.starts, strict=True)])
         model.step(opt, x, torch.cat([o[1] for o in together]), 1 - rates(done)*decays)
     for s,(seed,learn) in enumerate(zip(seeds, learns, strict=True)):
         with torch.no_grad():
-            train, valid = (torch.cat([(model(x+model.starts[s]) - y).square() for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
+            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square() for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
         for i,wd in enumerate(wds):
             size = model.weights(s, i).square().mean().sqrt().item()
             rows.append({'seed': seed, 'wd': wd, 'train_loss': train[i].item(), 'valid_loss': valid[i].item(), 'size': size})
