@@ -185,7 +185,7 @@ def write_whole(path:Path, text:str):
 # %% ../../nbs/book/running.ipynb #4d2ac218
 def _shows(output): # False for what is left of a progress bar that has ended
     html = output.get('data', {}).get('text/html')
-    return html is None or bool(html.strip()) and 'progress-bar' not in html
+    return html is None or bool(html.replace('<div></div>', '').strip()) and 'progress-bar' not in html
 
 def _without_folders(o): # an output: what is text in it, for a picture's letters may look like a folder
     if isinstance(o, str):
