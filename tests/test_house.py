@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -87,11 +88,12 @@ def too_wide(cells, most=88):
 
 
 def only_machinery(cell):
-    "Whether a cell holds nothing but what the machinery needs: installing, imports, the name of the module, a filter of warnings."
+    "Whether a cell holds nothing but what the machinery needs: installing, imports, the name of the module, what a star brings, a filter of warnings."
     tree = ast.parse(re.sub(r'^(\s*)%pip.*$', r'\1pass', source(cell), flags=re.M))
     def fine(node):
         if isinstance(node, ast.Try): return all(map(fine, node.body)) and all(isinstance(o, (ast.Raise, ast.Pass)) for h in node.handlers for o in h.body)
-        return isinstance(node, (ast.Import, ast.ImportFrom)) or 'warnings.filterwarnings' in ast.unparse(node)
+        said = ast.unparse(node)
+        return isinstance(node, (ast.Import, ast.ImportFrom)) or said.startswith('_all_ = ') or 'warnings.filterwarnings' in said
     return all(map(fine, tree.body))
 
 
@@ -128,6 +130,12 @@ class TestSection:
 
     def test_engineering_is_elsewhere(self, name):
         assert exported_share(cells(name)) <= .25
+
+    def test_a_star_brings_what_the_readme_and_the_sections_import(self, name):
+        asked = re.compile(rf'^ *from lesson6\.{sections[name]} import ((?:\w+(?:, *)?)+)', re.M)
+        code = [(root/'README.md').read_text(encoding='utf-8'), *(source(c) for other in sections for c in cells(other))]
+        wanted = {n.strip() for text in code for names in asked.findall(text) for n in names.split(',')}
+        assert wanted - {'*'} <= set(import_module(f'lesson6.{sections[name]}').__all__)
 
     def test_no_line_is_wider_than_the_page(self, name):
         assert not too_wide(cells(name))
