@@ -477,7 +477,7 @@ def write_sources(
     for name,_ in speed:
         if name in charts: write(f'speed/{name}.svg', charts[name])
     wing = lambda folder: [n for n in notebooks if n.startswith(f'{folder}/') and not n.startswith('data/mini/')]
-    start = [n for n in ('claims', 'exercises') if n in notebooks]
+    start = [n for n in ('claims', *wing('exercises')) if n in notebooks]
     more = sorted(f.stem for f in docs_path().glob('*.md'))
     for name in more: write(f'{name}.md', front_page((docs_path()/f'{name}.md').read_text(encoding='utf-8')))
     write('index.md', front_page(readme()) + toctree('The lesson', [*sections, *start]) + toctree('Look it up', ['result', 'changes', *(['speed'] if speed else []), 'reference/index', *more]) +
@@ -534,7 +534,7 @@ def exported_names() -> dict: # {'DotProductBias': 'lesson6.collab.DotProductBia
     from collections import Counter
     from lesson6._modidx import d
     every = [n.split('.', 1)[1] for syms in d['syms'].values() for n in syms]
-    every = [n for n in every if '._' not in n and n.partition('.')[0] not in ('mini', 'book') and n.count('.') <= 1+n.startswith('engine.')]
+    every = [n for n in every if '._' not in n and n.partition('.')[0] not in ('mini', 'book') and n.count('.') <= 1+n.startswith(('engine.', 'exercises.'))]
     count = Counter(n.rpartition('.')[2] for n in every)
     return {n.rpartition('.')[2]: f'lesson6.{n}' for n in every if count[n.rpartition('.')[2]] == 1}
 
