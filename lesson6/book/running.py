@@ -21,7 +21,7 @@ def notebooks_path() -> Path: # the folder of the notebooks
 
 # %% ../../nbs/book/running.ipynb #5fa3b4fc
 sections = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
-wings = ['', 'engine', 'data', 'book']  # the folders of the notebooks, in reading order; '' is the lesson
+wings = ['', 'exercises', 'engine', 'data', 'book']  # the folders of the notebooks, in reading order; '' is the lesson
 
 def section_name(
     name:str, # of a section: collab, or the name of its file, as 04_collab
