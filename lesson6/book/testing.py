@@ -80,6 +80,7 @@ def main(
         paths += found
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.environ['LESSON6_PROGRESS'] = 'off' # the exercises in them are not the user's
     began = time.time()
     try: ended = test_together(paths, at_once, cold)
     except KeyboardInterrupt: sys.exit(130)
