@@ -28,5 +28,5 @@ setup(
     entry_points={'console_scripts': lines('console_scripts')},
     packages=[*find_packages(include=['lesson6', 'lesson6.*']), *shipped],
     package_dir={'lesson6.nbs': 'nbs', 'lesson6.docs': 'docs'},
-    package_data={'lesson6': ['mini/*.safetensors'], **{p: ['*.ipynb'] for p in shipped}, 'lesson6.docs': ['*.py', '*.md', '*.png'], 'lesson6.docs.static': ['*'], 'lesson6.docs.runs': ['*.json']},
+    package_data={'lesson6': ['mini/*.safetensors'], **{p: ['*.ipynb'] for p in shipped}, 'lesson6.docs': ['*.py', '*.md', '*.png', 'times.json'], 'lesson6.docs.static': ['*'], 'lesson6.docs.runs': ['*.json']},
 )

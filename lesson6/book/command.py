@@ -11,9 +11,10 @@ import os, sys, time
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
-from .running import (Stopped, find_notebooks, keep_run, long_ones_first, notebooks_at_once, notebooks_path, run_together,
-                                  section_name, sections, store, write_whole)
-from .site import build_site, can_build, plain_pages
+from .running import (Stopped, Times, expected_seconds, find_notebooks, keep_run, keep_times, long_ones_first,
+                                  minutes, notebooks_at_once, notebooks_path, run_together, section_name, sections, store,
+                                  write_whole)
+from .site import build_site, can_build, plain_page, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43
 def print_claims(rows:list): # `Verdict`s
@@ -78,6 +79,7 @@ def run(
     "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
     _need_book()
     import nbformat
+    from tqdm import tqdm
     from lesson6.claims import read_claims
     if at_once < 0: raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, or 0.')
     try: paths = find_notebooks(notebooks)
@@ -90,12 +92,19 @@ def run(
     threads = {} if n == 1 or 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
     jobs = [(path, threads, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(long_ones_first(paths), 1)]
     warm = not cold and len(jobs) > 2
-    for path,nb,why in run_together(jobs, n, warm=warm):
+    synthetic = os.environ.get('LESSON6_DATA', 'mini') == 'mini'
+    times = Times([names[job[0]] for job in jobs], n, expected_seconds() if synthetic else {})
+    if synthetic: print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about {minutes(times.left())} on this machine.', flush=True)
+    for path,nb,why in run_together(jobs, n, warm, times):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
         ran[path] = nb
         if save and not why: store(path, nb)
+        if path.stem in sections and len(ran) < len(jobs) and not why: # the others still run
+            plain_page(nb, work/f'{names[path]}.html')
+            tqdm.write(f'{" "*6}{os.path.relpath(work/names[path])}.html can be read.', file=sys.stdout)
     if rows := [v for path in paths if path in ran for v in read_claims(ran[path])]: print(); print_claims(rows)
+    if synthetic and not failed: keep_times(times.took)
     if keep and not failed: keep_run(Path(keep), ran.values())
     if failed: print(f'\n{failed}\n')
     ended = f'{len(ran)} notebook{"s"*(len(ran)!=1)}, {time.time()-began:.0f} s.'
