@@ -150,10 +150,11 @@ class Compared:
 
     def __str__(self):
         show, apart = _units.get(self.unit, (lambda x: f'{x:.3f}', lambda x: f'{x:.4f}'))
-        sides = [f'{name} {show(x)}'.strip() for name,x in zip(self.names, (self.first, self.second/self.factor))]
-        what = 'difference' if self.factor == 1 else f'the first minus {self.factor:g} times the second number'
-        least = f', {self.needed:.1f} standard errors asked for' if self.verdict == EVEN else ''
-        return f'{" and ".join(sides)}; {what} {apart(self.difference)}, standard error {apart(self.standard_error)}, {self.pairing}{least}'
+        sides = [f'{name}: {show(x)}' if name else show(x) for name,x in zip(self.names, (self.first, self.second/self.factor))]
+        what = 'difference' if self.factor == 1 else f'the first number minus {self.factor:g} times the second:'
+        least = f'; to tell them apart takes {self.needed:.1f} standard errors' if self.verdict == EVEN else ''
+        return (f'{", ".join(sides)}; {what} {apart(self.difference)}, standard error {apart(self.standard_error)}, '
+                f'{self.pairing}{least}')
 
 _units = {'share': (lambda x: f'{x:.1%}', lambda x: f'{100*x:.1f} points'), 'pixels': (lambda x: f'{x:.1f}', lambda x: f'{x:.1f} pixels'),
           's': (lambda x: f'{x:.2f} s', lambda x: f'{x:.3f} s')}
@@ -209,8 +210,9 @@ def compare(
     pairing = f'paired on {n:,} {over}' if paired else f'{len(a):,} and {len(b):,} {over}'
     if groups is not None:
         names_of = np.asarray([str(o) for o in groups])
-        d = np.array([d[names_of == o].mean() for o in np.unique(names_of)])
-        n, pairing = len(d), f'{pairing} of {len(d)} {each}'
+        a, b = (np.array([side[names_of == o].mean() for o in np.unique(names_of)]) for side in (a, b))
+        d = a - factor*b
+        n, pairing = len(d), f'means of {len(d)} {each}, {pairing}'
     if n < 2: raise NotAsked(f'there is only one of what is compared, and so no noise to compare with; it takes several {over if groups is None else each}')
     needed = 3. if trainings and over != 'seeds' else 2.
     if trainings and over != 'seeds': pairing += ', one training each'
@@ -365,8 +367,8 @@ def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
 def _(one, many): # for one threshold, and for one a label: accuracy of each picture in the half that chose and in the other half, (2, pictures)
     one, many = (o[0]-o[1] for o in map(_numbers, (one, many)))
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
-    names = 'too good: one threshold', 'one for each label'
-    return _together(compare(one, many, names, trainings=False, **_pictures), compare(one, .005, ('too good: one threshold', 'allowed'), trainings=False, **_pictures))
+    names = 'accuracy where chosen minus elsewhere, one threshold', 'one for each label'
+    return _together(compare(one, many, names, trainings=False, **_pictures), compare(one, .005, (names[0], 'allowed'), trainings=False, **_pictures))
 
 @statement('multilabel-nothing', 'Accuracy flatters when most labels are absent: answering "nothing" scores high, and knows nothing', of='pascal')
 def _(preds, targs, thresh): # probabilities; zeros and ones; the threshold
@@ -457,7 +459,7 @@ def _(dot, in_range): # errors
 def _(in_range, biases): # errors
     return _together(compare(in_range, biases, ('MSE without biases', 'with'), **_ratings))
 
-@statement('collab-overfits', "With fastai's own weight decay of 0.01 the biases fit the training ratings better and the others worse than with 0.1",
+@statement('collab-overfits', "With fastai's own weight decay of 0.01 the biases fit the training ratings better, and the validation ratings worse, than with 0.1",
            of='movielens', lesson='validation MSE 0.893; with weight decay 0.823')
 def _(biases, decayed): # of each, the learner, or its errors on the training and on the validation ratings
     (seen,others), (seen_decayed,others_decayed) = ([item_errors(o, 0), item_errors(o)] if hasattr(o, 'get_preds') else o for o in (biases, decayed))
@@ -568,7 +570,7 @@ def _(sweep): # with seed, wd, valid_loss
 def _(sweep): # with seed, wd, valid_loss; 0.01 and 0.1 among them
     mse = _by_seed(sweep, 'valid_loss')
     best = mse.mean().idxmin()
-    verdict, text, *compared = _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1], (f'half of the improvement at wd={best:g}', 'improvement at 0.1'), over='seeds'),
+    verdict, text, *compared = _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1], (f'half of the improvement at wd={best:g}', 'improvement at wd=0.1'), over='seeds'),
                                          compare(mse[.1], mse[.01], ('MSE at wd=0.1', 'at 0.01'), over='seeds'))
     return (verdict, text, *compared)
 
@@ -604,7 +606,7 @@ def _(before, after, p):
     share = 1 - kept.numel()/after.numel()
     return right and abs(share - p) < 0.05 and abs((after.mean()/before.mean()).item() - 1) < 0.05, f'{share:.1%} dropped, mean {before.mean():.3f} before and {after.mean():.3f} after'
 
-@statement('reg-early-stopping', 'Early stopping ends the training at the first epoch that is no better on the validation set', of='movielens')
+@statement('reg-early-stopping', 'With `patience=1`, early stopping ends the training at the first epoch that is no better on the validation set', of='movielens')
 def _(valid, asked): # the validation loss of each epoch; how many epochs there would have been
     n, best = len(valid), int(valid.argmin())
     if n == asked and best == n-1: raise NotAsked(f'the validation loss fell in each of the {asked} epochs')

@@ -102,7 +102,7 @@ def test_only_those_on_which_the_two_disagree_count():
     a[:6], b[6:30] = 1, 1
     found = compare(a, b, unit='share', over='pictures', trainings=False)
     assert found.p == stats.binomtest(6, 30).pvalue and found.verdict == HOLDS and found.difference == pytest.approx(-18/360)
-    assert str(found) == '1.7% and 6.7%; difference -5.0 points, standard error 1.5 points, paired on 360 pictures'
+    assert str(found) == '1.7%, 6.7%; difference -5.0 points, standard error 1.5 points, paired on 360 pictures'
 
 
 def test_one_training_on_each_side_takes_three_standard_errors():

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebooks', 'long_ones_first', 'flags', 'pictures',
            'describe_figures', 'CellFailed', 'Stopped', 'run_notebook', 'write_whole', 'to_store', 'store', 'seed_of',
-           'keep_run', 'kept_runs', 'notebooks_at_once', 'run_together']
+           'keep_run', 'kept_runs', 'machine_seconds', 'Times', 'minutes', 'expected_seconds', 'keep_times',
+           'notebooks_at_once', 'run_together']
 
 # %% ../../nbs/book/running.ipynb #b6e74de6
 import json, os, re, sys, time
@@ -262,6 +263,66 @@ def kept_runs(
     files = sorted(Path(folder).glob('*.json'))
     return {f.stem: {(o['id'], o['seed']): o for o in json.loads(f.read_text(encoding='utf-8'))} for f in files}
 
+# %% ../../nbs/book/running.ipynb #a1ec1924
+_times = 'times.json'  # in the folder of settings of the site: what this project's own run took; in the cache: what runs here took
+
+def machine_seconds() -> float: # the best of five tries
+    "How long this machine takes for a fixed piece of work, a tenth of a second or two: products of matrices, and a loop of Python"
+    import numpy as np
+    def once():
+        began, a = time.perf_counter(), np.linspace(0, 1, 256*256, dtype=np.float32).reshape(256, 256)
+        for _ in range(20): a = a@a/256
+        for _ in range(200_000): pass
+        return time.perf_counter()-began
+    return min(once() for _ in range(5))
+
+class Times:
+    "How long notebooks take: what is expected of each, what runs since when, and what it took"
+    def __init__(self,
+        names:list,       # of the notebooks that will run
+        n:int,            # that run at the same time
+        expected:dict,    # seconds of each, as `expected_seconds` gives them; those that aren't there count as nothing
+    ): self.n, self.expected, self.since, self.took = n, {o: expected.get(o, 0) for o in names}, {}, {}
+
+    def begins(self, name): self.since[name] = time.time()
+    def ends(self, name): self.took[name] = time.time()-self.since.pop(name)
+
+    def left(self) -> float: # seconds
+        "How much longer it will take, about"
+        now = time.time()
+        open = [max(s - (now-self.since[o] if o in self.since else 0), 1) for o,s in self.expected.items() if o not in self.took]
+        return max(sum(open)/self.n, max(open, default=0))
+
+    def __str__(self):
+        about = f', about {minutes(self.left())} left' if any(self.expected.values()) else ''
+        return f'{len(self.took)} of {len(self.expected)} notebooks{about}'
+
+def minutes(
+    seconds:float,
+) -> str:          # such as '40 s' or '4 minutes'
+    "A time as people say it"
+    return f'{max(5, 5*round(seconds/5))} s' if seconds < 90 else f'{round(seconds/60)} minutes'
+
+def expected_seconds() -> dict: # seconds by the notebooks' names, such as 04_collab and engine/pictures
+    "What each notebook took when it last ran here on the synthetic data; before that, what it took where the project was made, by this machine's speed"
+    from lesson6.data import cache_path
+    try: shipped = json.loads((notebooks_path().parent/'docs'/_times).read_text(encoding='utf-8'))
+    except OSError: shipped = {'machine': 1, 'notebooks': {}}
+    speed = machine_seconds()/shipped['machine']
+    try: here = json.loads((cache_path()/_times).read_text(encoding='utf-8'))
+    except (OSError, ValueError): here = {}
+    return {k: s*speed for k,s in shipped['notebooks'].items()} | here
+
+def keep_times(
+    took:dict, # seconds by the notebooks' names
+):
+    "Remembers what notebooks took here"
+    from lesson6.data import cache_path
+    file = cache_path()/_times
+    try: before = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError): before = {}
+    write_whole(file, json.dumps(before | {k: round(s, 1) for k,s in took.items()}, indent=1)+'\n')
+
 # %% ../../nbs/book/running.ipynb #c84dd3bb
 def notebooks_at_once(
     n:int,   # notebooks
@@ -274,20 +335,28 @@ def run_together(
     jobs:list, # of (path, env, timeout, title), as `run_notebook` takes them
     n:int,     # how many run at the same time
     warm:bool=False, # fork their kernels, as `run_notebook` does
+    times:Times=None, # is told when each begins and ends, and shown in a terminal
 ):             # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
     "Runs several notebooks, `n` at a time; when one fails, no other begins"
     import queue, signal
+    from tqdm import tqdm
     from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
     lines, pool = queue.SimpleQueue(), ThreadPoolExecutor(n)
     for i in range(n): lines.put(i)
+    times = times or Times([job[0] for job in jobs], n, {})
+    names = dict(zip([job[0] for job in jobs], times.expected, strict=True))
+    bar = tqdm(total=len(jobs), position=n, leave=False, disable=not sys.stdout.isatty(), file=sys.stdout, bar_format='{desc}')
     def stop_all():
         pool.shutdown(wait=False, cancel_futures=True)
         for stop in list(_running): stop()
     def one(path, env, timeout, title):
         line = lines.get()
+        times.begins(names[path])
         try: return run_notebook(path, env, timeout, title=title, line=line, warm=warm)
         except CellFailed: stop_all(); raise
-        finally: lines.put(line)
+        finally:
+            times.ends(names[path])
+            lines.put(line)
     def interrupt(*_): raise KeyboardInterrupt
     before, ending = signal.signal(signal.SIGTERM, interrupt), False
     futures = {pool.submit(one, *job): job[0] for job in jobs}
@@ -295,6 +364,7 @@ def run_together(
     try:
         while pending:
             done, pending = wait(pending, 1, FIRST_COMPLETED)
+            bar.set_description_str(str(times))
             for f in sorted(done, key=list(futures).index):
                 if isinstance(f.exception(), Stopped): continue # because another one failed
                 try: yield futures[f], f.result(), None
@@ -310,4 +380,5 @@ def run_together(
         raise Stopped(' '.join(str(f.exception()) for f in futures if not f.cancelled() and isinstance(f.exception(), Stopped))) from None
     finally:
         stop_all()
+        bar.close()
         signal.signal(signal.SIGTERM, before)

@@ -7,7 +7,7 @@ __all__ = ['TWINS', 'repository', 'open_links', 'first_cell', 'changes', 'figure
            'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose', 'table',
            'claim_headings', 'claims_page', 'chart_words', 'speed_page', 'signature', 'parameters', 'entry', 'prose_of',
            'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources',
-           'setup', 'exported_names', 'plain_pages', 'build_site']
+           'setup', 'exported_names', 'plain_page', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
 import inspect, json, os, re
@@ -539,21 +539,28 @@ def exported_names() -> dict: # {'DotProductBias': 'lesson6.collab.DotProductBia
     return {n.rpartition('.')[2]: f'lesson6.{n}' for n in every if count[n.rpartition('.')[2]] == 1}
 
 # %% ../../nbs/book/site.ipynb #4ffed030
+def plain_page(
+    nb,         # an executed notebook
+    file:Path,  # where its page goes
+):
+    "Writes a notebook as a page that stands alone"
+    from nbconvert import HTMLExporter
+    html, _ = HTMLExporter().from_notebook_node(for_readers(nb), resources={'metadata': {'name': file.stem}})
+    write_whole(file, html)
+
 def plain_pages(
     run:Path, # the folder of executed notebooks
     out:Path, # the folder for the pages
 ) -> Path:    # the page that leads to the others
     "Writes executed notebooks as pages that stand alone"
     import nbformat
-    from nbconvert import HTMLExporter
     from nbformat.v4 import new_markdown_cell, new_notebook
-    def write(nb, name): write_whole(out/f'{name}.html', HTMLExporter().from_notebook_node(nb, resources={'metadata': {'name': name}})[0])
     lines = []
     for path in find_notebooks(folder=run):
         name, nb = path.relative_to(run).with_suffix('').as_posix(), nbformat.read(path, as_version=4)
-        write(for_readers(nb), name)
+        plain_page(nb, out/f'{name}.html')
         lines.append(f'- [{title_of(nb)[0] or name}]({name}.html)')
-    write(new_notebook(cells=[new_markdown_cell('# lesson6\n\n' + '\n'.join(lines))]), 'index')
+    plain_page(new_notebook(cells=[new_markdown_cell('# lesson6\n\n' + '\n'.join(lines))]), out/'index.html')
     return out/'index.html'
 
 # %% ../../nbs/book/site.ipynb #c38ad2b5
