@@ -65,8 +65,8 @@ def test_first_cell(path):
 
 
 @pytest.mark.parametrize('address', ['', 'https://git.example.org/our/lesson6'])
-def test_first_cell_does_something_only_where_the_package_is_missing(address):
-    "Run as IPython runs it: with the package nothing happens; without it pip is asked for the repository, or a sentence says what to do."
+def test_first_cell_does_something_only_where_the_package_is_missing(address, tmp_path):
+    "Run as IPython runs it: with the package nothing happens; without it pip is asked for a wheel that lies there, or for the repository, or a sentence says what to do."
     code = """
 import sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -76,10 +76,14 @@ if sys.argv[1] == 'without': sys.modules['lesson6'] = None
 result = shell.run_cell(sys.argv[2])
 print(asked, result.error_in_exec or '')
 """
-    said = {how: subprocess.run([sys.executable, '-c', code, how, site.first_cell('pets', address)], capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1] for how in ('with', 'without')}
-    assert said['with'] == '[]'
-    if address: assert said['without'] == f"['install --quiet git+{address}']"
-    else: assert said['without'].startswith('[] lesson6 is not installed here: run `%pip install PATH`')
+    def said(how):
+        return subprocess.run([sys.executable, '-c', code, how, site.first_cell('pets', address)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+    assert said('with') == '[]'
+    without = said('without')
+    if address: assert without == f"['install --quiet git+{address}']"
+    else: assert without.startswith('[] lesson6 is not installed here: put its wheel next to this notebook')
+    (tmp_path/'lesson6-0.1.0-py3-none-any.whl').touch()
+    assert said('without') == "['install --quiet lesson6-0.1.0-py3-none-any.whl']"
 
 
 # What is on the pages

@@ -22,8 +22,8 @@ def parts(
     where = {section: open_links(section, url) for section in sections}
     links = [f"- {section}: " + ' · '.join(f'[{place}]({link})' for place,link in o.items()) for section,o in where.items() if o]
     cloud = ('Open a section there; its first cell installs the package:\n\n' + '\n'.join(links)) if links else (
-        f'Upload a section, and run `%pip install git+{url}` in a cell above its first one.' if url else
-        'Upload a section and the folder of a clone, or a wheel made from it (`python -m build`), and run `%pip install` with its path in a cell above the first one.')
+        f'Upload a section: its first cell installs the package from {url}.' if url else
+        'Upload a section and, next to it, a wheel (`python -m build` in a clone makes one): its first cell installs it.')
     return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url else '```sh\npip install /path/to/the/clone\n```',
             'first-cell': f'```python\n{first_cell("pets", url)}\n```'}
 

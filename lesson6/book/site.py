@@ -41,15 +41,19 @@ def first_cell(
 ) -> str:          # its source
     "The cell that a section begins with"
     repo = repository() if repo is None else repo
-    install = f'%pip install --quiet git+{repo}' if repo else (
-        "raise ImportError('lesson6 is not installed here: run `%pip install PATH` in a cell above, '\n"
-        "                      'where PATH is the folder of a clone or a wheel made from it.') from None")
+    sources = f"['git+{repo}', *wheels][-1]" if repo else 'wheels[-1]'
+    needed = '' if repo else """
+    if not wheels: raise ImportError('lesson6 is not installed here: put its wheel next to '
+        'this notebook (`python -m build` makes one), and run this cell again.') from None"""
     return f"""#| hide
 #| default_exp {module}
 # Does nothing where the package is installed.
 try: import lesson6
 except ImportError:
-    {install}
+    from pathlib import Path
+    wheels = sorted(map(str, Path().glob('lesson6-*.whl'))){needed}
+    source = {sources}
+    %pip install --quiet {{source}}
 # Remarks about code that is not ours to change, and that do no harm here:
 import warnings
 for said in ('`torch.jit.script` is deprecated', 'IProgress not found',
