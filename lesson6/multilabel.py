@@ -6,7 +6,7 @@
 __all__ = ['one_hot_encode', 'decode_one_hot', 'binary_cross_entropy', 'best_and_worst', 'best_threshold', 'choose_on_half',
            'empty_skies', 'fit_multilabel', 'get_x', 'get_y', 'label_report', 'multilabel_dls', 'multilabel_learner',
            'plot_label', 'plot_pictures', 'plot_prediction', 'plot_threshold_curve', 'prediction_table', 'read_labels',
-           'splitter', 'threshold_curve', 'voc_labels']
+           'splitter', 'threshold_curve']
 
 # %% ../nbs/02_multi_label.ipynb #1a381932
 from functools import partial
@@ -22,7 +22,7 @@ from .engine.labels import (best_and_worst, best_threshold, choose_on_half, empt
 _all_ = [best_and_worst, best_threshold, choose_on_half, empty_skies, fit_multilabel,
          get_x, get_y, label_report, multilabel_dls, multilabel_learner, plot_label,
          plot_pictures, plot_prediction, plot_threshold_curve, prediction_table,
-         read_labels, splitter, threshold_curve, voc_labels]
+         read_labels, splitter, threshold_curve]
 
 # %% ../nbs/02_multi_label.ipynb #4f47f634
 def one_hot_encode(labels:list, vocab:list) -> Tensor:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-from fastai.vision.all import ImageDataLoaders, Normalize, error_rate, vision_learner
+from fastai.vision.all import ImageDataLoaders, Normalize, error_rate, imagenet_stats, vision_learner
 from torch import nn
 
 from lesson6.engine import networks
@@ -32,6 +33,14 @@ def test_pretrained_and_weights_are_the_same_and_none_is_random():
     a, b = efficientnet_lite0(pretrained=True), efficientnet_lite0(weights='DEFAULT')
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     assert not torch.equal(efficientnet_lite0().conv_stem.weight, a.conv_stem.weight)
+
+
+def test_pictures_normalised_as_imagenets_reach_it_as_it_was_trained():
+    mean, std = (torch.tensor(o).view(3, 1, 1) for o in imagenet_stats)
+    x, ours = torch.rand(2, 3, 64, 64), efficientnet_lite0(pretrained=True).eval()
+    plain = timm.create_model('tf_efficientnet_lite0', pretrained=False).eval()
+    plain.load_state_dict(ours.state_dict())
+    with torch.no_grad(): torch.testing.assert_close(ours((x-mean)/std), plain((x-.5)/.5), atol=1e-3, rtol=1e-3)
 
 
 @both
@@ -160,7 +169,7 @@ def test_cut_split_freeze(arch, dls):
         warnings.simplefilter('error')
         learn = vision_learner(dls, arch, metrics=error_rate)
     norm = next(f for f in dls.after_batch.fs if isinstance(f, Normalize))
-    assert norm.mean.flatten().tolist() == norm.std.flatten().tolist() == [.5]*3
+    assert torch.allclose(norm.mean.flatten().cpu(), torch.tensor(imagenet_stats[0]))
     body, whole = learn.model[0].state_dict().values(), imagenet_weights(arch.__name__)
     assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b) for a, b in zip(body, whole.values()))
     groups = learn.opt.param_lists

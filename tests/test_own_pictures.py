@@ -16,6 +16,7 @@ from test_picture_labels import plausible as labelled_set
 from test_pets import small_net
 
 from lesson6.head_pose import pixel_point, point_errors, points_dls, pose_learner, read_points
+from lesson6.mini.network import drawnet10
 from lesson6.multilabel import multilabel_dls, prediction_table, read_labels
 from lesson6.pets import pet_labels, pets_dls, pets_learner
 
@@ -149,6 +150,20 @@ def test_any_set_with_points_is_read_and_learnt(part, tmp_path):
         x, y = pixel_point(learn, folder/frames.fname[0])
         assert 0 <= x <= width and 0 <= y <= height and len(point_errors(learn)) == len(dls.valid_ds)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize('kind', ['pets', 'multilabel', 'points'])
+def test_a_trained_learner_takes_new_loaders(kind, tmp_path):
+    "As for progressive resizing, or the next fold: they are normalised as its first ones were"
+    make, dls = {'pets': (lambda: labelled_set(0, tmp_path), lambda: pets_dls(tmp_path, 24, 16)),
+                 'multilabel': (lambda: tagged_set(tmp_path, 0, [None]), lambda: multilabel_dls(read_labels(tmp_path), tmp_path, size=24)),
+                 'points': (lambda: pointed_set(tmp_path, 0), lambda: points_dls(tmp_path, (32, 32)))}[kind]
+    make()
+    learn = vision_learner(dls(), drawnet10, n_out=None if kind != 'points' else 2)
+    with learn.no_bar():
+        before = list(learn.validate())
+        learn.dls = dls()
+        assert list(learn.validate()) == pytest.approx(before, rel=1e-4)
 
 
 # The whole section on some of them

@@ -29,7 +29,7 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head
 from .networks import lesson_arch
-from .picture_loaders import KeepBatches
+from .picture_loaders import KeepBatches, normalize
 from .pictures import UprightImage, check_picture, composed, picture_files, read_picture
 from .training import StopAtNaN, order_anew
 from ..files import read_rows
@@ -243,7 +243,7 @@ def multilabel_dls(
     for _,r in tqdm(df.iterrows(), total=len(df), desc='looking at the pictures', leave=False, delay=2): check_picture(get_x(r, path))
     vocab = sorted({l for _,r in df.iterrows() for l in get_y(r, label_delim)}) if vocab is None else list(vocab)
     block = DataBlock(blocks=(ImageBlock(UprightImage), MultiCategoryBlock(vocab=vocab)), splitter=splitter, get_x=PictureOfRow(path),
-                      get_y=ColReader('labels', label_delim=label_delim or ' '), item_tfms=RandomResizedCrop(size, min_scale=min_scale))
+                      get_y=ColReader('labels', label_delim=label_delim or ' '), item_tfms=RandomResizedCrop(size, min_scale=min_scale), batch_tfms=normalize())
     dls = block.dataloaders(df, bs=bs)
     if keep_valid is None: keep_valid = (len(df)-len(train))*3*size**2*4 <= 256e6
     if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 from fastai.torch_core import default_device
+from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import model_meta
 from ..data import is_synthetic, profile
 
@@ -49,12 +50,20 @@ def _fill(model, name):
     return model
 
 # %% ../../nbs/engine/networks.ipynb #bf0deebe
+def _as_trained(conv, pixels):
+    "Pictures that are normalised as ImageNet's, scaled to (x - 0.5)/0.5, with which the weights were trained"
+    x, = pixels
+    if x.shape[1] != 3: return None
+    mean, std = (2*x.new_tensor(o).view(3,1,1) for o in imagenet_stats)
+    return x*std + (mean-1)
+
 def _make(name, pretrained, weights, **kwargs):
     if weights not in (None, 'DEFAULT'): raise ValueError(f"{name} has one set of weights, those of ImageNet: weights takes 'DEFAULT' or None, not {weights!r}.")
     try: from timm import create_model
     except ModuleNotFoundError as e: raise ModuleNotFoundError(f'{name} is a network of the package timm, which cannot be imported ({e}); run pip install timm.') from None
     model = create_model(f'tf_{name}', pretrained=False, **kwargs)
     if pretrained or weights: _fill(model, name)
+    model.conv_stem.register_forward_pre_hook(_as_trained)
     return model.to(memory_format=torch.channels_last)
 
 def efficientnet_lite0(
@@ -79,7 +88,7 @@ def _split(m): # body and head, as `vision_learner` makes them
     return [list(nn.ModuleList(part).parameters()) for part in ([stem, norm, *stages[:3]], [*stages[3:], *m[0][3:]], m[1:])]
 
 for _arch in (efficientnet_lite0, efficientnet_lite2):
-    model_meta[_arch] = {'cut': -2, 'split': _split, 'stats': ([.5]*3, [.5]*3), 'weights': 'DEFAULT'}
+    model_meta[_arch] = {'cut': -2, 'split': _split, 'stats': imagenet_stats, 'weights': 'DEFAULT'}
 
 # %% ../../nbs/engine/networks.ipynb #642b98de
 def _check_torchvision(name, models):

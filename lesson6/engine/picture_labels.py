@@ -22,7 +22,7 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
-from .picture_loaders import KeepBatches
+from .picture_loaders import KeepBatches, normalize
 from .pictures import (UprightImage, check_picture, composed, picture_endings,
                                      picture_files)
 from .training import StopAtNaN, load_weights, order_anew
@@ -264,7 +264,7 @@ def pets_dls(
         num_workers = min(8, defaults.cpus) if many else 0
     dblock = DataBlock(blocks=(ImageBlock(UprightImage), CategoryBlock(vocab=pets.vocab)),
                        get_y=pets.label, splitter=lambda _: split, item_tfms=Resize(presize),
-                       batch_tfms=aug_transforms(size=size, min_scale=0.75))
+                       batch_tfms=[*aug_transforms(size=size, min_scale=0.75), normalize()])
     dls = dblock.dataloaders(pets.files, bs=bs, num_workers=num_workers)
     if keep_valid is None: keep_valid = len(split[1])*3*size**2*4 <= 256e6
     if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)

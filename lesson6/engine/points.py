@@ -30,7 +30,7 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic, points_source
-from .picture_loaders import KeepItems
+from .picture_loaders import KeepItems, normalize
 from .pictures import UprightImage, check_picture, composed, picture_files
 from ..files import read_rows
 
@@ -309,7 +309,7 @@ def points_dls(
     if keep is None: keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=splitter,
-        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=aug_transforms(size=(h,w)))
+        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), normalize()])
     dls = block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
     dls.folder, dls.pixels = path, (h,w)   # what the recipe goes by
     return dls
