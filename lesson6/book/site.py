@@ -353,8 +353,10 @@ def reference_page(
         m = import_module(f'lesson6.{module}')
     page = [f'# {module}', f'```{{py:module}} lesson6.{module}\n```']
     if told: page.append(f'Everything here is explained, shown at work and tested in [the notebook](/{told}.ipynb).')
-    page.append('```python\nfrom lesson6.%s import %s\n```' % (module, ', '.join(n for n in m.__all__ if inspect.isroutine(getattr(m, n)) or inspect.isclass(getattr(m, n))) or '*'))
-    return '\n\n'.join(page+[entry(n, module, labels) for n in m.__all__])+'\n'
+    functions = [n for n in m.__all__ if inspect.isroutine(getattr(m, n)) or inspect.isclass(getattr(m, n))]
+    page.append('```python\nfrom lesson6.%s import %s\n```' % (module, ', '.join(functions) or '*'))
+    others = {n for n in functions if getattr(m, n).__module__ != m.__name__} # handed on, and told on another page
+    return '\n\n'.join(page+[entry(n, module, labels) for n in m.__all__ if n not in others])+'\n'
 
 # %% ../../nbs/book/site.ipynb #41ad0d85
 def docs_path() -> Path: # the folder of the site's settings
