@@ -61,6 +61,16 @@ def test_a_learner_that_was_written_here_needs_no_warning(pets, pictures, enviro
     assert err == '' and 'probability' in out
 
 
+def test_folders_and_patterns(pets, pictures, environment, capsys):
+    every = sorted(map(str, pictures.iterdir()))
+    for item, files in ((pictures, every), (f'{pictures}/Corgi*', [f for f in every if '/Corgi' in f])):
+        assert lesson6(environment, 'predict', pets, item, '--csv') == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert head == 'file,label,probability' and [r.split(',')[0] for r in rows] == files
+    pets.with_name('learner.pkl').write_bytes(pets.read_bytes())
+    assert lesson6(environment, 'predict', pets.parent, every[0]) == 0, 'the folder of a learner will do'
+
+
 def test_several_labels(pictures, environment, capsys):
     from lesson6.multilabel import multilabel_dls, read_labels
     root = pictures.parent/'several'
@@ -110,8 +120,14 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, enviro
     whole = next(pictures.iterdir()).read_bytes()
     (tmp_path/'half.png').write_bytes(whole[:len(whole)//2])
     (tmp_path/'none.pkl').write_text('no learner')
+    torch.save({'settings': {}, 'model': {}}, tmp_path/'checkpoint.pt')
+    torch.save({'weight': torch.zeros(2)}, tmp_path/'saved.pth')
+    (tmp_path/'bare').mkdir()
     for words, says in (([pets], 'name one or more of them'), ([pets, tmp_path/'nowhere.jpg'], 'nowhere.jpg is not there'), ([pets, tmp_path/'half.png'], 'half.png cannot be read'),
-                        ([tmp_path/'none.pkl'], 'none.pkl cannot be loaded'), ([tmp_path/'nothing.pkl'], 'nothing.pkl is not there'), ([pets, tmp_path/'half.png', '--user', '1'], '--user means nothing')):
+                        ([tmp_path/'none.pkl'], 'none.pkl cannot be loaded'), ([tmp_path/'nothing.pkl'], 'nothing.pkl is not there'), ([pets, tmp_path/'half.png', '--user', '1'], '--user means nothing'),
+                        ([tmp_path/'checkpoint.pt'], 'holds the checkpoint of a training'), ([tmp_path/'saved.pth'], 'holds weights alone'), (['https://host/pets.pkl'], 'is an address'),
+                        ([tmp_path/'bare'], 'is a folder without learner.pkl'), ([pets, tmp_path/'bare'], 'is a folder without pictures'), ([pets, 'https://host/dog.jpg'], 'is an address'),
+                        ([pets, f'{tmp_path}/*.tif'], 'means no file')):
         assert lesson6(environment, 'predict', *words) == 1
         err = capsys.readouterr().err.strip().splitlines()
         assert says in err[-1] and 'Traceback' not in ''.join(err), err
