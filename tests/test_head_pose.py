@@ -515,6 +515,30 @@ def test_points_refer_to_the_upright_picture(table):
     np.testing.assert_allclose(dls.valid.one_batch()[1][0].flatten().tolist(), (2*x/60 - 1, 2*y/80 - 1), atol=1e-5)
 
 
+def test_the_middle_of_a_real_head_is_the_same_from_xml_and_from_a_table(real, tmp_path):
+    "The set's own files are in the pixels of the original pictures; a table is in those of the smaller ones that we have"
+    xmls, images = real/'pet_heads'/'xmls', real/'oxford-iiit-pet'/'images'
+    path, rows = tmp_path/'pets', []
+    for folder in 'images', 'annotations': (path/folder).mkdir(parents=True)
+    (path/'annotations'/'xmls').symlink_to(xmls)
+    for f in sorted(xmls.glob('*.xml')):
+        (path/'images'/f'{f.stem}.jpg').symlink_to(images/f'{f.stem}.jpg')
+        text = f.read_text()
+        width, height = map(int, re.search(r'<width>(\d+)</width><height>(\d+)<', text).groups())
+        boxes = [[int(o) for o in box] for box in re.findall(r'<xmin>(\d+)</xmin><ymin>(\d+)</ymin><xmax>(\d+)</xmax><ymax>(\d+)<', text)]
+        largest = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))   # one picture has two heads
+        with Image.open(images/f'{f.stem}.jpg') as im: scale = np.array([im.width/width, im.height/height]*2)
+        rows.append([f'{f.stem}.jpg', *largest*scale, f.stem.rpartition('_')[0]])
+    from_xml = read_points(path).set_index('fname')
+    table = pd.DataFrame(rows, columns=['fname', 'xmin', 'ymin', 'xmax', 'ymax', 'breed'])
+    table.to_csv(path/'boxes.csv', index=False)
+    from_table = read_points(path).set_index('fname').loc[from_xml.index]
+    pd.testing.assert_frame_equal(from_xml, from_table, atol=1e-3, rtol=0)
+    assert len(from_xml) == 28 and (from_xml.x < from_xml.width).all() and (from_xml.y < from_xml.height).all()
+    both = pd.read_csv(real/'pet_heads'/'boxes.csv').merge(table, on='fname')   # that table is rounded to tenths of a pixel
+    assert len(both) == 3 and all(np.abs(both[f'{o}_x'] - both[f'{o}_y']).max() <= .051 for o in ('xmin', 'ymin', 'xmax', 'ymax'))
+
+
 @pytest.mark.parametrize('size, right', [((640, 480), (240, 320)), ((480, 640), (320, 240)), ((80, 60), (60, 80)), ((4000, 3000), (240, 320)), ((20, 20), (32, 32))])
 def test_the_size_follows_the_pictures(size, right):
     assert fit_size(pd.DataFrame({'width': [size[0]], 'height': [size[1]]})) == right
