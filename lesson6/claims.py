@@ -403,7 +403,7 @@ def _(targs, points, size):
 @statement('pose-augmentation', 'Points move with the pixels under augmentation', of='biwi')
 def _(light): # at each point that is inside the picture, from 0 to 1
     if not len(light): raise NotAsked('no point is inside the picture')
-    return float(light.min()) > .85, f'at the worst of {len(light)} points the spot is {float(light.min()):.0%} as light as in its middle, at the median one {float(light.median()):.0%}'
+    return float(light.min()) > .85, f'at the worst of {len(light)} points the spot is {float(light.min()):.0%} as bright as in its middle, at the median one {float(light.median()):.0%}'
 
 # %% ../nbs/claims.ipynb #714a10e7
 @statement('pose-y-range', '`y_range` is a scaled sigmoid')
@@ -423,9 +423,9 @@ def _(error, constant): # pixels off in each frame of the person
     if error is None or constant is None: raise NotAsked('nobody can be held out, so nobody is new to the model')
     return _together(compare(error, constant, ('the model', 'the constant guess'), unit='pixels', factor=.25, over='frames', trainings=False))
 
-@statement('pose-head', 'On equal terms a head that reads the map cell by cell is nearer than one that averages it', of='biwi')
+@statement('pose-head', "After the same training, a head that reads two maps cell by cell is nearer than the lesson's, which pools one", of='biwi')
 def _(cells, pooled): # pixels off in each frame
-    return _together(compare(cells, pooled, ('cell by cell', 'averaged'), unit='pixels', over='frames'))
+    return _together(compare(cells, pooled, ('cell by cell', 'pooled'), unit='pixels', over='frames'))
 
 # %% ../nbs/claims.ipynb #29ca2430
 _ratings = dict(over='ratings')

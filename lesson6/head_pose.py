@@ -64,14 +64,14 @@ def pose_learner(
 def fit_pose(
     learn,           # as `pose_learner` makes it, or another learner for points
     epochs:int=None, # for all layers, or for a head alone; None: by the batches
-    lr:float=None,   # the largest learning rate; None: 1e-2, of synthetic pictures 3e-2
-    views:int=None,  # augmented versions of each picture for a frozen body; None: 4
+    lr:float=None,   # the largest learning rate; None: the lesson's, 1e-2
+    views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks
 ):
     "Fine-tune; or, for real pictures without a GPU, train only the head"
     synthetic = is_synthetic(getattr(learn.dls, 'folder', None))
     frozen,n = stays_frozen(learn.dls),max(1, len(learn.dls.train))
-    views,lr = views or 4,lr or (3e-2 if synthetic else 1e-2)
+    views,lr = views or 2,lr or 1e-2
     epochs = epochs or (min(40, max(3, round(500/n/views))) if frozen
                         else min(40, max(3, round(215/n))))
     say_recipe(learn, epochs, lr, views if frozen else None)

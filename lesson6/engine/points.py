@@ -286,8 +286,8 @@ def stays_frozen(
 
 def points_dls(
     path,              # a folder, as `read_points` takes it
-    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320); of synthetic frames (60, 80)
-    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets need more steps, or 32 where the body is computed only once; at most a quarter of them
+    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320), without a GPU (192, 256); of synthetic frames (60, 80)
+    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets need more steps, or 16 where the body is computed only once; at most a quarter of them
     valid_group=None,  # who is held out for validation, as in `kept_out`; where nobody can be, a random fifth of the pictures is
     keep:bool=None,    # keep the pictures in memory once they are read and shrunk; None: if they need less than 1 GB
     seed:int=42,       # of the random fifth
@@ -300,12 +300,12 @@ def points_dls(
     if not kept_out(frames, valid_group) and frames.group.notna().any():
         warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them is kept out; on a person never seen the error will be larger.', stacklevel=2)
     n_train = len(splitter(frames)[0])
-    synthetic = is_synthetic(path)
-    usual = 64 if n_train > 5000 else 32 if _on_laptop(path, kwargs.get('device')) else 8
+    laptop = _on_laptop(path, kwargs.get('device'))
+    usual = 64 if n_train > 5000 else 16 if laptop else 8
     bs = bs or min(usual, max(2, n_train//4))
     if n_train < bs: raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; take a smaller bs or more frames.')
     _warn_outside(frames)
-    h,w = size or fit_size(frames, (60,80) if synthetic else (240,320))
+    h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (192,256) if laptop else (240,320))
     if keep is None: keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=splitter,
@@ -322,7 +322,7 @@ def _warn_outside(frames):
 def biwi_dls(
     path,              # folder of the set, with `01`, `02`, ...; or with `points.csv`
     valid_person=None, # whose frames are held out for validation, as in `kept_out`
-    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320)
+    size=None,         # height and width that the model gets; None: as in `points_dls`
     bs:int=None,       # batch size; None: as in `points_dls`
     keep:bool=None,    # keep the frames in memory once they are read and shrunk; None: if they need less than 1 GB
     **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
