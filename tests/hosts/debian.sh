@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 release=$1 folder=$PWD/_hosts/debian-$1
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2> /dev/null | grep -oE 'https?://[^ ]*/debian/?( |$)' | head -1)
+mirror=$(grep -hoE "https?://[^ ]*/debian/?( |$)" /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2> /dev/null | head -1 || true)
 if [ ! -x "$folder/usr/bin/python3" ]; then
   mkdir -p "$folder"
   debootstrap --variant=minbase --include=python3,python3-venv,make,git,ca-certificates,libgomp1 \
