@@ -357,7 +357,7 @@ def test_the_disk_is_full_while_training(environment, tmp_path):
     with small_disk(tmp_path/'disk') as disk:
         r = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'lesson6.train', 'collab', '--epochs', '1', '--bs', '1024', '--out', disk/'runs'], capture_output=True, text=True, timeout=300)
         said = r.stderr.strip().splitlines()[-1].replace(str(tmp_path), '...')
-        assert r.returncode == 1 and 'Traceback' not in r.stderr and 'checkpoint.pt could not be written: ' in said and 'make room there, or choose another --out; run again to go on.' in said, r.stderr
+        assert r.returncode == 1 and 'Traceback' not in r.stderr and 'checkpoint.pt could not be written: ' in said and 'make room there, or choose another folder.' in said, r.stderr
         assert files(disk) == []
     with read_only(tmp_path/'closed') as closed:
         r = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'lesson6.train', 'collab', '--out', closed], capture_output=True, text=True, timeout=300)

@@ -9,7 +9,8 @@ __all__ = ['parts', 'set_address', 'main']
 import json, re, sys
 from pathlib import Path
 from fastcore.script import CliError, call_parse
-from .running import sections, write_whole
+from .running import sections
+from ..files import write_whole
 from .site import first_cell, open_links
 
 # %% ../../nbs/book/address.ipynb #635754ad

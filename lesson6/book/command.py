@@ -11,9 +11,10 @@ import os, sys, time
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import CliError, call_parse, parse_cli
-from .running import (Stopped, Times, expected_seconds, find_notebooks, keep_run, keep_times, long_ones_first,
-                                  minutes, notebooks_at_once, notebooks_path, run_together, section_name, sections, store,
-                                  write_whole)
+from ..files import write_whole
+from .running import (Stopped, Times, expected_seconds, find_notebooks, keep_run,
+                                  keep_times, long_ones_first, minutes, notebooks_at_once,
+                                  notebooks_path, run_together, section_name, sections, store)
 from .site import build_site, can_build, plain_page, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebooks', 'long_ones_first', 'flags', 'pictures',
-           'describe_figures', 'CellFailed', 'Stopped', 'run_notebook', 'write_whole', 'to_store', 'store', 'seed_of',
-           'keep_run', 'kept_runs', 'machine_seconds', 'Times', 'minutes', 'expected_seconds', 'keep_times',
-           'notebooks_at_once', 'run_together']
+           'describe_figures', 'CellFailed', 'Stopped', 'run_notebook', 'to_store', 'store', 'seed_of', 'keep_run',
+           'kept_runs', 'machine_seconds', 'Times', 'minutes', 'expected_seconds', 'keep_times', 'notebooks_at_once',
+           'run_together']
 
 # %% ../../nbs/book/running.ipynb #b6e74de6
 import json, os, re, sys, time
 from pathlib import Path
 from fastcore.script import CliError
 import lesson6
+from ..files import write_whole
 
 # %% ../../nbs/book/running.ipynb #9d519409
 def notebooks_path() -> Path: # the folder of the notebooks
@@ -170,19 +171,6 @@ def run_notebook(
         bar.close()
         if progress: tqdm.write(f'{title} {ends}, {time.time()-began:.0f} s', file=sys.stdout)
     return nb
-
-# %% ../../nbs/book/running.ipynb #b35167ca
-def write_whole(path:Path, text:str):
-    "Writes `text` beside `path` and renames it, so that `path` is never half-written; OSError, naming `path`, if it can't be written"
-    part = path.with_name(path.name+'.part')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding='utf-8')
-        part.replace(path)
-    except OSError as e:
-        try: part.unlink(missing_ok=True)
-        except OSError: pass # there is no such folder
-        raise OSError(f'{path} could not be written: {e.strerror or e}; make room there, or choose another folder.') from None
 
 # %% ../../nbs/book/running.ipynb #4d2ac218
 def _shows(output): # False for what is left of a progress bar that has ended

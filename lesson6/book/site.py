@@ -14,8 +14,9 @@ import inspect, json, os, re
 from importlib import import_module, metadata
 from pathlib import Path
 import lesson6
+from ..files import write_whole
 from .figures import figure_file, figure_place, figure_places, numbers_of, vega_bundle
-from .running import find_notebooks, flags, kept_runs, notebooks_path, pictures, write_whole
+from .running import find_notebooks, flags, kept_runs, notebooks_path, pictures
 
 # %% ../../nbs/book/site.ipynb #e97fbaea
 def repository() -> str: # such as https://git.example.org/our/lesson6; '' while none is set

@@ -19,7 +19,8 @@ from fastcore.script import CliError, call_parse
 from .predict import remember_learner
 from .running import section_name
 from ..data import lesson_path, profile
-from ..engine.training import Checkpoint, save_whole
+from ..engine.training import Checkpoint
+from ..files import write_whole
 
 # %% ../../nbs/book/train.ipynb #8fb8dfe6
 def _pets():
@@ -150,7 +151,7 @@ def _join(rank):
 
 def _export(learn, path):
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, (Checkpoint, ShareBatches, Parallel))])
-    save_whole(path, lambda part: learn.export(part.resolve()))
+    write_whole(path, lambda part: learn.export(part.resolve()))
     remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06

@@ -13,6 +13,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from ..files import write_whole
 
 # %% ../../nbs/data/mini/network.ipynb #d44d2bdb
 def _conv(ni, nf, ks=3, stride=1): return nn.Conv2d(ni, nf, ks, stride, ks//2, bias=False)
@@ -89,12 +90,10 @@ def save_weights(
     **notes,        # text that is kept with the weights
 ):
     "Writes a network's weights, those with more than one dimension in half precision"
-    file = Path(file)
     state = {k: (v.half() if v.ndim > 1 else v).detach().cpu().contiguous()
              for k,v in model.state_dict().items()}
-    part = file.with_name(file.name+'.part')
-    save_file(state, part, metadata={k: str(v) for k,v in notes.items()})
-    part.replace(file)
+    notes = {k: str(v) for k,v in notes.items()}
+    write_whole(file, lambda part: save_file(state, part, metadata=notes))
 
 # %% ../../nbs/data/mini/network.ipynb #081e69ba
 def read_weights(
