@@ -14,6 +14,7 @@ from typing import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from ..claims import NotAsked
 
 # %% ../../nbs/exercises/checking.ipynb #62ff2a70
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def judge(
     state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]): said = ex.check(answer)
-    except Missing as e: said = str(e)
+    except (Missing, NotAsked) as e: said = f'{str(e)[:1].upper()}{str(e)[1:].rstrip(".")}.'
     except Exception as e:
         said = f'This kind of answer could not be checked ({type(e).__name__}: {short(e)}).'
     finally:
@@ -192,15 +193,24 @@ def close(
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=tol, atol=tol))
 
 def diagnose(
-    got,             # a number or an array
-    right,           # what it should be
-    mistakes:dict,   # sentence: what a known mistake would give
+    f,               # the function that was handed in
+    cases:list,      # tuples of arguments
+    right,           # a function that is right
+    mistakes:dict,   # {sentence: a function that makes this mistake}
     otherwise:str,   # the sentence for all other mistakes
-    same=close,      # how two answers are compared
-):                   # None if it is right
-    "The sentence that fits a wrong answer"
-    if same(got, right): return None
-    return next((said for said,wrong in mistakes.items() if same(got, wrong)), otherwise)
+    same=close,      # how two results are compared
+):                   # None if it is right in all cases
+    "The sentence that fits a wrong function"
+    for case in cases:
+        got, want = as_numbers(call(f, *case)), np.asarray(right(*case), dtype=float)
+        if want.size == 1 and got.size == 1: got = got.reshape(want.shape)
+        if same(got, want): continue
+        for said,wrong in mistakes.items():
+            if same(got, np.asarray(wrong(*case), dtype=float)): return said
+        if want.shape == () and got.shape: return f'It should return one number; it returned {got.size}.'
+        if got.shape != want.shape:
+            return f'The shape of the result should be {want.shape}; it is {got.shape}.'
+        return otherwise
 
 # %% ../../nbs/exercises/checking.ipynb #135a9d52
 def exercises_cells(

@@ -5,48 +5,74 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/exercises/collab.ipynb #b8cf2163
-import math
+# %% ../../nbs/exercises/collab.ipynb #dd7aed55
 import numpy as np
 import torch
-from torch import Tensor
-from .checking import exercise, kind, as_number, as_numbers, call, close
-from .trainings import valid_preds, learners, trained_epochs, rows
+from torch import Tensor, nn
+from ..claims import EVEN, HOLDS, compare
+from .checking import (Solved, as_number, as_numbers, call, close, diagnose, exercise,
+                                        kind, short)
+from .trainings import check_equal, decays, errors, learners
 
 # %% ../../nbs/exercises/collab.ipynb #c2b24ea3
-@exercise('collab-1', 'a line',
-    '`user1 = (0.9, 0.8, -0.6)` likes *The Last Skywalker* (0.98, 0.9, -0.9) with a score of 2.142. Invent a film, three numbers between -1 and 1, that this user likes **more**.',
-    hint='Each product should be as large as it can be. What sign must a film\'s number have where the user\'s is negative?',
+@exercise('collab-1', 'a line', '''
+    `user1 = (0.9, 0.8, -0.6)`. A film with large numbers can have a high score with everybody, so compare
+    films of the same length: the squares of their three numbers add up to 1. Which of these films does
+    this user like **most**? Hand in its three numbers.''',
+    hint='''The score is a dot product, the product of two lengths and the cosine of the angle between the
+    two vectors. The lengths are given. When is the cosine as large as it can be?''',
     solution='''
-check('collab-1', (1, 1, -1))
+import numpy as np
+user1 = np.array([0.9, 0.8, -0.6])
+check('collab-1', user1/np.linalg.norm(user1))
 ''')
 def _(answer):
-    a = as_numbers(answer).ravel()
+    user, a = np.array([.9, .8, -.6]), as_numbers(answer).ravel()
     if a.size != 3: return f'A film has three numbers here; this has {a.size}.'
-    if np.abs(a).max() > 1: return 'Every number should lie between -1 and 1.'
-    score = float(a @ np.array([.9, .8, -.6]))
-    if score <= 2.142 + 1e-9: return f'This film scores {score:.3f}, not more than 2.142.'
+    length, score = np.linalg.norm(a), float(a @ user)
+    if abs(np.abs(a).sum() - 1) < .01 < abs(length - 1):
+        return 'Without their signs the three numbers add up to 1; their squares should.'
+    if abs(length - 1) > .01: return f'The squares of the three numbers should add up to 1; they add up to {length**2:.2f}.'
+    best = np.linalg.norm(user)
+    if score > .9995*best: return
+    if score < 0: return f'This film scores {score:.3f}: the user dislikes it.'
+    if np.abs(a).max() > .99: return f'That puts everything on one taste and scores {score:.3f}; another film scores higher.'
+    if np.ptp(np.abs(a)) < .01: return f'The user doesn\'t like all three equally; this scores {score:.3f}, and another film higher.'
+    return f'This film scores {score:.3f}; another one of this length scores higher.'
 
 # %% ../../nbs/exercises/collab.ipynb #dee33592
-@exercise('collab-2', 'a line',
-    'An epoch of 80,000 rows drawn **with replacement** leaves some out. Which share of the rows does it see at least once, on average? (Work it out, or draw and count.)',
-    hint='A certain row is missed by one draw with probability 1 - 1/n, and by n draws with that to the power of n. Or: `torch.randint(n, (n,)).unique()`.',
+@exercise('collab-2', 'a function', '''
+    An epoch drawn **with replacement** leaves some rows out. Write `share_seen(n, epochs)`: what share of
+    `n` rows has been drawn at least once after so many epochs of `n` draws, on average? Work it out, or
+    draw and count. It should be right for ten rows as well as for 80,000.''',
+    hint='''One draw misses a certain row with probability 1 - 1/n. How often must it be missed to be
+    missed in all epochs? Or: `torch.randint(n, (n*epochs,)).unique()`, many times.''',
     solution='''
-n = 80_000
-check('collab-2', 1 - (1 - 1/n)**n)
+def share_seen(n, epochs):
+    return 1 - (1 - 1/n)**(n*epochs)
+check('collab-2', share_seen)
 ''')
 def _(answer):
-    a = as_number(answer)
-    if abs(a - (1-math.exp(-1))) < .006: return None
-    if abs(a - math.exp(-1)) < .006: return 'That is the share that is missed.'
-    if abs(a - 100*(1-math.exp(-1))) < .6: return 'That is in per cent; a share lies between 0 and 1.'
-    if abs(a - 80000*(1-math.exp(-1))) < 500: return 'That is the number of rows; divide by how many there are.'
-    return 'That is not the share. Try it with ten rows and a die first.'
+    def right(n, e): return 1 - (1 - 1/n)**(n*e)
+    cases = [(2, 3), (4, 1), (10, 2), (100, 1), (80_000, 1), (1, 1)]
+    return diagnose(answer, cases, right, {
+        'That is the share that is missed.': lambda n, e: 1-right(n, e),
+        'That is in per cent; a share is between 0 and 1.': lambda n, e: 100*right(n, e),
+        'That is the number of rows; divide by how many there are.': lambda n, e: n*right(n, e),
+        'That is right for one epoch only; later epochs see some rows for the first time.':
+            lambda n, e: right(n, 1),
+        'A later epoch sees many rows again; the shares of the epochs don\'t add up.':
+            lambda n, e: e*right(n, 1),
+        'That would be without replacement.': lambda n, e: 1,
+        'That is right for many rows, but not for few.': lambda n, e: 1-np.exp(-e)},
+        'For some numbers of rows and epochs it is wrong. Try it with two rows and a coin.',
+        lambda a, b: a.shape == b.shape and bool(np.abs(a-b).max() < .015))
 
 # %% ../../nbs/exercises/collab.ipynb #70a67289
-@exercise('collab-3', 'a function',
-    'Write `cosine(a, b)` without a loop: `a` is `(n, k)`, `b` is `(m, k)`, a row for each film; it returns the `(n, m)` table of the cosines between all of their rows.',
-    hint='Bring every row to length 1; then all the dot products together are one matrix product.',
+@exercise('collab-3', 'a function', '''
+    Write `cosine(a, b)` without a loop: `a` is `(n, k)`, `b` is `(m, k)`, a row for each film. It returns
+    the `(n, m)` table of the cosines between all of their rows.''',
+    hint='''Bring every row to length 1; then all the dot products together are one matrix product.''',
     solution='''
 def cosine(a, b):
     a = a / a.norm(dim=1, keepdim=True)
@@ -56,19 +82,29 @@ check('collab-3', cosine)
 ''')
 def _(answer):
     g = torch.Generator().manual_seed(6)
-    a,b = torch.randn(4, 3, generator=g), torch.randn(5, 3, generator=g)
-    right, got = torch.cosine_similarity(a[:,None], b[None], dim=2), as_numbers(call(answer, a.clone(), b.clone()))
-    if got.shape == (5, 4): return 'The table lies on its side: a row should belong to a row of `a`.'
-    if got.shape != (4, 5): return f'The table should be 4×5 for 4 and 5 films; it is {"×".join(map(str, got.shape)) or "a single number"}.'
-    if close(got, right): return None
-    if close(got, a@b.t()): return 'Those are the dot products; long rows score higher there. Bring the rows to length 1 first.'
-    if close(got, 1-right): return 'Those are the distances; the cosine of a film with itself is 1.'
-    return 'For films made up here the table is wrong.'
+    cases = [(torch.randn(n, k, generator=g), torch.randn(m, k, generator=g))
+             for n,m,k in ((4, 5, 3), (2, 3, 7))]
+    def right(a, b): return torch.cosine_similarity(a[:,None], b[None], dim=2)
+    return diagnose(answer, cases, right, {
+        'The table lies on its side: a row should belong to a row of `a`.': lambda a, b: right(b, a),
+        'Those are the dot products; long rows score higher there. Bring the rows to length 1 first.':
+            lambda a, b: a@b.t(),
+        'That divides by the length of a row of `a`, but not of `b`.':
+            lambda a, b: a@b.t()/a.norm(dim=1)[:,None],
+        'That divides by the length of the whole table; each row has its own length.':
+            lambda a, b: a@b.t()/(a.norm()*b.norm()),
+        'That brings the columns to length 1; a row is a film.':
+            lambda a, b: (a/a.norm(dim=0)) @ (b/b.norm(dim=0)).t(),
+        'Those are the distances; the cosine of a film with itself is 1.': lambda a, b: 1-right(a, b)},
+        'For films made up here the table is wrong.')
 
 # %% ../../nbs/exercises/collab.ipynb #d45700ad
-@exercise('collab-4', 'a class',
-    'How far does one get without any factors? Write `BiasOnly(n_users, n_movies, y_range=(0,5.5))`: it adds a bias of the user and a bias of the film, and squeezes the sum into `y_range`. For a batch `(bs, 2)` it returns `(bs, 1)`. Hand in the class.',
-    hint='Take `DotProductBias` and strike out what has to do with factors. `Embedding(n, 1)` gives `(bs, 1)` by itself.',
+@exercise('collab-4', 'a class', '''
+    How good is a model without any factors? Write `BiasOnly(n_users, n_movies, y_range=(0,5.5))`: it adds
+    a bias of the user and a bias of the film, and squeezes the sum into `y_range`. For a batch `(bs, 2)`
+    it returns `(bs, 1)`. Hand in the class.''',
+    hint='''Take `DotProductBias` and remove what has to do with factors. `Embedding(n, 1)` gives
+    `(bs, 1)` by itself.''',
     solution='''
 from fastai.collab import Module, Embedding
 from lesson6.head_pose import sigmoid_range
@@ -81,109 +117,170 @@ class BiasOnly(Module):
 check('collab-4', BiasOnly)
 ''')
 def _(answer):
-    import torch.nn as nn
     if isinstance(answer, nn.Module): return 'Hand in the class itself, not a model made from it.'
     model = call(answer, 6, 9)
     if not isinstance(model, nn.Module): return 'The class should be a `Module`.'
     x = torch.tensor([[1,2], [1,3], [5,2], [5,3], [0,8]])
     got = call(model, x)
     if not isinstance(got, Tensor): return f'It should return a tensor; it returned {kind(got)}.'
-    if got.shape == (5,): return 'It returns one number a row; with targets of shape (bs, 1) the loss would compare everybody with everybody. Keep the second dimension.'
+    if got.shape == (5,):
+        return ('It returns one number a row; with targets of shape (bs, 1) the loss would compare '
+                'everybody with everybody. Keep the second dimension.')
     if got.shape != (5, 1): return f'For five rows it should return (5, 1); it returned {tuple(got.shape)}.'
     n = sum(p.numel() for p in model.parameters())
     if n == 0: return 'The model has no parameters; what is to be learnt must be an `Embedding` or an `nn.Parameter`.'
-    if n != 15: return f'For 6 users and 9 films there are 15 numbers to learn; here there are {n}.'
-    with torch.no_grad():
-        for p in model.parameters(): p.copy_(torch.linspace(-1.3, 1.1, p.numel()).reshape(p.shape)**3)
-        act = torch.logit(model(x)[:,0]/5.5)
-        if not torch.isfinite(act).all(): return 'The answers leave the range 0 to 5.5.'
-        if abs(act[0]-act[1]-(act[2]-act[3])) > 1e-4: return 'Before the squeezing it should be a plain sum: how much more one film is liked than another must not depend on the user.'
-        if abs(act[0]-act[2]) < 1e-6 or abs(act[0]-act[1]) < 1e-6: return 'The answer should depend on both, the user and the film.'
-        for p in model.parameters(): p.fill_(40.)
-        if (model(x) > 5.5001).any(): return 'The answers leave the range 0 to 5.5.'
-        other = call(answer, 6, 9, (1, 2))
-        for p in other.parameters(): p.zero_()
-        if not close(call(other, x), np.full((5, 1), 1.5)): return 'Its range should be what `y_range` says.'
+    if n > 15: return f'For 6 users and 9 films there are 15 numbers to learn, one for each; here there are {n}.'
+    if n < 15: return f'Every user and every film has a bias, 15 numbers for 6 and 9; here there are {n}.'
+    return _sums(answer, model, x)
+
+@torch.no_grad()
+def _sums(cls, model, x): # what it makes of given biases
+    for p in model.parameters(): p.copy_(torch.linspace(-1.3, 1.1, p.numel()).reshape(p.shape)**3)
+    act = torch.logit(model(x)[:,0]/5.5)
+    if not torch.isfinite(act).all(): return 'The predictions leave the range 0 to 5.5.'
+    if abs(act[0]-act[1]-(act[2]-act[3])) > 1e-4:
+        return ('Before the squeezing it should be a plain sum: how much more one film is liked than '
+                'another must not depend on the user.')
+    if abs(act[0]-act[2]) < 1e-6 or abs(act[0]-act[1]) < 1e-6:
+        return 'The prediction should depend on both, the user and the film.'
+    for p in model.parameters(): p.fill_(40.)
+    if (model(x) > 5.5001).any(): return 'The predictions leave the range 0 to 5.5.'
+    other = call(cls, 6, 9, (1, 2))
+    for p in other.parameters(): p.zero_()
+    if not close(call(other, x), np.full((5, 1), 1.5)): return 'Its range should be what `y_range` says.'
 
 # %% ../../nbs/exercises/collab.ipynb #b1e6850c
-@exercise('collab-5', 'a function',
-    'An embedding is an index, so one batch touches only some rows of `user_factors`; all others have a gradient of exactly zero. Write `rows_touched(x)`: how many rows of `user_factors` does the batch `x` of shape `(bs, 2)`, users in the first column, touch?',
-    hint='A user who rated three of the films in the batch still has only one row.',
+@exercise('collab-5', 'a function', '''
+    An embedding is an index, so one batch touches only some rows of `user_factors`; all others have a
+    gradient of exactly zero. Write `rows_touched(x)`: how many rows of `user_factors` does the batch `x`
+    of shape `(bs, 2)`, users in the first column, touch?''',
+    hint='''A user who rated three of the films in the batch still has only one row.''',
     solution='''
 def rows_touched(x):
     return len(x[:,0].unique())
 check('collab-5', rows_touched)
 ''')
 def _(answer):
-    x = torch.tensor([[3, 1], [5, 1], [3, 2], [3, 4], [7, 6], [5, 7], [9, 8]])
-    a = as_number(call(answer, x.clone()))
-    if a == 4: return None
-    if a == 7: return 'That is the number of rows of the batch; some of them belong to the same user.'
-    if a == 6: return 'That counts the films, in the second column.'
-    if a == 2: return 'That counts the users who appear more than once, or only once; asked for are all that appear.'
-    return f'For a batch made up here, with 7 ratings by 4 users, it came out as {a:g}.'
+    g = torch.Generator().manual_seed(9)
+    cases = [(torch.randint(1, n, (bs, 2), generator=g),) for n,bs in ((40, 64), (400, 16), (9, 20))]
+    def users(x): return x[:,0].bincount()
+    return diagnose(answer, cases, lambda x: (users(x) > 0).sum(), {
+        'That is the number of rows of the batch; some of them belong to the same user.': len,
+        'That counts the films, in the second column.': lambda x: x[:,1].unique().numel(),
+        'That counts the users who are in the batch more than once.': lambda x: (users(x) > 1).sum(),
+        'That counts the users who are in the batch exactly once.': lambda x: (users(x) == 1).sum(),
+        'That counts numbers of users and of films together.': lambda x: x.unique().numel(),
+        'That counts pairs of user and film.': lambda x: len(x.unique(dim=0)),
+        'That is the largest number of a user, not how many there are.': lambda x: x[:,0].max()},
+        'For batches made up here it comes out wrong.')
 
 # %% ../../nbs/exercises/collab.ipynb #2a27e358
-@exercise('collab-6', 'a line or two of pandas',
-    'What to tell a newcomer? Hand in the ten films with the highest mean rating among those with **at least 50** ratings, the best first: their titles as a list, or a table with the titles as a column or as the index.',
-    hint='`groupby("title")["rating"].agg(["mean", "count"])`, then choose rows, then sort.',
+@exercise('collab-6', 'a line or two of pandas', '''
+    What would you recommend to a newcomer? Write `best_films(ratings, least, n)`. From a table with the
+    columns user, title and rating it returns the titles of the `n` films with the highest mean rating
+    among those with **at least `least`** ratings, the best first. Return a list, or a table with the
+    titles as a column or as the index. Then try it on `read_ratings(lesson_path('movielens'))`.''',
+    hint='''`groupby("title")["rating"].agg(["mean", "count"])`, then choose rows, then sort.''',
     solution='''
-from lesson6.data import lesson_path
-from lesson6.collab import read_ratings
-ratings = read_ratings(lesson_path('movielens'))
-films = ratings.groupby('title')['rating'].agg(['mean', 'count'])
-check('collab-6', films[films['count'] >= 50].sort_values('mean', ascending=False).head(10))
+def best_films(ratings, least, n):
+    films = ratings.groupby('title')['rating'].agg(['mean', 'count'])
+    return films[films['count'] >= least].sort_values('mean', ascending=False).head(n)
+check('collab-6', best_films)
 ''')
 def _(answer):
+    for seed,least,n in (0, 5, 3), (1, 8, 4), (2, 1, 2):
+        table, films = _ratings(seed, least)
+        titles = _titles(call(answer, table, least, n))
+        unknown = [t for t in titles if t not in films.index]
+        if unknown: return f'There is no film {short(unknown[0], 60)!r}; return titles as a list, a column or the index.'
+        often = films[films['count'] >= least].sort_values('mean', ascending=False)
+        best = often.index[:n].tolist()
+        if titles == best: continue
+        rare = [t for t in titles if films.loc[t, 'count'] < least]
+        if rare: return f'A film has fewer than {least} ratings; a mean of a few ratings says little.'
+        if len(titles) != n: return f'It should return {n} films; these are {len(titles)}.'
+        if titles == often.index[::-1][:n].tolist(): return 'Those are the worst; the best films should come first.'
+        if titles == best[::-1]: return 'The right films in the wrong order: the best should come first.'
+        if set(titles) == set(best): return 'The right films, but not ordered by their mean rating.'
+        if titles == films[films['count'] > least].sort_values('mean', ascending=False).index[:n].tolist():
+            return f'A film with exactly {least} ratings belongs to those with at least so many.'
+        if titles == often.sort_values('count', ascending=False).index[:n].tolist():
+            return 'Those are the films with the most ratings; the highest mean is asked for.'
+        return 'Films with a higher mean rating and enough ratings are missing.'
+
+def _ratings(seed, least): # a table, and the mean and count of each film; one film has exactly `least` ratings and is the best
     import pandas as pd
-    from lesson6.collab import read_ratings
-    from lesson6.data import lesson_path
-    if isinstance(answer, pd.DataFrame): titles = answer['title'] if 'title' in answer else answer.index
-    elif isinstance(answer, pd.Series): titles = answer if answer.dtype.kind not in 'fiu' else answer.index
-    elif not isinstance(answer, str) and hasattr(answer, '__iter__'): titles = answer
-    else: return f'The answer is a table or a list of titles; this is {kind(answer)}.'
-    titles = [str(o) for o in titles]
-    films = read_ratings(lesson_path('movielens')).groupby('title')['rating'].agg(['mean', 'count'])
-    unknown = [t for t in titles if t not in films.index]
-    if unknown: return f'There is no film with the title {unknown[0]!r}; the titles should be a column, the index or a list.'
-    often = films[films['count'] >= 50].sort_values('mean', ascending=False)
-    n = min(10, len(often))
-    if len(titles) != n: return f'It should be {n} films; these are {len(titles)}.'
-    rare = [t for t in titles if films.loc[t, 'count'] < 50]
-    if rare: return f'{rare[0]} has fewer than 50 ratings; a mean of a few ratings says little.'
-    means = films.loc[titles, 'mean'].to_numpy()
-    if (np.diff(means) > 1e-9).all(): return 'Those are in the wrong order, or from the wrong end: the best should come first.'
-    if not np.allclose(np.sort(means)[::-1], often['mean'].to_numpy()[:n]): return 'There are films with a higher mean rating and at least 50 ratings that are missing.'
-    if not np.allclose(means, often['mean'].to_numpy()[:n]): return 'The right films, but not ordered by their mean rating, the best first.'
+    counts = {'Exactly so many': least, 'Seen once': 1, **{f'Film {i}': least+1+3*i for i in range(5)}}
+    means = {'Exactly so many': 4.8, 'Seen once': 5 if least > 1 else 1}
+    rows = [(u, t, np.clip(means.get(t, 4 - .3*(i*2 % 5)) + .01*i, 1, 5))
+            for i,(t,k) in enumerate(counts.items()) for u in range(k)]
+    table = pd.DataFrame(rows, columns=['user', 'title', 'rating']).sample(frac=1, random_state=seed)
+    return table.reset_index(drop=True), table.groupby('title')['rating'].agg(['mean', 'count'])
+
+def _titles(got):
+    import pandas as pd
+    if isinstance(got, pd.DataFrame): got = got['title'] if 'title' in got else got.index
+    elif isinstance(got, pd.Series): got = got if got.dtype.kind not in 'fiu' else got.index
+    elif isinstance(got, str) or not hasattr(got, '__iter__'): return [kind(got)]
+    return [str(o) for o in got]
 
 # %% ../../nbs/exercises/collab.ipynb #3d5b1425
-@exercise('collab-7', 'an experiment of two minutes',
-    'Are 50 factors many? Train `DotProductBias` with the lesson\'s recipe and weight decay (`wd=0.1`) with 2, 10 and 50 factors, on the same `DataLoaders`. Hand in a dict from number of factors to learner, and compare the three errors: in the synthetic ratings a handful of factors was planted.',
-    hint='A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner.',
+@exercise('collab-7', 'an experiment of two minutes', '''
+    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by the same recipe: the same
+    `DataLoaders`, epochs and rate, and a weight decay of 0.1 (`wd=0.1`). Hand in two dicts in brackets:
+    from number of factors to learner, and from number of factors to its mean squared error on the
+    validation ratings. In the synthetic ratings two factors were planted; can you see that?''',
+    hint='''A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner. `item_errors(learn)`
+    from `lesson6.claims` gives the squared error of each validation rating.''',
     solution='''
-from fastai.collab import Learner, MSELossFlat
 from fastai.vision.all import set_seed
+from lesson6.claims import item_errors
+from lesson6.collab import ratings_dls, ratings_learner
 from lesson6.data import lesson_path
-from lesson6.collab import ratings_dls, DotProductBias
 rated = ratings_dls(lesson_path('movielens'), bs=64)
-n_users, n_movies = (len(rated.classes[o]) for o in ('user', 'title'))
-by_factors = {}
+by_factors, mse = {}, {}
 for n in (2, 10, 50):
     set_seed(42, reproducible=True)
-    by_factors[n] = Learner(rated, DotProductBias(n_users, n_movies, n, rated.y_range),
-        loss_func=MSELossFlat())
+    by_factors[n] = ratings_learner(rated, n)
     by_factors[n].fit_one_cycle(5, 5e-3, wd=0.1)
-check('collab-7', by_factors)
+    mse[n] = item_errors(by_factors[n]).mean()
+    print(n, mse[n])
+check('collab-7', (by_factors, mse))
 ''')
 def _(answer):
-    if not isinstance(answer, dict): return f'The answer is a dict from number of factors to learner; this is {kind(answer)}.'
-    if sorted(answer) != [2, 10, 50]: return f'The keys should be 2, 10 and 50; they are {", ".join(map(str, answer))}.'
-    for n,learn in answer.items():
-        learners([learn], 1)
+    both = list(answer) if isinstance(answer, (tuple, list)) else []
+    if len(both) != 2 or not all(isinstance(o, dict) for o in both):
+        return 'The answer is two dicts in brackets, of learners and of errors, each with the keys 2, 10 and 50.'
+    for o in both:
+        if {*o} != {2, 10, 50}: return f'The keys should be 2, 10 and 50; they are {", ".join(map(str, o))}.'
+    by_factors = dict(zip((2, 10, 50), learners([both[0][n] for n in (2, 10, 50)], 3)))
+    for n,learn in by_factors.items():
         width = max((p.shape[1] for p in learn.model.parameters() if p.ndim == 2), default=0)
         if width != n: return f'The model under {n} has {width} factors.'
-        if not trained_epochs(learn): return f'The model with {n} factors has not been trained yet.'
-        preds,targs = valid_preds(learn)
-        preds,targs = preds.flatten(), targs.float().flatten()
-        if ((preds-targs)**2).mean() >= targs.var(): return f'The model with {n} factors is no better than always answering the mean rating.'
-    if len({frozenset(rows(l.dls.valid)) for l in answer.values()}) != 1: return 'The three were not validated on the same ratings; make the DataLoaders once.'
+        if not any(p.ndim == 2 and p.shape[1] == 1 for p in learn.model.parameters()):
+            return f'The model under {n} has no biases; take `DotProductBias`.'
+    check_equal({f'{n}-factor': o for n,o in by_factors.items()}, 'ratings', most=.01)
+    for n,learn in by_factors.items():
+        if set(decays(learn)) != {.1}:
+            return f'The {n}-factor learner was trained with a weight decay of {decays(learn)[0]:g}; it should be 0.1.'
+    found = {n: errors(o) for n,o in by_factors.items()}
+    for n,learn in by_factors.items():
+        if said := _learnt(learn, n) or _reported(as_number(both[1][n]), found, n): return said
+    told = {n: compare(found[2], found[n], over='ratings') for n in (10, 50)}
+    words = {HOLDS: 'worse than', EVEN: "can't be told from"}
+    return Solved(f'Squared errors {", ".join(f"{n}: {e.mean():.3f}" for n,e in found.items())}; ' +
+                  ', '.join(f'{n} {words.get(o.verdict, "better than")} 2' for n,o in told.items()) + '.')
+
+def _learnt(learn, n): # a sentence if it has learnt nothing
+    off = errors(learn, 0)
+    y = torch.cat([b[1].flatten().cpu() for b in learn.dls.train.new(shuffle=False)]).float()
+    if len(y) == len(off) and compare(off, (y-y.mean())**2, over='ratings', trainings=False).verdict != HOLDS:
+        return f'The {n}-factor learner is no better than the mean rating, even on its training ratings.'
+
+def _reported(said, found, n): # a sentence if the error isn't the one that was measured
+    mse = found[n].mean()
+    if abs(said-mse) < .005*mse: return
+    if abs(said-mse**.5) < .005*mse**.5: return f'Under {n} is the root of the mean squared error; leave out the root.'
+    other = next((k for k,e in found.items() if abs(said-e.mean()) < 1e-4), None)
+    if other: return f'Under {n} is the error with {other} factors.'
+    return f'The validation error with {n} factors is not {said:.3f}; measure it after the training, on the validation ratings.'

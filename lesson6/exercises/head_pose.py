@@ -5,40 +5,58 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/exercises/head_pose.ipynb #50ddc1ef
-import math
+# %% ../../nbs/exercises/head_pose.ipynb #fe8e0ed7
+import io, tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
 import numpy as np
 import torch
-from torch import Tensor
-from .checking import exercise, kind, as_number, as_numbers, call, close
-from .trainings import valid_preds, learners, trained_epochs, rows
+from ..claims import HOLDS, compare
+from .checking import Solved, as_number, as_numbers, call, close, diagnose, exercise
+from .trainings import check_split, learners, valid_preds
 
 # %% ../../nbs/exercises/head_pose.ipynb #914ee56d
-@exercise('pose-1', 'a line',
-    'Person 13 looks straight into the camera from a metre away, the head\'s centre exactly on the camera\'s axis: (0, 0, 1000) in millimetres. At which pixel does it land?',
-    hint='Put the three numbers into the formula of `get_ctr`. Which two entries of `rgb.cal` are left?',
+@exercise('pose-1', 'a line', '''
+    A head is a metre away from the camera of the section's first frame, and its centre is exactly on the
+    camera's axis: (0, 0, 1000) in millimetres. At which pixel does it land?''',
+    hint='''Put the three numbers into the formula of `get_ctr`. Which two entries of `cal` are left?''',
     solution='''
+import tempfile
 from lesson6.data import lesson_path
-from lesson6.head_pose import read_calibration
-cal = read_calibration(lesson_path('biwi')/'13'/'rgb.cal')
+from lesson6.files import picture_files
+from lesson6.head_pose import posed_frames, read_calibration
+frames = posed_frames(picture_files(lesson_path('biwi')), tempfile.mkdtemp())
+cal = read_calibration(frames[0].parent/'rgb.cal')
 check('pose-1', (cal[0][2], cal[1][2]))
 ''')
 def _(answer):
     from lesson6.data import lesson_path
-    cal = np.genfromtxt(lesson_path('biwi')/'13'/'rgb.cal', skip_footer=6)
-    a = as_numbers(answer).ravel()
+    from lesson6.files import picture_files
+    from lesson6.head_pose import posed_frames, read_calibration
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        frame = posed_frames(picture_files(lesson_path('biwi')), folder)[0]
+        cal = read_calibration(frame.parent/'rgb.cal')
+    a, right = as_numbers(answer).ravel(), cal[:2,2]
     if a.size != 2: return f'A pixel has two coordinates; this has {a.size}.'
-    if np.abs(a - cal[:2,2]).max() < .06: return None
-    if np.abs(a[::-1] - cal[:2,2]).max() < .06: return 'The two are in the wrong order: the first counts from the left, the second from the top.'
-    if np.abs(a).max() < 1e-6: return 'Pixel (0, 0) is the upper left corner of the picture.'
-    if np.abs(a - [320, 240]).max() < .6: return 'That is the middle of the picture; the camera\'s axis does not go exactly through it.'
-    if np.abs(a - np.diag(cal)[:2]).max() < .6: return 'Those are the focal lengths; x and y of this point are zero, so they drop out.'
+    def near(b, tol=.06): return np.abs(a-b).max() < tol
+    if near(right): return
+    if near(right[::-1]):
+        return 'The two are in the wrong order: the first counts from the left, the second from the top.'
+    if near(0): return 'Pixel (0, 0) is the upper left corner of the picture.'
+    if near([320, 240], .6):
+        return 'That is the middle of the picture; the camera\'s axis does not go exactly through it.'
+    if near(np.diag(cal)[:2], .6):
+        return 'Those are the focal lengths; x and y of this point are zero, so they drop out.'
+    if near(right/1000, .01) or near(right*1000, 60):
+        return 'The depth divides x and y only, and those are zero.'
     return 'That is not where this camera\'s axis meets the picture.'
 
 # %% ../../nbs/exercises/head_pose.ipynb #7619127c
-@exercise('pose-2', 'a function',
-    'Write `distance(f)`: how far the head\'s centre is from the camera in the frame `f`, in **metres**. The centre stands in the last line of the frame\'s pose file, in millimetres.',
-    hint='`img2pose(f)` is the pose file. A point (x, y, z) is the root of x² + y² + z² away from the origin, and the camera is the origin.',
+@exercise('pose-2', 'a function', '''
+    Write `distance(f)`: the straight-line distance between the camera and the head's centre in the frame
+    `f`, in **metres**. The centre is in the last line of the frame's pose file, in millimetres.''',
+    hint='''`img2pose(f)` is the pose file. A point (x, y, z) is the root of x² + y² + z² away from the
+    origin, and the camera is the origin.''',
     solution='''
 import numpy as np
 from lesson6.head_pose import img2pose
@@ -47,22 +65,35 @@ def distance(f):
 check('pose-2', distance)
 ''')
 def _(answer):
-    from lesson6.data import lesson_path
-    files = sorted(lesson_path('biwi').glob('*/*_rgb.jpg'))
-    for f in files[::max(1, len(files)//5)]:
-        x,y,z = np.genfromtxt(str(f)[:-7]+'pose.txt', skip_header=3)
-        right, got = math.sqrt(x*x+y*y+z*z)/1000, as_number(call(answer, f))
-        if abs(got - right) < 1e-4*right: continue
-        if abs(got - right*1000) < .1*right: return 'That is in millimetres; a metre has a thousand of them.'
-        if abs(got - abs(z)/1000) < 1e-6: return 'That is how far the head is *in front of* the camera; it is also a little to the side, and up or down.'
-        if abs(got - (abs(x)+abs(y)+abs(z))/1000) < 1e-6: return 'That is the way along the three axes, one after another; a straight line is shorter.'
-        if abs(got - (x*x+y*y+z*z)) < 1: return 'The root is missing.'
-        return f'For the frame {f.parent.name}/{f.name} it came out as {got:.3f} metres.'
+    centres = (120., -80., 900.), (-310., 45., 1150.), (0., 260., 760.)
+    def far(x, y, z): return np.sqrt(x*x+y*y+z*z)
+    mistakes = {
+        'That is in millimetres; a metre has a thousand of them.': lambda *o: 1000*far(*o),
+        'That is in centimetres; a metre has a hundred of them.': lambda *o: 100*far(*o),
+        'That is how far the head is *in front of* the camera; it is also a little to the side, and up or '
+        'down.': lambda x, y, z: z,
+        'That is the way along the three axes, one after another; a straight line is shorter.':
+            lambda x, y, z: abs(x)+abs(y)+abs(z),
+        'The root is missing.': lambda *o: far(*o)**2,
+        'The root is missing, and the numbers were millimetres.': lambda *o: 1e6*far(*o)**2,
+        'That leaves out how far away the head is.': lambda x, y, z: np.hypot(x, y)}
+    with tempfile.TemporaryDirectory() as folder:
+        frames = [_frame(Path(folder)/f'{i:02d}', c) for i,c in enumerate(centres)]
+        def of(f): return lambda frame: f(*(o/1000 for o in centres[int(frame.parent.name)]))
+        return diagnose(answer, [(f,) for f in frames], of(far), {k: of(f) for k,f in mistakes.items()},
+                        'For a pose file made up here it comes out wrong; its last line is the centre.')
+
+def _frame(folder, centre): # made up
+    folder.mkdir()
+    (folder/'rgb.cal').write_text('517.7 0 320 \n0 517.7 240.5 \n0 0 1 \n')
+    (folder/'frame_00003_pose.txt').write_text('1 0 0 \n0 1 0 \n0 0 1 \n\n{} {} {} \n'.format(*centre))
+    return folder/'frame_00003_rgb.jpg'
 
 # %% ../../nbs/exercises/head_pose.ipynb #6f4cb08e
-@exercise('pose-3', 'a function',
-    'The way back: write `unproject(point, depth, cal)`, which takes a pixel (x, y), the depth z in millimetres and the calibration (3×3), and returns the point in space (x, y, z) in millimetres.',
-    hint='Solve the two lines of `get_ctr` for the x and the y of the head\'s centre.',
+@exercise('pose-3', 'a function', '''
+    The way back: write `unproject(point, depth, cal)`, which takes a pixel (x, y), the depth z in
+    millimetres and the calibration (3×3), and returns the point in space (x, y, z) in millimetres.''',
+    hint='''Solve the two lines of `get_ctr` for the x and the y of the head's centre.''',
     solution='''
 def unproject(point, depth, cal):
     x = (point[0] - cal[0][2]) * depth / cal[0][0]
@@ -72,20 +103,35 @@ check('pose-3', unproject)
 ''')
 def _(answer):
     cal = np.array([[500., 0, 310], [0, 520, 250], [0, 0, 1]])
-    for x,y,z in (0, 0, 900), (120, -80, 1000), (-200, 150, 700):
-        point = torch.tensor([x*500/z + 310, y*520/z + 250], dtype=torch.float64)
-        got = as_numbers(call(answer, point, float(z), cal.copy()), 3)
-        if np.abs(got - [x, y, z]).max() < .01: continue
-        if np.abs(got[:2]*1000/z - np.array([x, y])*1000/z/z).max() < .01: return 'The depth is missing: what is twice as far away is twice as far to the side for the same pixel.'
-        if np.abs(got[[1,0,2]] - [x, y, z]).max() < .01: return 'x and y are exchanged.'
-        if abs(got[2] - z) > .01: return 'The third number should be the depth that was given.'
-        if abs(got[0] - x) < .01: return 'x is right and y is not: the two directions have their own focal length and their own middle.'
-        return f'The point ({x}, {y}, {z}), projected and brought back, came out as ({got[0]:.1f}, {got[1]:.1f}, {got[2]:.1f}).'
+    def project(x, y, z): return torch.tensor([x*500/z + 310, y*520/z + 250], dtype=torch.float64)
+    heads = (120, -80, 1000), (0, 0, 900), (-200, 150, 700)
+    cases = [(project(*o), float(o[2]), cal) for o in heads]
+    def right(p, z, cal, f=(0, 1), c=(0, 1)):
+        return np.array([*((p[i]-cal[c[i],2])*z/cal[f[i],f[i]] for i in (0, 1)), z])
+    return diagnose(answer, cases, right, {
+        'The depth is missing: what is twice as far away is twice as far to the side for the same pixel.':
+            lambda p, z, cal: np.array([*right(p, 1, cal)[:2], z]),
+        'That is only the direction; all three numbers are to be multiplied by the depth.':
+            lambda p, z, cal: right(p, 1, cal),
+        'x and y are exchanged.': lambda p, z, cal: right(p, z, cal)[[1,0,2]],
+        'The middle of the camera\'s picture is missing: the axis is not at pixel (0, 0).':
+            lambda p, z, cal: right(p, z, np.diag(np.diag(cal))),
+        'x is right and y is not: each direction has its own focal length.':
+            lambda p, z, cal: right(p, z, cal, f=(0, 0)),
+        'x is right and y is not: each direction has its own middle.':
+            lambda p, z, cal: right(p, z, cal, c=(0, 0)),
+        'The signs are turned round.': lambda p, z, cal: right(p, z, cal)*[-1, -1, 1],
+        'The third number should be the depth that was given.':
+            lambda p, z, cal: np.array([*right(p, z, cal)[:2], 1])},
+        'A point projected and brought back came out somewhere else.', lambda a, b: close(a, b, 1e-3))
 
 # %% ../../nbs/exercises/head_pose.ipynb #b78ec4c3
-@exercise('pose-4', 'a function',
-    'Write `to_unit(points, size)`: pixels `(n, 2)`, each (x, y), of a picture with `size` = (height, width), to the scale that the network is trained on: -1 at the left and upper edge, 1 at the right and lower one.',
-    hint='The middle of the picture becomes (0, 0). Mind the order: a point says x first, a size says height first.',
+@exercise('pose-4', 'a function', '''
+    Write `to_unit(points, size)`. It converts pixels `(n, 2)`, each (x, y), of a picture with `size` =
+    (height, width) to the scale that the network is trained on: -1 at the left and upper edge, 1 at the
+    right and lower one.''',
+    hint='''The middle of the picture becomes (0, 0). Mind the order: a point says x first, a size says
+    height first.''',
     solution='''
 import torch
 def to_unit(points, size):
@@ -94,20 +140,25 @@ def to_unit(points, size):
 check('pose-4', to_unit)
 ''')
 def _(answer):
-    points = torch.tensor([[0., 0.], [640, 480], [320, 240], [160, 360]])
-    right = np.array([[-1., -1], [1, 1], [0, 0], [-.5, .5]])
-    got = as_numbers(call(answer, points.clone(), (480, 640)), 4, 2)
-    if close(got, right): return None
-    if close(got, (right+1)/2): return 'That runs from 0 to 1; it should run from -1 to 1.'
-    if close(got, 2*points.numpy()/np.array([480, 640])-1): return 'x was divided by the height, and y by the width.'
-    if close(got, -right): return 'The directions are turned round: left and up are -1.'
-    if not close(got[2], [0, 0]): return 'The middle of the picture should become (0, 0).'
-    return 'The middle is right, the edges are not.'
+    cases = [(torch.tensor([[0., 0], [640, 480], [320, 240], [160, 360]]), (480, 640)),
+             (torch.tensor([[30., 70], [99, 12]]), (200, 100))]
+    def right(p, s): return 2*p.numpy()/np.array([s[1], s[0]]) - 1
+    return diagnose(answer, cases, right, {
+        'That runs from 0 to 1; it should run from -1 to 1.': lambda p, s: (right(p, s)+1)/2,
+        'x was divided by the height, and y by the width.': lambda p, s: right(p, s[::-1]),
+        'The directions are turned round: left and up are -1.': lambda p, s: -right(p, s),
+        'Up is -1, too: y counts from the top.': lambda p, s: right(p, s)*[1, -1],
+        'That runs from -0.5 to 0.5.': lambda p, s: right(p, s)/2,
+        'x and y are exchanged.': lambda p, s: right(p, s)[:,::-1],
+        'Those are pixels from the middle; divide by half of the size.':
+            lambda p, s: p.numpy() - np.array([s[1], s[0]])/2},
+        'For pictures made up here the points are wrong.')
 
 # %% ../../nbs/exercises/head_pose.ipynb #e570b135
-@exercise('pose-5', 'a function',
-    'Write `inverse_range(y, lo, hi)`, the way back from `sigmoid_range`: the activation that it turns into `y`. What would a network have to answer to put a head exactly on the edge of the picture?',
-    hint='First bring `y` back to 0..1; then solve p = 1/(1+exp(-x)) for x.',
+@exercise('pose-5', 'a function', '''
+    Write `inverse_range(y, lo, hi)`, the way back from `sigmoid_range`: the activation that it turns into
+    `y`. What activation would put a head exactly on the edge of the picture?''',
+    hint='''First bring `y` back to 0..1; then solve p = 1/(1+exp(-x)) for x.''',
     solution='''
 import torch
 def inverse_range(y, lo, hi):
@@ -117,19 +168,32 @@ check('pose-5', inverse_range)
 ''')
 def _(answer):
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    for lo,hi in (-1, 1), (0, 5.5), (-2, 3):
-        y = torch.sigmoid(x)*(hi-lo)+lo
-        got = as_numbers(call(answer, y.clone(), lo, hi), 7)
-        if close(got, x): continue
-        if close(got, -x): return 'The sign is turned round.'
-        if close(got, (y-lo)/(hi-lo)): return 'That is back in 0..1; the sigmoid is still to be undone.'
-        if (lo,hi) != (-1,1): return f'Right for -1..1, but not for {lo}..{hi}.'
-        return 'For a range of -1..1 it does not lead back to the activations.'
+    cases = [(torch.sigmoid(x)*(hi-lo)+lo, lo, hi) for lo,hi in ((-1, 1), (0, 5.5), (-2, 3))]
+    def back(y, lo, hi): return (y-lo)/(hi-lo)
+    def right(y, lo, hi): return torch.logit(back(y, lo, hi))
+    if said := diagnose(answer, cases[:1], right, {}, 'wrong'):
+        return diagnose(answer, cases[:1], right, {
+            'The sign is turned round.': lambda *o: -right(*o),
+            'That is back in 0..1; the sigmoid is still to be undone.': back,
+            'That undoes the sigmoid, but `y` was not brought back to 0..1 before.':
+                lambda y, lo, hi: torch.logit(y),
+            'That applies the sigmoid once more; undo it.': lambda *o: torch.sigmoid(back(*o)),
+            'A logarithm alone is not the way back from a sigmoid.': lambda *o: torch.log(back(*o)),
+            'That is a logarithm to another base; `exp` goes with the natural one.':
+                lambda *o: right(*o)/np.log(10)},
+            said if said != 'wrong' else 'For a range of -1..1 it does not lead back to the activations.',
+            lambda a, b: a.shape == b.shape and bool(np.allclose(a, b, 1e-4, equal_nan=True)))
+    for case in cases[1:]:
+        if said := diagnose(answer, [case], right, {}, 'wrong'):
+            return f'Right for -1..1, but not for {case[1]}..{case[2]}.'
 
 # %% ../../nbs/exercises/head_pose.ipynb #9299c6da
-@exercise('pose-6', 'a function',
-    'How good is somebody who never looks? Write `constant_error(train_points, valid_points)` (both `(n, 2)`, in pixels): the mean distance in pixels between the validation points and the best constant guess that the *training* points suggest, their mean.',
-    hint='A distance is the root of the sum of two squares, one for each point; the mean is taken over the distances at the end.',
+@exercise('pose-6', 'a function', '''
+    How large is the error without looking at the picture? Write `constant_error(train_points,
+    valid_points)` (both `(n, 2)`, in pixels): the mean distance in pixels between the validation points
+    and the mean of the *training* points.''',
+    hint='''A distance is the root of the sum of two squares, one distance for each point; the mean over
+    the distances comes last.''',
     solution='''
 def constant_error(train_points, valid_points):
     guess = train_points.mean(dim=0)
@@ -138,48 +202,73 @@ check('pose-6', constant_error)
 ''')
 def _(answer):
     g = torch.Generator().manual_seed(5)
-    train, valid = torch.randn(30, 2, generator=g)*40+300, torch.randn(20, 2, generator=g)*30+250
-    def d(guess): return (valid-guess).norm(dim=1)
-    right, got = d(train.mean(0)).mean(), as_number(call(answer, train.clone(), valid.clone()))
-    if close(got, right): return None
-    if close(got, d(valid.mean(0)).mean()): return 'That guess was made from the validation points, which it should not have seen.'
-    if close(got, d(torch.cat([train, valid]).mean(0)).mean()): return 'The validation points had a part in that guess.'
-    if close(got, (d(train.mean(0))**2).mean()): return 'That is the mean *squared* distance.'
-    if close(got, (d(train.mean(0))**2).mean().sqrt()): return 'That is the root of the mean square; asked for is the mean of the distances.'
-    if close(got, (valid-train.mean(0)).abs().mean()): return 'That is the mean error of one coordinate; a distance is made of both.'
-    if close(got, (train.mean(0)-valid.mean(0)).norm()): return 'That is the distance between the two means, not the mean of the distances.'
-    return 'For points made up here it comes out wrong.'
+    cases = [(torch.randn(n, 2, generator=g)*40+300, torch.randn(m, 2, generator=g)*30+250)
+             for n,m in ((30, 20), (4, 9))]
+    def d(t, v): return (v-t.mean(0)).norm(dim=1)
+    return diagnose(answer, cases, lambda t, v: d(t, v).mean(), {
+        'That guess was made from the validation points, which it should not have seen.':
+            lambda t, v: d(v, v).mean(),
+        'The validation points had a part in that guess.': lambda t, v: d(torch.cat([t, v]), v).mean(),
+        'That is the error on the training points.': lambda t, v: d(t, t).mean(),
+        'That is the mean *squared* distance.': lambda t, v: (d(t, v)**2).mean(),
+        'That is the root of the mean square; asked for is the mean of the distances.':
+            lambda t, v: (d(t, v)**2).mean().sqrt(),
+        'That is the mean error of one coordinate; a distance is made of both.':
+            lambda t, v: (v-t.mean(0)).abs().mean(),
+        'That is x and y added; a straight line is shorter.':
+            lambda t, v: (v-t.mean(0)).abs().sum(1).mean(),
+        'That is the distance between the two means, not the mean of the distances.':
+            lambda t, v: (t.mean(0)-v.mean(0)).norm()}, 'For points made up here it comes out wrong.')
 
 # %% ../../nbs/exercises/head_pose.ipynb #3ef7fa23
-@exercise('pose-7', 'an experiment of a minute',
-    'The lesson keeps person 13 for validation. Is another person easier or harder? Train the lesson\'s model with **another** person left out, and hand in the learner.',
-    hint='`biwi_dls` takes `valid_person`, a folder\'s name. Nothing else changes: `pose_learner` and `fit_pose` do the rest.',
+@exercise('pose-7', 'an experiment of a minute', '''
+    The lesson holds out one person for validation. Is another person easier or harder? Train a
+    model as in the opening (`pose_learner`, `fit_pose`), but hold out **another** person. Hand in the
+    learner.''',
+    hint='''`points_dls` takes `valid_group`, a person's name as in the column `group` of `read_points`.
+    Nothing else changes: `pose_learner` and `fit_pose` do the rest.''',
     solution='''
-from fastai.vision.all import *
+from fastai.vision.all import set_seed
 from lesson6.data import lesson_path
-from lesson6.head_pose import biwi_dls, fit_pose, pose_learner
-other = biwi_dls(lesson_path('biwi'), valid_person='04')
+from lesson6.head_pose import fit_pose, kept_out, points_dls, pose_learner, read_points
+path = lesson_path('biwi')
+frames = read_points(path)
+other = next(o for o in frames.group.unique() if o not in kept_out(frames))
+other_dls = points_dls(path, valid_group=other)
 set_seed(42, reproducible=True)
-other_learn = pose_learner(other)
+other_learn = pose_learner(other_dls)
 fit_pose(other_learn)
 check('pose-7', other_learn)
 ''')
 def _(answer):
-    preds,targs = valid_preds(answer)
-    persons = [{f.parent.name for f in ds.items} for ds in (answer.dls.train_ds, answer.dls.valid_ds)]
-    if len(persons[1]) != 1: return f'Exactly one person should be left out for validation; here there are {len(persons[1])}.'
-    if persons[1] == {'13'}: return 'That is person 13 again.'
-    if persons[0] & persons[1]: return 'Frames of the validation person are also in the training set.'
-    if not trained_epochs(answer): return 'This learner has not been trained yet.'
-    targs, truth = targs.reshape(-1, 2), np.stack([_centre(f) for f in answer.dls.train_ds.items])
-    constant = (targs - torch.tensor(truth).float().mean(0)).norm(dim=1).mean()
-    error = (preds.reshape(-1, 2) - targs).norm(dim=1).mean()
-    if error > constant/2: return f'Its mean error is {error/constant:.0%} of what the constant guess makes; at least half of that error should go.'
+    from lesson6.data import lesson_path
+    from lesson6.head_pose import kept_out, read_points
+    learn, = learners(answer, 1)
+    path = lesson_path('biwi')
+    frames = read_points(path)
+    frames.index = [str(path/f) for f in frames.fname]
+    if frames.group.nunique() < 2: return 'These pictures are of one person or group; hold out one of several.'
+    train, valid = check_split(learn, 'handed in', 'pictures')
+    if strange := next((f for f in train+valid if f not in frames.index), None):
+        return f'{Path(strange).name} is not among the pictures of the section; train on those.'
+    seen, held = (set(frames.group[o]) for o in (train, valid))
+    if held & seen: return 'Pictures of the people who are validated on are also in the training set.'
+    if held == set(kept_out(frames)): return f'That is {", ".join(map(str, held))} again, whom the lesson holds out.'
+    if len(held) != 1: return f'Exactly one person should be held out for validation; here there are {len(held)}.'
+    if missing := set(frames.group) - seen - held:
+        return f'Nothing of {sorted(map(str, missing))[0]} was trained on; leave only the one person out.'
+    return _nearer(learn, frames, train, valid, *held)
 
-def _centre(f):
-    "The head's centre in a frame, in -1..1"
-    from PIL import Image
-    cal = np.genfromtxt(f.parent/'rgb.cal', skip_footer=6)
-    x,y,z = np.genfromtxt(str(f)[:-7]+'pose.txt', skip_header=3)
-    with Image.open(f) as im: size = np.array(im.size)
-    return 2*np.array([x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]])/size - 1
+def _nearer(learn, frames, train, valid, who): # than the constant guess
+    unit = torch.tensor(2*frames[['x','y']].values/frames[['width','height']].values - 1)
+    at = dict(zip(frames.index, unit))
+    truth = torch.stack([at[f] for f in valid])
+    constant = torch.stack([at[f] for f in train]).mean(0)
+    preds = valid_preds(learn)[0].reshape(-1, 2)
+    if len(preds) != len(truth): return 'It should predict one point for each picture.'
+    found = compare((preds-truth).norm(dim=1), (constant-truth).norm(dim=1), over='pictures',
+                    names=(f'off for {who}', 'a constant guess'))
+    if found.first < found.second:
+        chance = '' if found.verdict == HOLDS else '; that can be chance'
+        return Solved(f'In units of half a picture: {found}{chance}.')
+    return f'It is no better than a constant guess: {found}. Train it like the lesson\'s.'

@@ -5,92 +5,118 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/exercises/multilabel.ipynb #8d462236
+# %% ../../nbs/exercises/multilabel.ipynb #aa2cf443
 import math
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from .checking import exercise, kind, as_number, as_numbers, call, close
-from .trainings import valid_preds, learners, trained_epochs, rows
+from ..claims import EVEN, HOLDS, compare
+from .checking import Solved, as_number, call, close, diagnose, exercise, kind
+from .trainings import check_equal, learners, valid_preds
 
 # %% ../../nbs/exercises/multilabel.ipynb #0340027f
-def _pascal_table():
-    "The table of labels, `fname`, `labels`, `is_valid`"
-    import pandas as pd
+def _labels():
+    "The table of the section"
     from lesson6.data import lesson_path
-    df = pd.read_csv(lesson_path('pascal')/'train.csv', keep_default_na=False)
-    return df.assign(is_valid=df.is_valid.astype(str) == 'True')
+    from lesson6.multilabel import read_labels
+    return read_labels(lesson_path('pascal'), empty_ok=True)
 
-@exercise('multi-1', 'a line',
-    'How many pictures in `train.csv` carry more than one label?',
-    hint='`df["labels"].str.split()` makes a list of each text, and `.str.len()` counts what is in a list. Comparing a column gives a column of True and False, and those can be added up.',
+@exercise('multi-1', 'a line', '''
+    How many pictures of the table have more than one label?''',
+    hint='''`df["labels"].str.split()` makes a list of each text, and `.str.len()` counts what is in a
+    list. Comparing a column gives a column of True and False, and those can be added up.''',
     solution='''
-import pandas as pd
 from lesson6.data import lesson_path
-df = pd.read_csv(lesson_path('pascal')/'train.csv')
+from lesson6.multilabel import read_labels
+df = read_labels(lesson_path('pascal'))
 check('multi-1', (df['labels'].str.split().str.len() > 1).sum())
 ''')
 def _(answer):
-    df, a = _pascal_table(), as_number(answer)
+    df, a = _labels(), as_number(answer)
     n = df['labels'].str.split().str.len()
-    if a == (n > 1).sum(): return None
-    if a == len(df): return 'That is every picture; perhaps letters were counted instead of labels.'
-    if a == (n == 1).sum(): return 'Those are the pictures with exactly one label.'
-    if a == n.sum(): return 'That is the number of labels, all pictures together.'
-    if a == (n > 2).sum(): return 'Those are the pictures with more than two.'
-    return 'That is not the number of pictures with more than one label.'
+    if a == (n > 1).sum(): return
+    return {len(df): 'That is every picture; perhaps letters were counted instead of labels.',
+            (n == 1).sum(): 'Those are the pictures with exactly one label.',
+            n.sum(): 'That is the number of labels, all pictures together.',
+            (n > 1).mean(): 'That is a share; the number of pictures is asked for.',
+            (n > 2).sum(): 'Those are the pictures with more than two.',
+            (n[~df.is_valid] > 1).sum(): 'That leaves out the validation pictures.',
+            }.get(a, 'That is not the number of pictures with more than one label.')
 
 # %% ../../nbs/exercises/multilabel.ipynb #bfc8de7e
-@exercise('multi-2', 'a line or two',
-    'How often does each label occur in the **training** pictures? Hand in a Series or a dict from label to number of pictures.',
-    hint='Split the texts, then `explode` gives each label a row of its own, and `value_counts` counts them. Choose the training rows first.',
+@exercise('multi-2', 'a line or two', '''
+    How often does each label occur in the **training** pictures? Hand in a Series or a dict from label
+    to number of pictures.''',
+    hint='''Split the texts, then `explode` gives each label a row of its own, and `value_counts` counts
+    them. Choose the training rows first.''',
     solution='''
-import pandas as pd
 from lesson6.data import lesson_path
-df = pd.read_csv(lesson_path('pascal')/'train.csv')
+from lesson6.multilabel import read_labels
+df = read_labels(lesson_path('pascal'))
 check('multi-2', df.loc[~df['is_valid'], 'labels'].str.split().explode().value_counts())
 ''')
 def _(answer):
     import pandas as pd
     if isinstance(answer, pd.DataFrame) and answer.shape[1] == 1: answer = answer.iloc[:,0]
-    if not isinstance(answer, (pd.Series, dict)): return f'The answer is a Series or a dict; this is {kind(answer)}.'
-    got = {str(k): int(v) for k,v in dict(answer).items() if v}
-    df = _pascal_table()
-    def count(df): return df['labels'].str.split().explode().value_counts().to_dict()
+    if not isinstance(answer, (pd.Series, dict)):
+        return f'The answer is a Series or a dict; this is {kind(answer)}.'
+    try: got = {str(k): float(v) for k,v in dict(answer).items() if v}
+    except (TypeError, ValueError): return 'Each label should have a number.'
+    if got and max(got.values()) <= 1 and min(got.values()) < 1:
+        return 'Those are shares; numbers of pictures are asked for.'
+    df = _labels()
+    def count(rows): return rows['labels'].str.split().explode().value_counts().to_dict()
     right = count(df[~df.is_valid])
-    if got == right: return None
+    if got == right: return
     if got == count(df): return 'These numbers count the validation pictures too.'
-    if any(' ' in k for k in got): return 'Some names are several labels in one text; each label counts for itself.'
-    if set(got) != set(right): return f'There should be {len(right)} labels; there are {len(got)}, or other ones.'
+    if got == count(df[df.is_valid]): return 'These are the validation pictures.'
+    if any(' ' in k for k in got) and not any(' ' in k for k in right):
+        return 'Some names are several labels in one text; each label counts for itself.'
+    if set(got) != set(right):
+        return f'There should be {len(right)} labels; there are {len(got)}, or other ones.'
     return 'The labels are right, the numbers are not.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #eea61f43
-@exercise('multi-3', 'a function',
-    'Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose probability is at least `thresh`, the surest first. It returns a list, which is empty when nothing is sure enough.',
-    hint='`probs.argsort(descending=True)` gives the places in order. Walk through them and keep those that reach the threshold.',
+@exercise('multi-3', 'a function', '''
+    Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose probability
+    is at least `thresh`, the most probable first. It returns a list, which is empty when no probability
+    is high enough.''',
+    hint='''`probs.argsort(descending=True)` gives the positions in order. Walk through them and keep
+    those that reach the threshold.''',
     solution='''
 def names_over(probs, vocab, thresh):
     return [vocab[i] for i in probs.argsort(descending=True).tolist() if probs[i] >= thresh]
 check('multi-3', names_over)
 ''')
 def _(answer):
-    vocab, probs = ['bird', 'boat', 'car', 'cat', 'dog'], torch.tensor([.1, .75, .2, .5, .9])
-    got = call(answer, probs, vocab, .5)
-    try: got = [str(o) for o in got]
-    except TypeError: return f'It should return a list of names; it returned {kind(got)}.'
-    if got == ['dog', 'boat', 'cat']:
-        none = call(answer, probs, vocab, .95)
-        return None if len(none) == 0 else 'When no label reaches the threshold the list should be empty.'
-    if got == ['boat', 'cat', 'dog']: return 'The right names, but the surest should come first.'
-    if got == ['cat', 'boat', 'dog']: return 'The right names, but the surest should come first, not last.'
-    if got == ['dog', 'boat']: return 'A label that is exactly at the threshold belongs to the answer.'
-    if set(got) & {'bird', 'car'}: return 'There are labels in it that do not reach the threshold.'
-    return 'For five labels made up here the names came out wrong.'
+    vocab = ['bird', 'boat', 'car', 'cat', 'dog']
+    cases = [([.125, .75, .25, .5, .9], .5), ([.7, .2, .8, .6, .1], .25), ([.1, .2, .3, .2, .1], .95)]
+    for probs,thresh in cases:
+        order = sorted(range(5), key=lambda i: -probs[i])
+        right = [vocab[i] for i in order if probs[i] >= thresh]
+        got = call(answer, torch.tensor(probs), list(vocab), thresh)
+        try: got = [o if isinstance(o, str) else str(vocab[int(o)]) + ' by its number' for o in got]
+        except (TypeError, ValueError, IndexError):
+            return f'It should return a list of names; it returned {kind(got)}.'
+        if got == right: continue
+        if any(o.endswith('number') for o in got): return 'Those are positions; the names are in `vocab`.'
+        if not right: return 'When no label reaches the threshold the list should be empty.'
+        if got == right[::-1]: return 'The right names, but the most probable should come first, not last.'
+        if sorted(got) == sorted(right): return 'The right names, but the most probable should come first.'
+        if got == [vocab[i] for i in order if probs[i] > thresh]:
+            return 'A label that is exactly at the threshold belongs to the answer.'
+        if got == [vocab[order[0]]]: return 'That is the most probable label only; there may be several.'
+        if set(got) - set(right): return 'There are labels in it that do not reach the threshold.'
+        return 'For five labels made up here the names are wrong.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #0e90b20d
-@exercise('multi-4', 'a function',
-    'Most labels are absent from most pictures, so a network learns to say "no". Write `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a label that is *present* counts `weight` times. It must stay finite for activations of ±200.',
-    hint='`F.logsigmoid(x)` is the logarithm of the probability of "yes", and `F.logsigmoid(-x)` that of "no"; neither becomes infinite. The mean is taken over all activations, whatever their weight.',
+@exercise('multi-4', 'a function', '''
+    Most labels are absent from most pictures, so a network learns to say "no". Write
+    `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a label
+    that is *present* counts `weight` times. It must stay finite for activations of ±200.''',
+    hint='''`F.logsigmoid(x)` is the logarithm of the probability of "yes", and `F.logsigmoid(-x)` that of
+    "no"; neither becomes infinite. The mean is taken over all activations, whatever their weight.''',
     solution='''
 import torch
 import torch.nn.functional as F
@@ -100,52 +126,69 @@ def weighted_bce(inputs, targets, weight):
 check('multi-4', weighted_bce)
 ''')
 def _(answer):
-    import torch.nn.functional as F
     g = torch.Generator().manual_seed(2)
     x, y = torch.randn(6, 4, generator=g), (torch.rand(6, 4, generator=g) > .6).float()
-    def right(x, w): return F.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor(float(w)))
-    got = as_number(call(answer, x.clone(), y.clone(), 1))
-    if close(got, -right(x, 1)): return 'The sign is turned round: a loss is positive.'
-    if close(got, F.binary_cross_entropy_with_logits(x.sigmoid(), y)): return 'The sigmoid is taken twice.'
-    if not close(got, right(x, 1)): return 'With a weight of 1 it should be the ordinary binary cross-entropy, and it is not.'
-    got, w = as_number(call(answer, x.clone(), y.clone(), 5)), torch.where(y == 1, 5., 1.)
-    if close(got, right(x, 1)): return 'The weight makes no difference.'
-    if close(got, 5*right(x, 1)): return 'Present and absent labels both count 5 times; only the present ones should.'
-    if close(got, right(x, 5)*w.numel()/w.sum()): return 'That divides by the sum of the weights; the mean here is over the number of activations.'
-    if not close(got, right(x, 5)): return 'With a weight of 5 it comes out wrong.'
-    got = as_number(call(answer, x*200, y.clone(), 5))
+    def right(x, y, w): return F.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor(float(w)))
+    said = diagnose(answer, [(x, y, 1), (x[:2], y[:2], 1)], right, {
+        'The sign is turned round: a loss is positive.': lambda x, y, w: -right(x, y, w),
+        'The sigmoid is taken twice.': lambda x, y, w: right(x.sigmoid(), y, w),
+        'That is the sum; the loss is the mean over all activations.':
+            lambda x, y, w: right(x, y, w)*x.numel()},
+        'With a weight of 1 it should be the ordinary binary cross-entropy, and it is not.')
+    return said or diagnose(answer, [(x, y, 5), (x, y, .5)], right, {
+        'The weight makes no difference.': lambda x, y, w: right(x, y, 1),
+        'Present and absent labels both count `weight` times; only the present ones should.':
+            lambda x, y, w: w*right(x, y, 1),
+        'The absent labels count `weight` times; the present ones should.':
+            lambda x, y, w: right(-x, 1-y, w),
+        'That divides by the sum of the weights; the mean here is over the number of activations.':
+            lambda x, y, w: right(x, y, w)*y.numel()/torch.where(y == 1, w, 1.).sum()},
+        'With a weight other than 1 it comes out wrong.') or _large(answer, right, x*200, y)
+
+def _large(f, right, x, y):
+    got = as_number(call(f, x, y, 5))
     if not math.isfinite(got): return 'Right for small activations, but infinite around 200.'
-    if not close(got, right(x*200, 5)): return 'Right for small activations, but not for those around 200.'
+    if not close(got, right(x, y, 5)): return 'Right for small activations, but not for those around 200.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #53b3e85d
-@exercise('multi-5', 'a function',
-    'Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that answers no label at all for every picture. (Do you still find 95 % impressive?)',
-    hint='Every zero in the targets is then right, and every one is wrong.',
+@exercise('multi-5', 'a function', '''
+    Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that predicts no
+    label at all for every picture. (Do you still find 95 % impressive?)''',
+    hint='''Every zero in the targets is then right, and every one is wrong.''',
     solution='''
 def accuracy_of_nothing(targs):
     return (targs == 0).float().mean()
 check('multi-5', accuracy_of_nothing)
 ''')
 def _(answer):
-    targs = torch.tensor([[1.,0,0,0,0], [0,1,1,1,0], [0,0,0,0,0], [1,0,0,0,1]])
-    got = as_number(call(answer, targs))
-    if close(got, .7): return None
-    if close(got, .3): return 'That is how often there is something, and there the answer "nothing" is wrong.'
-    if close(got, 70): return 'That is in per cent; `accuracy_multi` gives a share between 0 and 1.'
-    if close(got, 14): return 'That is a count; an accuracy is a share of all activations.'
-    if close(got, .25): return 'That is the share of pictures that are right as a whole; `accuracy_multi` counts each label of each picture.'
-    return 'For a table of 4 pictures and 5 labels made up here it comes out wrong.'
+    g = torch.Generator().manual_seed(6)
+    cases = [(torch.tensor([[1.,0,0,0,0], [0,1,1,1,0], [0,0,0,0,0], [1,0,0,0,1]]),)]
+    cases += [((torch.rand(n, k, generator=g) < p).float(),) for n,k,p in ((30, 20, .1), (7, 3, .6))]
+    def right(t): return (t == 0).float().mean()
+    return diagnose(answer, cases, right, {
+        'That is how often there is something, and there the answer "nothing" is wrong.': lambda t: t.mean(),
+        'That is in per cent; `accuracy_multi` gives a share between 0 and 1.': lambda t: 100*right(t),
+        'That is a count; an accuracy is a share of all activations.': lambda t: (t == 0).sum(),
+        'That is the share of pictures that are right as a whole; `accuracy_multi` counts each label of '
+        'each picture.': lambda t: (t.sum(1) == 0).float().mean(),
+        'That has a number for each label; one for all of them is asked for.':
+            lambda t: (t == 0).float().mean(0)},
+        'For tables of targets made up here it comes out wrong.')
 
 # %% ../../nbs/exercises/multilabel.ipynb #f1f22e2e
-def _f1(preds, targs, t):
+def _f1(preds, targs, t): # probabilities; zeros and ones; a threshold
     "F1 over all labels and pictures at a threshold"
     yes = preds >= t
     hit = (yes & (targs == 1)).sum().item()
     return 2*hit/max(yes.sum().item() + targs.sum().item(), 1)
 
-@exercise('multi-6', 'a function',
-    'Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the rightly found labels, divided by the number of labels found plus the number of labels there are. Write `best_f1_threshold(preds, targs)`, which returns the threshold with the highest F1 (all labels taken together; `preds` are probabilities).',
-    hint='Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take the one with the highest F1.',
+@exercise('multi-6', 'a function', '''
+    Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the number of
+    labels found rightly, divided by the number of labels found plus the number of labels there are.
+    Write `best_f1_threshold(preds, targs)`, which returns the threshold with the highest F1 (all labels
+    taken together; `preds` are probabilities).''',
+    hint='''Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take the one with
+    the highest F1.''',
     solution='''
 import torch
 def f1(preds, targs, thresh):
@@ -158,23 +201,28 @@ check('multi-6', best_f1_threshold)
 ''')
 def _(answer):
     g = torch.Generator().manual_seed(3)
-    for shift in -2.2, -1.:
+    for shift in -2.2, -1., -3.5:
         targs = (torch.rand(400, 10, generator=g) < .08).float()
         preds = torch.sigmoid(torch.randn(400, 10, generator=g) + 2.2*targs + shift)
-        t = as_number(call(answer, preds.clone(), targs.clone()))
-        if not 0 <= t <= 1: return f'A threshold is a probability between 0 and 1; this is {t:.3g}.'
+        t = as_number(call(answer, preds, targs))
         xs = torch.linspace(.01, .99, 99)
         f1s = torch.tensor([_f1(preds, targs, x) for x in xs])
         accs = torch.tensor([((preds >= x) == (targs == 1)).float().mean().item() for x in xs])
+        if t == f1s.argmax(): return 'That is the position of the threshold in a list, not the threshold.'
+        if not 0 <= t <= 1: return f'A threshold is a probability between 0 and 1; this is {t:.3g}.'
         if _f1(preds, targs, t) >= f1s.max() - .01: continue
         if abs(t - xs[accs.argmax()]) < .02: return f'At {t:.2f} the accuracy is highest, but not F1.'
-        if abs(t - f1s.max()) < .01: return 'That is the highest F1 itself; asked for is the threshold where it is reached.'
+        if abs(t - f1s.max()) < .01:
+            return 'That is the highest F1 itself; asked for is the threshold where it is reached.'
         return f'At {t:.2f} F1 is {_f1(preds, targs, t):.2f}; another threshold does better.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #3be7cc9d
-@exercise('multi-7', 'a function',
-    'A threshold chosen on the pictures on which it is then measured looks better than it is. Write `honest_accuracy(preds, targs)`: it chooses the threshold with the highest accuracy on the first half of the rows, and returns `(thresh, accuracy on the first half, accuracy on the second half)`.',
-    hint='`n = len(preds)//2`, and from there on the second half must not be looked at until the threshold stands.',
+@exercise('multi-7', 'a function', '''
+    A threshold looks better than it is on the pictures on which it was chosen. Write
+    `honest_accuracy(preds, targs)`: it chooses the threshold with the highest accuracy on the first half
+    of the rows, and returns `(thresh, accuracy on the first half, accuracy on the second half)`.''',
+    hint='''`n = len(preds)//2`, and from there on, don't look at the second half until the threshold is
+    chosen.''',
     solution='''
 import torch
 def accuracy(preds, targs, thresh): return ((preds > thresh) == targs.bool()).float().mean()
@@ -185,41 +233,57 @@ def honest_accuracy(preds, targs):
 check('multi-7', honest_accuracy)
 ''')
 def _(answer):
-    g = torch.Generator().manual_seed(4)
-    targs = (torch.rand(200, 8, generator=g) < .3).float()
-    shift = torch.where(torch.arange(200) < 100, 0.8, -1.2)[:,None] # the two halves have different best thresholds
-    preds = torch.sigmoid(torch.randn(200, 8, generator=g) + 3*targs - 1.5 + shift)
-    got = call(answer, preds.clone(), targs.clone())
-    if not isinstance(got, (tuple, list, Tensor, np.ndarray)) or len(got) != 3: return 'It should return three numbers: the threshold and two accuracies.'
-    t,first,second = (as_number(o) for o in got)
-    def acc(p, y, t): return max(((p > t) == (y == 1)).float().mean().item(), ((p >= t) == (y == 1)).float().mean().item())
-    xs = torch.linspace(.05, .95, 91)
-    def best(s): return max(acc(preds[s], targs[s], x) for x in xs)
-    a,b = slice(0, 100), slice(100, 200)
+    for seed,shifts in (4, (.8, -1.2)), (14, (-1., 1.)): # the halves have different best thresholds
+        g = torch.Generator().manual_seed(seed)
+        targs = (torch.rand(200, 8, generator=g) < .3).float()
+        shift = torch.where(torch.arange(200) < 100, *map(torch.tensor, shifts))[:,None]
+        preds = torch.sigmoid(torch.randn(200, 8, generator=g) + 3*targs - 1.5 + shift)
+        got = call(answer, preds, targs)
+        if not isinstance(got, (tuple, list, Tensor, np.ndarray)) or len(got) != 3:
+            return 'It should return three numbers: the threshold and two accuracies.'
+        if said := _honest(preds, targs, *map(as_number, got)): return said
+
+def _honest(preds, targs, t, first, second):
+    def acc(s, t):
+        at_least, above = (f(preds[s], t) == (targs[s] == 1) for f in (torch.ge, torch.gt))
+        return max(o.float().mean().item() for o in (at_least, above))
+    def best(s): return max(acc(s, x) for x in torch.linspace(.05, .95, 91).tolist())
+    a,b,every = slice(0, 100), slice(100, 200), slice(None)
     if not 0 <= t <= 1: return f'The threshold comes first, and is a probability; this is {t:.3g}.'
-    if acc(preds[a], targs[a], t) < best(a) - .006:
-        if acc(preds[b], targs[b], t) >= best(b) - .003: return 'The threshold was chosen on the second half.'
-        if acc(preds, targs, t) >= best(slice(None)) - .003: return 'The threshold was chosen on all rows; the second half may not be looked at.'
+    if acc(a, t) < best(a) - .006:
+        if acc(b, t) >= best(b) - .003: return 'The threshold was chosen on the second half.'
+        if acc(every, t) >= best(every) - .003:
+            return 'The threshold was chosen on all rows; don\'t look at the second half before.'
         return f'At {t:.2f} the accuracy of the first half is not the highest.'
-    if abs(first - acc(preds[a], targs[a], t)) > .004: return 'The second number should be the accuracy on the first half at that threshold.'
-    if abs(second - best(b)) < .002: return 'The last number is the best that the second half could reach; it should be measured at the threshold chosen on the first.'
-    if abs(second - acc(preds[b], targs[b], t)) > .004: return 'The last number should be the accuracy on the second half at that threshold.'
+    if abs(first - acc(b, t)) < .004 and abs(second - acc(a, t)) < .004:
+        return 'The two accuracies are exchanged: the first half comes first.'
+    if abs(first - acc(a, t)) > .004:
+        return 'The second number should be the accuracy on the first half at that threshold.'
+    if abs(second - best(b)) < .002:
+        return ('The last number is the best that the second half could reach; measure it at the '
+                'threshold chosen on the first.')
+    if abs(second - acc(b, t)) > .004:
+        return 'The last number should be the accuracy on the second half at that threshold.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #dc127049
-@exercise('multi-8', 'an experiment of two minutes',
-    'Does the weighted loss of `multi-4` find more? Train the lesson\'s learner twice, from the same seed: once as it is, once with a loss in which a present label counts 10 times (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both learners, the plain one first. The check compares the share of the present labels that each of them finds at a threshold of 0.5. Then look at what else the second one "finds".',
-    hint='`vision_learner(..., loss_func=...)` takes a loss; the weight must lie on the same device as the data. Make the `DataLoaders` once.',
+@exercise('multi-8', 'an experiment of two minutes', '''
+    Does the weighted loss of `multi-4` find more? Train the lesson's learner twice by the same recipe and
+    from the same seed: once as it is, once with a loss in which a present label counts 10 times
+    (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both learners, the plain one first. The
+    check compares the share of the present labels that each of them finds at a threshold of 0.5. Then
+    look at what else the second one "finds".''',
+    hint='''`multilabel_learner(..., loss_func=...)` takes a loss; the weight must be on the same device as
+    the data. Make the `DataLoaders` once.''',
     solution='''
-from fastai.vision.all import *
-from lesson6.data import lesson_path, profile
-from lesson6.engine.networks import lesson_arch
-from lesson6.multilabel import read_labels, multilabel_dls
+from fastai.vision.all import BCEWithLogitsLossFlat, set_seed, tensor
+from lesson6.data import lesson_path
+from lesson6.multilabel import fit_multilabel, multilabel_dls, multilabel_learner, read_labels
 pascal = lesson_path('pascal')
 pascal_dls = multilabel_dls(read_labels(pascal), pascal)
 def train(loss_func):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pascal_dls, lesson_arch('resnet18'), loss_func=loss_func)
-    learn.fine_tune(2, 3e-3)
+    learn = multilabel_learner(pascal_dls, loss_func=loss_func)
+    fit_multilabel(learn)
     return learn
 plain = train(BCEWithLogitsLossFlat())
 weighted = train(BCEWithLogitsLossFlat(pos_weight=tensor(10.).to(pascal_dls.device)))
@@ -227,10 +291,24 @@ check('multi-8', (plain, weighted))
 ''')
 def _(answer):
     a,b = learners(answer, 2)
-    if not trained_epochs(a) or trained_epochs(a) != trained_epochs(b): return f'Both should be trained for the same number of epochs; the last fits ran {trained_epochs(a)} and {trained_epochs(b)}.'
-    recalls = []
-    for learn in a,b:
-        preds,targs = valid_preds(learn)
-        if preds.min() < 0 or preds.max() > 1: preds = preds.sigmoid()
-        recalls.append((preds[targs == 1] > .5).float().mean().item())
-    if recalls[1] <= recalls[0]: return f'The first learner finds {recalls[0]:.0%} of the labels that are there, the second {recalls[1]:.0%}: the weighted one should come second, and find more.'
+    check_equal({'first': a, 'second': b}, 'pictures')
+    preds,targs = zip(valid_preds(a), valid_preds(b))
+    weights = [_weight_of_yes(o, targs[0].shape[1]) for o in (a, b)]
+    if weights[0] > 1.01 and abs(weights[1]-1) < .01: return 'The weighted learner should come second.'
+    if abs(weights[0]-1) > .01: return 'In the loss of the first learner a present label counts more than an absent one.'
+    if abs(weights[1]-10) > .1:
+        return f'In the second loss a present label counts {weights[1]:.3g} times as much; it should be 10.'
+    p,q = (o if 0 <= o.min() and o.max() <= 1 else o.sigmoid() for o in preds)
+    found = compare(1.-((q > .5) & (targs[0] == 1)).sum(1)/targs[0].sum(1).clamp(min=1),
+                    1.-((p > .5) & (targs[0] == 1)).sum(1)/targs[0].sum(1).clamp(min=1),
+                    names=('weighted misses', 'plain'), unit='share', over='pictures')
+    if found.verdict == HOLDS: return Solved(f'{found}.')
+    if compare(-q.mean(1), -p.mean(1), over='pictures').verdict != HOLDS:
+        return ('The second gives no higher probabilities than the first; was it trained with the '
+                'weighted loss?')
+    return Solved(f"{found}{'; that can be chance' if found.verdict == EVEN else ''}.")
+
+def _weight_of_yes(learn, n): # a learner; how many labels. How much a present label counts in its loss, an absent one 1
+    zeros = torch.zeros(2, n, device=learn.dls.device)
+    yes, no = (as_number(learn.loss_func(zeros, zeros+o)) for o in (1, 0))
+    return yes/no if no else math.inf

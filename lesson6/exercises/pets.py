@@ -5,42 +5,48 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/exercises/pets.ipynb #c577a273
-import math
+# %% ../../nbs/exercises/pets.ipynb #e6f55278
 import numpy as np
 import torch
-from torch import Tensor
-from .checking import exercise, kind, as_number, as_numbers, call, close
-from .trainings import valid_preds, learners, trained_epochs, rows
+from ..claims import EVEN, FAILS, compare
+from .checking import Solved, as_number, as_numbers, call, close, diagnose, exercise
+from .trainings import check_equal, errors, learners
 
 # %% ../../nbs/exercises/pets.ipynb #c91ac8f1
-@exercise('pets-1', 'a line',
-    'How many breeds of **cats** does this set hold? Let the file names answer.',
-    hint='A cat breed begins with a capital letter: `is_cat`. Every breed is to be counted once, which is what a `set` is for.',
+@exercise('pets-1', 'a line', '''
+    How many breeds of **cats** does this set hold? In the Oxford set, a name that begins with a
+    capital letter is a cat's.''',
+    hint='''`pet_labels(path).labels` holds the breed of each picture. Count every breed once, which is
+    what a `set` is for.''',
     solution='''
-from fastai.vision.all import get_image_files
 from lesson6.data import lesson_path
-from lesson6.pets import breed, is_cat
-files = get_image_files(lesson_path('pets')/'images')
-check('pets-1', len({breed(f) for f in files if is_cat(f)}))
+from lesson6.pets import pet_labels
+breeds = set(pet_labels(lesson_path('pets')).labels)
+check('pets-1', len({b for b in breeds if b[0].isupper()}))
 ''')
 def _(answer):
     from lesson6.data import lesson_path
-    names = [f.stem.rpartition('_')[0] for f in (lesson_path('pets')/'images').glob('*.jpg')]
-    cats = {n for n in names if n[0].isupper()}
-    if not isinstance(answer, (str, bytes, dict)) and hasattr(answer, '__iter__') and getattr(answer, 'ndim', 1):
-        return None if set(answer) == cats else 'These names are not all the cat breeds and nothing but them.'
+    from lesson6.pets import pet_labels
+    labels = pet_labels(lesson_path('pets')).labels
+    cats = {b for b in labels if b[0].isupper()}
+    several = hasattr(answer, '__iter__') and getattr(answer, 'ndim', 1)
+    if several and not isinstance(answer, (str, bytes, dict)):
+        if set(answer) == cats: return
+        return 'These names are not all the cat breeds and nothing but them.'
     n = as_number(answer)
-    if n == len(cats): return None
-    if n == sum(n in cats for n in names): return 'That is the number of pictures of cats; each breed counts once.'
-    if n == len(set(names)): return 'That is the number of all breeds, dogs included.'
-    if n == len(set(names) - cats): return 'Those are the dogs.'
-    return 'That is not the number of cat breeds in the folder that this lesson uses.'
+    if n == len(cats): return
+    return {sum(b in cats for b in labels): 'That is the number of pictures of cats; each breed '
+            'counts once.', len(labels): 'That is the number of all pictures.',
+            len(set(labels)): 'That is the number of all breeds, dogs included.',
+            len(set(labels)-cats): 'That is the number of the dogs\' breeds.',
+            }.get(n, 'That is not the number of cat breeds in the folder that this lesson uses.')
 
 # %% ../../nbs/exercises/pets.ipynb #ed1ce3db
-@exercise('pets-2', 'a function',
-    'Write `breed_and_number(path)`, which reads both parts of a file name: for `images/great_pyrenees_173.jpg` it returns `("great_pyrenees", 173)`.',
-    hint='`path.stem` is the name without folder and ending. The number stands behind the *last* underscore: `str.rpartition`, or a regular expression with a greedy first part.',
+@exercise('pets-2', 'a function', '''
+    Write `breed_and_number(path)`, which reads both parts of a file name: for
+    `images/great_pyrenees_173.jpg` it returns `("great_pyrenees", 173)`.''',
+    hint='''`path.stem` is the name without folder and ending. The number is behind the *last*
+    underscore: `str.rpartition`, or a regular expression with a greedy first part.''',
     solution='''
 def breed_and_number(path):
     breed, _, number = path.stem.rpartition('_')
@@ -49,17 +55,25 @@ check('pets-2', breed_and_number)
 ''')
 def _(answer):
     from pathlib import Path
-    for breed,n in ('Ragdoll', 9), ('great_pyrenees', 173), ('american_pit_bull_terrier', 12), ('Bengal', 7):
-        got = call(answer, Path('some_folder_3')/'images'/f'{breed}_{n}.jpg')
-        if not isinstance(got, (tuple, list)) or len(got) != 2: return 'It should return two things, the breed and the number.'
-        if got[0] != breed: return f'For {breed}_{n}.jpg the breed is not right: it came out as {got[0]!r}.'
+    names = ('Ragdoll', 9), ('great_pyrenees', 173), ('american_pit_bull_terrier', 12), ('Bengal', 7)
+    for breed,n in names:
+        got, file = call(answer, Path('some_folder_3')/'images'/f'{breed}_{n}.jpg'), f'{breed}_{n}.jpg'
+        if not isinstance(got, (tuple, list)) or len(got) != 2:
+            return 'It should return two things, the breed and the number.'
+        if got[0] == breed.lower() != breed:
+            return 'A capital letter tells cats from dogs here; keep the name as it is.'
+        if got[0] == breed.split('_')[0] != breed: return 'A breed can have several words in its name.'
+        if got[0] != breed: return f'For {file} the breed is not right: it came out as {got[0]!r}.'
         if isinstance(got[1], str): return 'The number is still a text; 9 comes before 12 only as a number.'
-        if got[1] != n: return f'For {breed}_{n}.jpg the number is not right: it came out as {got[1]!r}.'
+        if got[1] != n: return f'For {file} the number is not right: it came out as {got[1]!r}.'
 
 # %% ../../nbs/exercises/pets.ipynb #926c7c32
-@exercise('pets-3', 'a function',
-    'Write `softmax(acts)` with nothing but `exp`, `sum` and arithmetic: one row of activations per picture becomes one row of probabilities. It must also give the right answer for activations of 1000.',
-    hint='`exp(1000)` is infinite. The probabilities stay the same when the same number is subtracted from all activations of a row; which number makes the largest of them harmless?',
+@exercise('pets-3', 'a function', '''
+    Write `softmax(acts)` with nothing but `exp`, `sum`, `max` and arithmetic: one row of activations
+    per picture becomes one row of probabilities. It must also give the right result for activations
+    of 1000.''',
+    hint='''`exp(1000)` is infinite. The probabilities stay the same when you subtract the same number
+    from all activations of a row. Which number makes the largest of them harmless?''',
     solution='''
 def softmax(acts):
     e = (acts - acts.max(dim=1, keepdim=True).values).exp()
@@ -67,58 +81,97 @@ def softmax(acts):
 check('pets-3', softmax)
 ''')
 def _(answer):
-    acts = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
-    right = acts.softmax(1)
-    got = as_numbers(call(answer, acts.clone()), 5, 7)
-    if close(got, right.log()): return 'Those are the logarithms of the probabilities.'
-    if close(got, acts.softmax(0)): return 'The columns add up to one; each row, which is one picture, should.'
-    if not close(got.sum(1), np.ones(5)): return 'The probabilities of one picture do not add up to one.'
-    if not close(got, right): return 'The rows add up to one, but they are not the softmax.'
-    large = acts*1000
-    got = as_numbers(call(answer, large.clone()), 5, 7)
-    if not np.isfinite(got).all(): return 'Right for small activations, but around 1000 something becomes infinite, or infinity through infinity.'
-    if not close(got, large.softmax(1)): return 'Right for small activations, but not for those around 1000.'
+    g = torch.Generator().manual_seed(1)
+    small = [(torch.randn(5, 7, generator=g),), (torch.randn(3, 2, generator=g),)]
+    def right(acts): return acts.softmax(1)
+    said = diagnose(answer, small, right, {
+        'Those are the logarithms of the probabilities.': lambda a: a.log_softmax(1),
+        'The columns add up to one; each row, which is one picture, should.': lambda a: a.softmax(0),
+        'All pictures together add up to one; each picture should.': lambda a: a.exp()/a.exp().sum(),
+        'Those are the exponentials; the probabilities of a picture add up to one.': lambda a: a.exp(),
+        'That is a sigmoid: the probabilities of one picture do not add up to one.':
+            lambda a: a.sigmoid()}, 'The rows are not the softmax of the activations.')
+    if said: return said
+    for acts in small[0][0]*1000, torch.tensor([[1000., 0], [-1000, -1001], [0, 1]]):
+        got = as_numbers(call(answer, acts), *acts.shape)
+        if not np.isfinite(got).all():
+            return ('Right for small activations, but around 1000 it divides infinity by infinity, '
+                    'or zero by zero.')
+        if not close(got, right(acts)): return 'Right for small activations, but not for those around 1000.'
 
 # %% ../../nbs/exercises/pets.ipynb #445baf57
-@exercise('pets-4', 'a line',
-    'A network that knows nothing gives each of 37 breeds the same probability. What is its cross-entropy loss? (A loss near this number after an epoch means that nothing was learnt.)',
-    hint='Cross-entropy is minus the natural logarithm of the probability that the right class was given.',
+@exercise('pets-4', 'a function', '''
+    A network that has learnt only how common each breed is gives every picture the same
+    probabilities: each breed's share of the pictures. Write `loss_of_guessing(counts)`: its mean
+    cross-entropy on these pictures, from a list with the number of pictures of each breed. (A
+    training loss near this number means that the network has not looked at the pictures yet.)''',
+    hint='''Cross-entropy is minus the natural logarithm of the probability given to the right breed,
+    averaged over the pictures. How many pictures have the same probability?''',
     solution='''
-import math
-check('pets-4', -math.log(1/37))
+import torch
+def loss_of_guessing(counts):
+    counts = torch.as_tensor(counts).float()
+    shares = counts / counts.sum()
+    return -(shares * shares.log()).sum()
+check('pets-4', loss_of_guessing)
 ''')
 def _(answer):
-    a = as_number(answer)
-    if abs(a - math.log(37)) < 0.006: return None
-    if abs(a + math.log(37)) < 0.006: return 'The size is right; a loss is positive.'
-    if abs(a - 1/37) < 0.002: return 'That is the probability; the loss is made from it.'
-    if abs(a - 36/37) < 0.002: return 'That is the error rate of guessing, not the loss.'
-    if min(abs(a - math.log2(37)), abs(a - math.log10(37))) < 0.006: return 'That is a logarithm to another base; PyTorch takes the natural one.'
-    return 'That is not the loss of a uniform guess over 37 breeds.'
+    def of(f): return lambda counts: f(np.array(counts)/sum(counts))
+    def right(p): return -(p*np.log(p)).sum()
+    cases = [([80, 15, 5],), ([40]*37,), ([3, 9, 1, 27],), ([10],)]
+    return diagnose(answer, cases, of(right), {
+        'That is right only where all breeds are equally common.': of(lambda p: np.log(len(p))),
+        'There each breed counts once; a breed should count once for each of its pictures.':
+            of(lambda p: -np.log(p).mean()),
+        'That adds up the losses of the breeds; a mean over the pictures is asked for.':
+            of(lambda p: -np.log(p).sum()),
+        'The size is right; a loss is positive.': of(lambda p: -right(p)),
+        'That is a logarithm to the base of 2; PyTorch takes the natural one.':
+            of(lambda p: right(p)/np.log(2)),
+        'That is the error rate of "always the most common breed", not the loss.':
+            of(lambda p: 1-p.max()),
+        'That is how often such a guess is wrong; the loss is a logarithm.':
+            of(lambda p: 1-(p**2).sum()),
+        'That is the loss on the most common breed alone.': of(lambda p: -np.log(p.max())),
+        'That is the sum over all pictures; the loss is their mean.':
+            lambda counts: right(np.array(counts)/sum(counts))*sum(counts)},
+        'For numbers of pictures made up here the loss is not right.')
 
 # %% ../../nbs/exercises/pets.ipynb #6210c869
-@exercise('pets-5', 'a function',
-    'Write `error_per_breed(cm)`: from a confusion matrix (a row for each actual breed, a column for each predicted one, counts) to the share of each breed\'s pictures that was taken for something else.',
-    hint='The diagonal was right. Of one breed there were as many pictures as its row adds up to.',
+@exercise('pets-5', 'a function', '''
+    Write `error_per_breed(cm)`, where `cm` is a confusion matrix of counts, a row for each actual
+    breed and a column for each predicted one. It returns what share of each breed's pictures was
+    taken for something else.''',
+    hint='''The diagonal was right. A row adds up to the number of pictures of that breed.''',
     solution='''
 def error_per_breed(cm):
     return 1 - cm.diagonal() / cm.sum(axis=1)
 check('pets-5', error_per_breed)
 ''')
 def _(answer):
-    cm = np.array([[8, 2, 0], [1, 3, 0], [1, 1, 14]])
-    right, got = np.array([.2, .25, .125]), as_numbers(call(answer, cm.copy()), 3)
-    if close(got, right): return None
-    if close(got, 1-right): return 'Those are the shares that were right.'
-    if close(got, 1 - np.diag(cm)/cm.sum(0)): return 'That divides by the number of times a breed was *predicted*; the question starts from the pictures of a breed.'
-    if close(got, right*100): return 'Those are per cent; the share is a number between 0 and 1.'
-    if close(got, cm.sum(1)-np.diag(cm)): return 'Those are counts; divide by the number of pictures of the breed.'
-    return 'For a small matrix made up here the shares came out wrong.'
+    g = np.random.default_rng(5)
+    cases = [(np.array([[8, 2, 0], [1, 3, 0], [1, 1, 14]]),)]
+    cases += [(g.integers(1, 20, (n, n)) + np.diag(g.integers(5, 50, n)),) for n in (2, 5)]
+    def right(cm): return 1 - np.diag(cm)/cm.sum(1)
+    return diagnose(answer, cases, right, {
+        'Those are the shares that were right.': lambda cm: 1-right(cm),
+        'That divides by how often a breed was *predicted*; start from the pictures of a breed.':
+            lambda cm: 1 - np.diag(cm)/cm.sum(0),
+        'Those are per cent; a share is a number between 0 and 1.': lambda cm: 100*right(cm),
+        'Those are counts; divide by the number of pictures of the breed.':
+            lambda cm: cm.sum(1)-np.diag(cm),
+        'That is the error rate of all pictures together; every breed has its own.':
+            lambda cm: 1-np.trace(cm)/cm.sum(),
+        'That divides by all pictures; divide by those of the breed.':
+            lambda cm: 1 - np.diag(cm)/cm.sum()},
+        'For a confusion matrix made up here the shares are wrong.')
 
 # %% ../../nbs/exercises/pets.ipynb #28a39726
-@exercise('pets-6', 'a function',
-    'Write `group_rates(lo, hi, n)`: the learning rates that `slice(lo, hi)` gives to `n` groups of layers, from the first layers to the head.',
-    hint='Neighbouring groups differ by the same *factor*. From the first to the last there are `n-1` such steps.',
+@exercise('pets-6', 'a function', '''
+    Write `group_rates(lo, hi, n)`: the learning rates that `slice(lo, hi)` gives to `n` groups of
+    layers, from the first layers to the head.''',
+    hint='''Neighbouring groups differ by the same *factor*. There are `n-1` such steps from the first
+    group to the last.''',
     solution='''
 def group_rates(lo, hi, n):
     step = (hi/lo) ** (1/(n-1))
@@ -126,36 +179,62 @@ def group_rates(lo, hi, n):
 check('pets-6', group_rates)
 ''')
 def _(answer):
-    for lo,hi,n in (1e-6, 1e-4, 3), (1e-5, 1e-2, 5):
-        right, got = np.geomspace(lo, hi, n), as_numbers(call(answer, lo, hi, n), n)
-        if np.allclose(got, right, rtol=1e-4, atol=0): continue
-        if np.allclose(got, np.linspace(lo, hi, n), rtol=1e-4, atol=0): return 'These are evenly spaced as numbers; they should be evenly spaced in the exponent.'
-        if np.allclose(got, right[::-1], rtol=1e-4, atol=0): return 'The order is turned round: the first layers get the smallest rate.'
-        if not np.isclose(got[-1], hi, rtol=1e-4): return 'The last group, the head, should get exactly the upper rate.'
-        return f'The rates of {n} groups between {lo} and {hi} are not right.'
+    def same(a, b): return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=0)
+    cases = [(1e-6, 1e-4, 3), (1e-5, 1e-2, 5), (1e-4, 3e-3, 2)]
+    return diagnose(answer, cases, np.geomspace, {
+        'These are evenly spaced as numbers; they should be evenly spaced in the exponent.': np.linspace,
+        'The order is turned round: the first layers get the smallest rate.':
+            lambda lo, hi, n: np.geomspace(hi, lo, n),
+        'The last group, the head, should get exactly the upper rate: there are n-1 steps, not n.':
+            lambda lo, hi, n: np.geomspace(lo, hi, n+1)[:n],
+        'The first and the last group should get exactly the two ends.':
+            lambda lo, hi, n: np.geomspace(lo, hi, n+2)[1:-1],
+        'A factor of 10 from group to group is right for some numbers only.':
+            lambda lo, hi, n: lo*10.**np.arange(n),
+        'That is what `slice(hi)` does: a tenth of the rate for all groups but the head.':
+            lambda lo, hi, n: np.array([hi/10]*(n-1) + [hi])},
+        'For ends made up here the rates are wrong.', same)
 
 # %% ../../nbs/exercises/pets.ipynb #99ff8954
-@exercise('pets-7', 'an experiment of a minute',
-    'What are the pretrained weights worth? Train the lesson\'s small network twice, for the same number of epochs at the same rate: once starting from its pretrained weights, once from random ones. Hand in both learners, the pretrained one first.',
-    hint='`vision_learner` has an argument `pretrained`. Make the `DataLoaders` once and give them to both learners; set the seed before each.',
+@exercise('pets-7', 'an experiment of a minute', '''
+    What are the pretrained weights worth? Train the lesson's network twice by the same recipe: once
+    starting from its pretrained weights, once from random ones. Hand in both learners, the pretrained
+    one first.''',
+    hint='''`pets_learner` hands `pretrained` on to `vision_learner`. Give it the same `arch` both times,
+    make the `DataLoaders` once, and set the seed before each training.''',
     solution='''
-from fastai.vision.all import vision_learner, error_rate, set_seed
-from lesson6.data import lesson_path, profile
+from fastai.vision.all import set_seed
+from lesson6.data import lesson_path
 from lesson6.engine.networks import lesson_arch
-from lesson6.pets import pets_dls
+from lesson6.pets import fit_pets, pets_dls, pets_learner
 pets = pets_dls(lesson_path('pets'))
 def train(pretrained):
     set_seed(42, reproducible=True)
-    learn = vision_learner(pets, lesson_arch('resnet34'), pretrained=pretrained, metrics=error_rate)
-    learn.fine_tune(2, 3e-3)
+    learn = pets_learner(pets, lesson_arch('resnet34'), pretrained=pretrained)
+    fit_pets(learn)
     return learn
 check('pets-7', (train(True), train(False)))
 ''')
 def _(answer):
     a,b = learners(answer, 2)
-    if not trained_epochs(a) or trained_epochs(a) != trained_epochs(b): return f'Both should be trained for the same number of epochs; the last fits ran {trained_epochs(a)} and {trained_epochs(b)}.'
-    if list(map(str, a.dls.valid_ds.items)) != list(map(str, b.dls.valid_ds.items)): return 'The two were not validated on the same pictures; make the DataLoaders once.'
-    if set(map(str, a.dls.train_ds.items)) & set(map(str, a.dls.valid_ds.items)): return 'Some pictures are in both the training and the validation set.'
-    (pa,ta),(pb,tb) = valid_preds(a), valid_preds(b)
-    ea,eb = ((p.argmax(1) != t).float().mean().item() for p,t in ((pa,ta),(pb,tb)))
-    if ea >= eb: return f'The first learner errs on {ea:.0%} of the pictures, the second on {eb:.0%}: the pretrained one should come first, and be better.'
+    check_equal({'first': a, 'second': b}, 'pictures')
+    if _shapes(a) != _shapes(b): return 'The two are different networks; only where they start should differ.'
+    begun = [getattr(o, 'pretrained', None) for o in (a, b)]
+    if begun == [False, True]: return 'The pretrained learner should come first.'
+    if begun[0] is False: return 'The first learner was made with pretrained=False.'
+    if begun[1] is True: return 'The second learner was made with its pretrained weights, too.'
+    if _alike(a, b) > .3: return 'Both learners began with the same weights; the second should begin with random ones.'
+    found = compare(errors(a), errors(b), names=('pretrained', 'from random weights'), unit='share',
+                    over='pictures')
+    if found.verdict == FAILS: return f'The second is the better one: {found}. The pretrained one should come first.'
+    if found.verdict == EVEN and begun != [True, False]:
+        return f"The two can't be told apart: {found}. Train longer, or take more pictures."
+    return Solved(f"{found}{'; that can be chance' if found.verdict == EVEN else ''}.")
+
+def _shapes(learn): # of its weights
+    return [tuple(p.shape) for p in learn.model.parameters()]
+
+def _alike(a, b): # two learners of the same network; about 1 if their filters began the same, about 0 if not
+    filters = [torch.cat([p.detach().cpu().flatten() for p in o.model.parameters() if p.ndim == 4])
+               if any(p.ndim == 4 for p in o.model.parameters()) else torch.zeros(1) for o in (a, b)]
+    return torch.cosine_similarity(*filters, dim=0).item()

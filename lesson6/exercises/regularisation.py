@@ -5,70 +5,99 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/exercises/regularisation.ipynb #392af985
-import math
+# %% ../../nbs/exercises/regularisation.ipynb #d1089bfe
 import numpy as np
 import torch
 from torch import Tensor
-from .checking import exercise, kind, as_number, as_numbers, call, close
-from .trainings import valid_preds, learners, trained_epochs, rows
+from ..claims import HOLDS, compare
+from .checking import Solved, as_number, as_numbers, call, close, diagnose, exercise
+from .trainings import check_equal, decays, errors, highest_rate, learners, trained_steps
 
 # %% ../../nbs/exercises/regularisation.ipynb #5007df06
-@exercise('reg-1', 'a line',
-    'The lesson\'s formula adds `0.1 * (weights**2).sum()` to the loss. Which `weight_decay` must `torch.optim.SGD` be given to do exactly the same?',
-    hint='What does the formula add to the gradient of a weight p, and what does PyTorch add?',
+@exercise('reg-1', 'a function', '''
+    Somebody adds the *mean* of the squares to the loss, `wd * (weights**2).mean()`, and not their sum.
+    Write `same_decay(wd, n)`: which `weight_decay` must `torch.optim.SGD` be given to do exactly the same,
+    if there are `n` weights?''',
+    hint='''What does the formula add to the gradient of one weight p, and what does PyTorch add?''',
     solution='''
-check('reg-1', 2*0.1)
+def same_decay(wd, n):
+    return 2*wd/n
+check('reg-1', same_decay)
 ''')
 def _(answer):
-    a = as_number(answer)
-    if abs(a - .2) < 1e-6: return None
-    if abs(a - .1) < 1e-6: return 'Then PyTorch would add 0.1*p to the gradient; the derivative of 0.1*p² is something else.'
-    if abs(a - .05) < 1e-6: return 'That goes the wrong way: it is what stands in the formula when PyTorch is given 0.1.'
-    return 'With that value the two are not the same; compare the two gradients of one weight.'
+    return diagnose(answer, [(.1, 10), (3., 4), (.5, 1)], lambda wd, n: 2*wd/n, {
+        'That is right for the sum of the squares; a mean is divided by their number.': lambda wd, n: 2*wd,
+        'PyTorch adds weight_decay*p to the gradient; what is the derivative of p²?': lambda wd, n: wd/n,
+        'PyTorch adds weight_decay*p to the gradient: neither the square nor the mean is in that.':
+            lambda wd, n: wd,
+        'The 2 goes the wrong way.': lambda wd, n: wd/n/2,
+        'The mean divides by the number of weights; it does not multiply.': lambda wd, n: 2*wd*n},
+        'With that value the two are not the same; compare the gradients of one weight.',
+        lambda a, b: a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-3, atol=0)))
 
 # %% ../../nbs/exercises/regularisation.ipynb #93acd48a
-@exercise('reg-2', 'a line',
-    'A weight that the loss does not care about is only decayed. With AdamW, `lr=0.01` and `weight_decay=0.1`, after how many steps is half of it left?',
-    hint='Each step multiplies it by `1 - lr*wd`. How often must that be multiplied with itself to make one half?',
+@exercise('reg-2', 'a line', '''
+    A weight that has no influence on the loss is only decayed. With AdamW, `lr=0.01` and
+    `weight_decay=0.1`, after how many steps is half of it left?''',
+    hint='''Each step multiplies it by `1 - lr*wd`. How often must that be multiplied with itself to make
+    one half?''',
     solution='''
 import math
 check('reg-2', math.log(0.5)/math.log(1 - 0.01*0.1))
 ''')
 def _(answer):
     a = as_number(answer)
-    if 691.9 <= a <= 694.1: return None
-    if abs(a - 500) < 1.1: return 'That would be right if each step took the same *amount*; it takes the same *share* of what is left.'
-    if abs(a - 346.4) < 1.2: return 'That has the 2 of the formula in it; AdamW multiplies by 1 - lr*wd.'
-    if abs(a - 6.58) < .5: return 'The learning rate is missing: a step takes lr*wd of the weight.'
-    return 'After that many steps it is not half.'
+    if 691.9 <= a <= 694.1: return
+    mistakes = {
+        500: 'That would be right if each step took the same *amount*; it takes the same *share* of what '
+             'is left.',
+        346.4: 'That has the 2 of the formula in it; AdamW multiplies by 1 - lr*wd.',
+        6.58: 'The learning rate is missing: a step takes lr*wd of the weight.',
+        69: 'The weight decay is missing: a step takes lr*wd of the weight.',
+        999.5: 'After so many steps a share of 1/e is left, not one half.',
+        .9990: 'That is what one step leaves.'}
+    near = next((said for n,said in mistakes.items() if abs(a-n) < max(1.2, .005*n) and n > 5
+                 or abs(a-n) < 1e-3), None)
+    return near or 'After that many steps it is not half.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #7ec36557
-@exercise('reg-3', 'a function',
-    'Write `decay_step(p, grad, lr, wd)`: the weights after one step of plain SGD, when `wd` times the sum of the squared weights has been added to the loss and `grad` is the gradient of the loss *without* it.',
-    hint='The derivative of a sum is the sum of the derivatives. The step uses the weights as they were before it.',
+@exercise('reg-3', 'a function', '''
+    Write `decay_step(p, grad, lr, wd)`: the weights after one step of plain SGD, when `wd` times the sum
+    of the squared weights has been added to the loss and `grad` is the gradient of the loss *without*
+    it.''',
+    hint='''The derivative of a sum is the sum of the derivatives. The step uses the weights as they were
+    before it.''',
     solution='''
 def decay_step(p, grad, lr, wd):
     return p - lr*(grad + 2*wd*p)
 check('reg-3', decay_step)
 ''')
 def _(answer):
-    p, grad = torch.tensor([1., -2, .5]), torch.tensor([.3, .1, -.4])
-    for lr,wd in (.5, .2), (.1, 0.):
-        right, got = p - lr*(grad + 2*wd*p), as_numbers(call(answer, p.clone(), grad.clone(), lr, wd), 3)
-        if close(got, right): continue
-        if close(got, p - lr*(grad + wd*p)): return 'The derivative of p² is not p.'
-        if close(got, p - lr*grad): return 'That is the step without weight decay.'
-        if close(got, p + lr*(grad + 2*wd*p)): return 'That goes up; the loss is lower on the other side.'
-        if close(got, p - lr*(grad - 2*wd*p)): return 'That makes the weights larger, not smaller.'
-        if close(got, (p - lr*grad)*(1 - 2*lr*wd)): return 'That decays after the step; the gradient belongs to the weights as they were before it.'
-        if close(got, p - lr*grad - 2*wd*p): return 'The decay is part of the gradient, so the learning rate applies to it too.'
-        return 'For three weights made up here the step is wrong.'
+    g = torch.Generator().manual_seed(3)
+    cases = [(torch.tensor([1., -2, .5]), torch.tensor([.3, .1, -.4]), .5, .2)]
+    cases += [(torch.randn(4, generator=g), torch.randn(4, generator=g), lr, wd)
+              for lr,wd in ((.1, 0.), (.02, 1.5))]
+    def step(p, grad, lr, wd, times=2): return p - lr*(grad + times*wd*p)
+    return diagnose(answer, cases, step, {
+        'The derivative of p² is not p.': lambda *o: step(*o, 1),
+        'That is the step without weight decay.': lambda *o: step(*o, 0),
+        'That goes up; the loss is lower on the other side.': lambda p, g, lr, wd: step(p, g, -lr, wd),
+        'That makes the weights larger, not smaller.': lambda *o: step(*o, -2),
+        'That decays after the step; the gradient belongs to the weights as they were before it.':
+            lambda p, g, lr, wd: (p - lr*g)*(1 - 2*lr*wd),
+        'The decay is part of the gradient, so the learning rate applies to it too.':
+            lambda p, g, lr, wd: p - lr*g - 2*wd*p,
+        'That adds the square of the weights; a step needs its derivative.':
+            lambda p, g, lr, wd: p - lr*(g + wd*p**2),
+        'That is the gradient; the step is still to be made.': lambda p, g, lr, wd: g + 2*wd*p},
+        'For weights made up here the step is wrong.')
 
 # %% ../../nbs/exercises/regularisation.ipynb #feb92762
-@exercise('reg-4', 'a function',
-    'Write `mirror(x, points)`. It mirrors pictures `(n, 3, h, w)` left to right and moves their points `(n, 2)` with them. Each point is (x, y) in -1..1. Return both, and leave the arguments unchanged.',
-    hint='`x.flip(-1)` turns the columns round. The middle of the picture is 0: what becomes of a point just left of it?',
+@exercise('reg-4', 'a function', '''
+    Write `mirror(x, points)`. It mirrors pictures `(n, 3, h, w)` left to right and moves their points
+    `(n, 2)` with them. Each point is (x, y) in -1..1. Return both, and leave the arguments unchanged.''',
+    hint='''`x.flip(-1)` reverses the columns. The middle of the picture is 0: what becomes of a point just
+    left of it?''',
     solution='''
 import torch
 def mirror(x, points):
@@ -77,25 +106,34 @@ check('reg-4', mirror)
 ''')
 def _(answer):
     g = torch.Generator().manual_seed(7)
-    x, points = torch.rand(2, 3, 4, 6, generator=g), torch.tensor([[-.8, .3], [.5, -.1]])
-    given = x.clone(), points.clone()
-    got = call(answer, *given)
-    if not isinstance(got, (tuple, list)) or len(got) != 2: return 'It should return two things, the pictures and the points.'
-    if not torch.equal(given[0], x) or not torch.equal(given[1], points): return 'It changed the pictures or the points that it was given; work on copies.'
-    pixels, moved = as_numbers(got[0], 2, 3, 4, 6), as_numbers(got[1], 2, 2)
-    if close(pixels, x): return 'The pictures are not mirrored.'
-    if close(pixels, x.flip(-2)): return 'The pictures stand on their heads; left and right should be exchanged.'
-    if not close(pixels, x.flip(-1)): return 'The pictures are not mirrored left to right.'
-    if close(moved, points): return 'The pictures are mirrored, and the points have been forgotten.'
-    if close(moved, points*torch.tensor([1., -1])): return 'The points moved up and down; x is the first of their two numbers.'
-    if close(moved, -points): return 'The points moved in both directions; a mirrored head is not lower.'
-    if close(moved[:,0], 1-points[:,0]): return 'That would be right if x ran from 0 to 1.'
-    if not close(moved, points*torch.tensor([-1., 1])): return 'The points are not where their pixels are.'
+    for shape in (2, 3, 4, 6), (3, 3, 5, 2):
+        x, points = torch.rand(*shape, generator=g), torch.rand(shape[0], 2, generator=g)*1.8 - .9
+        got = call(answer, x, points)
+        if not isinstance(got, (tuple, list)) or len(got) != 2:
+            return 'It should return two things, the pictures and the points.'
+        pixels, moved = as_numbers(got[0], *shape), as_numbers(got[1], shape[0], 2)
+        if close(pixels, x): return 'The pictures are not mirrored.'
+        if close(pixels, x.flip(-2)): return 'The pictures stand on their heads; left and right should be exchanged.'
+        if close(pixels, x.flip(0)): return 'The pictures are in reverse order; each of them should be mirrored.'
+        if not close(pixels, x.flip(-1)): return 'The pictures are not mirrored left to right.'
+        mx, my = moved.T
+        px, py = points.numpy().T
+        if close(mx, -px) and close(my, py): continue
+        if close(moved, points): return 'The pictures are mirrored, and the points have been forgotten.'
+        if close(mx, px) and close(my, -py): return 'The points moved up and down; x is the first of their two numbers.'
+        if close(mx, -px) and close(my, -py): return 'The points moved in both directions; a mirrored head is not lower.'
+        if close(mx, 1-px): return 'That would be right if x ran from 0 to 1.'
+        if close(mx, shape[-1]-px) or close(mx, shape[-1]-1-px): return 'That would be right for points in pixels.'
+        return 'The points are not where their pixels are.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #a94d4e85
-@exercise('reg-5', 'a function',
-    'Another augmentation keeps only a part of the picture. Write `crop_points(points, left, top, width, height)`. The `points`, `(n, 2)`, are (x, y) in pixels of the whole picture. The four numbers, also in pixels, say what part is kept. Return where the points are in that part, in -1..1. (What does a number outside -1..1 mean then?)',
-    hint='First in pixels, counted from the corner of the part; then to -1..1 as for any picture of that width and height.',
+@exercise('reg-5', 'a function', '''
+    Another augmentation keeps only a part of the picture. Write `crop_points(points, left, top, width,
+    height)`. The `points`, `(n, 2)`, are (x, y) in pixels of the whole picture. The four numbers, also in
+    pixels, say what part is kept. Return where the points are in that part, in -1..1. (What does a number
+    outside -1..1 mean then?)''',
+    hint='''First in pixels, counted from the corner of the part; then to -1..1 as for any picture of that
+    width and height.''',
     solution='''
 import torch
 def crop_points(points, left, top, width, height):
@@ -103,21 +141,32 @@ def crop_points(points, left, top, width, height):
 check('reg-5', crop_points)
 ''')
 def _(answer):
-    points = torch.tensor([[100., 50.], [300, 170], [200, 110], [400, 50]])
-    right = np.array([[-1., -1], [1, 1], [0, 0], [2, -1]])
-    got = as_numbers(call(answer, points.clone(), 100, 50, 200, 120), 4, 2)
-    if close(got, right): return None
-    if close(got, right.clip(-1, 1)): return 'A point that was cut off should not be pulled back to the edge: it is no longer in the picture.'
-    if close(got, points - torch.tensor([100, 50])): return 'That is still in pixels.'
-    if close(got, (right+1)/2): return 'That runs from 0 to 1; it should run from -1 to 1.'
-    if close(got, 2*points/torch.tensor([200, 120])-1): return 'The corner of what was cut out is missing: its left upper corner is the new (-1, -1).'
-    if close(got, 2*(points - torch.tensor([50, 100]))/torch.tensor([120, 200]) - 1) or close(got, 2*(points - torch.tensor([100, 50]))/torch.tensor([120, 200]) - 1): return 'Width belongs to x and height to y.'
-    return 'For points made up here, among them the corners of the part, it comes out wrong.'
+    cases = [(torch.tensor([[100., 50.], [300, 170], [200, 110], [400, 50]]), 100, 50, 200, 120),
+             (torch.tensor([[10., 90.], [55, 20]]), 5, 15, 60, 100)]
+    def right(p, l, t, w, h): return 2*(p.numpy() - [l, t])/[w, h] - 1
+    return diagnose(answer, cases, right, {
+        'A point that was cut off should not be pulled back to the edge: it is no longer in the picture.':
+            lambda *o: right(*o).clip(-1, 1),
+        'That is still in pixels.': lambda p, l, t, w, h: p.numpy() - [l, t],
+        'That runs from 0 to 1; it should run from -1 to 1.': lambda *o: (right(*o)+1)/2,
+        'The corner of what was cut out is missing: its left upper corner is the new (-1, -1).':
+            lambda p, l, t, w, h: right(p, 0, 0, w, h),
+        'Width belongs to x and height to y.': lambda p, l, t, w, h: right(p, l, t, h, w),
+        'left belongs to x and top to y.': lambda p, l, t, w, h: right(p, t, l, w, h),
+        'left belongs to x and top to y, and so do width and height.':
+            lambda p, l, t, w, h: right(p, t, l, h, w),
+        'The corner is subtracted from a point of the part, not added.':
+            lambda p, l, t, w, h: right(p, -l, -t, w, h)},
+        'For points made up here, among them the corners of the part, it comes out wrong.')
 
 # %% ../../nbs/exercises/regularisation.ipynb #bb2eb659
-@exercise('reg-6', 'a function',
-    'Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a full training *would* have, one for each epoch. Early stopping ends the training as soon as `patience` epochs in a row were not lower than the lowest before them. Return the number of epochs that are run; without such a row, all of them are.',
-    hint='Walk through the losses with two things in hand: the lowest so far, and how many epochs ago that was.',
+@exercise('reg-6', 'a function', '''
+    Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a full training
+    *would* have, one for each epoch. Early stopping ends the training as soon as the loss has not fallen
+    below its lowest value so far for `patience` epochs in a row. Return the number of epochs that are run.
+    If that never happens, all epochs are run.''',
+    hint='''Walk through the losses and keep two numbers: the lowest so far, and how many epochs ago that
+    was.''',
     solution='''
 def stopped_after(losses, patience):
     lowest, waited = float('inf'), 0
@@ -129,17 +178,29 @@ def stopped_after(losses, patience):
 check('reg-6', stopped_after)
 ''')
 def _(answer):
-    for losses,patience,right in ([.9,.8,.7,.75,.72,.71,.69,.74], 2, 5), ([.9,.8,.85,.7,.75,.76,.77], 3, 7), ([.9,.8,.7,.6], 1, 4), ([.9,.8,.8,.7], 1, 3), ([.9,.95,.94,.93,.92], 3, 4):
+    for losses,patience,right,why in (
+            ([.9,.8,.7,.75,.72,.71,.69,.74], 2, 5, 'mind that epochs are compared with the *lowest* so far, '
+             'not with the one before'), ([.9,.8,.85,.7,.75,.76,.77], 3, 7, 'a lower loss starts the '
+             'count anew'), ([.9,.8,.7,.6], 1, 4, 'these losses fall all the time'),
+            ([.9,.8,.8,.7], 1, 3, 'an equal loss is not lower'), ([.9,.95,.94,.93,.92], 3, 4, 'mind that '
+             'epochs are compared with the *lowest* so far, not with the one before'),
+            ([.9,.8,.85,.84], 3, 4, 'it waits for more epochs than there are')):
         a = as_number(call(answer, list(losses), patience))
         if a == right: continue
-        if a == right-1: return f'For {losses} and a patience of {patience} it came out as {a:g}: perhaps the count begins at 0, or stops too early.'
-        if a == int(np.argmin(losses))+1: return 'That is where the lowest loss is; who waits only knows it later.'
-        return f'For {losses} and a patience of {patience} it came out as {a:g}; mind that epochs are compared with the *lowest* so far, not with the one before.'
+        said = f'For {losses} and a patience of {patience} it came out as {a:g}: '
+        if a == right-1: return said + 'perhaps the count begins at 0, or stops too early.'
+        if a == int(np.argmin(losses))+1:
+            return said + 'that is where the lowest loss is; one has to wait to know that.'
+        if a == len(losses): return said + 'all epochs are run only if the patience is never used up.'
+        return said + why + '.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #70cf5274
-@exercise('reg-7', 'a function',
-    'Write `dropout(x, p, training)` without `F.dropout`: while training, each number of `x` becomes 0 with probability `p`, and those that are left are scaled so that the mean stays the same; otherwise `x` is returned as it is.',
-    hint='`torch.rand_like(x)` is below `p` with probability `p`. If a share of 1-p is left, by what must it be divided?',
+@exercise('reg-7', 'a function', '''
+    Write `dropout(x, p, training)` without `F.dropout`. While training, each number of `x` becomes 0 with
+    probability `p`, whatever becomes of the others. Those that are left are scaled so that the mean stays
+    the same on average. If not training, it returns `x` as it is.''',
+    hint='''`torch.rand_like(x)` is below `p` with probability `p`, for each number anew. If a share of 1-p
+    is left, by what must it be divided?''',
     solution='''
 import torch
 def dropout(x, p, training):
@@ -148,53 +209,102 @@ def dropout(x, p, training):
 check('reg-7', dropout)
 ''')
 def _(answer):
-    x = torch.linspace(1, 2, 20000)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(8)
-        if not close(as_numbers(call(answer, x.clone(), .3, False), 20000), x): return 'When `training` is False nothing should change.'
-        got = as_numbers(call(answer, x.clone(), .3, True), 20000)
-        again = as_numbers(call(answer, x.clone(), .3, True), 20000)
-    kept = got != 0
-    if kept.all(): return 'While training, nothing became 0.'
-    if abs(kept.mean() - .3) < .02: return 'A share of p was *kept*; it is the share that should go.'
-    if abs(kept.mean() - .7) > .02: return f'With p = 0.3 a share of {1-kept.mean():.2f} became 0.'
-    scale = (got[kept]/x.numpy()[kept])
-    if close(scale, np.ones(kept.sum())): return 'What is left is not scaled, so the mean becomes smaller.'
-    if close(scale, np.full(kept.sum(), 1/.3)): return 'What is left is divided by p; but it is a share of 1-p that is left.'
-    if close(scale, np.full(kept.sum(), .7)): return 'What is left becomes smaller; it should make up for what is gone.'
-    if not close(scale, np.full(kept.sum(), 1/.7), 1e-3): return 'What is left is not scaled by the right number.'
-    if (kept == (again != 0)).all(): return 'The second call dropped the same numbers as the first; the choice should be new each time.'
+    for shape,p in ((200, 100), .3), ((40, 10, 50), .6):
+        x = torch.linspace(1, 2, int(np.prod(shape)))
+        x = x[torch.randperm(len(x))].reshape(shape)
+        def drop(x, training=True): return as_numbers(call(answer, x, p, training), *x.shape)
+        if not close(drop(x, False), x): return 'When `training` is False nothing should change.'
+        got, again = drop(x), drop(x)
+        kept = got != 0
+        if kept.all(): return 'While training, nothing became 0.'
+        if not kept.any(): return 'Everything became 0 at once; each number should have its own chance.'
+        if abs(kept.mean() - p) < .02: return 'A share of p was *kept*; it is the share that should go.'
+        if abs(kept.mean() - (1-p)) > .02 and not _together(kept, p): return f'With p = {p} a share of {1-kept.mean():.2f} became 0.'
+        if said := _scaled(got[kept]/x.numpy()[kept], p): return said
+        if (kept == (again != 0)).all():
+            return 'The second call dropped the same numbers as the first; the choice should be new each time.'
+        if said := _together(kept, p): return said
+        if abs(np.corrcoef(kept.ravel(), x.numpy().ravel())[0,1]) > .04:
+            return 'Whether a number is dropped depends on how large it is; only chance should decide.'
+    return _counts([np.count_nonzero(as_numbers(call(answer, torch.ones(50), .4, True), 50)) for _ in range(200)])
+
+def _scaled(scale, p): # what those that are left were multiplied by
+    for s,said in ((1/(1-p), None), (1, 'What is left is not scaled, so the mean becomes smaller.'),
+                   (1/p, 'What is left is divided by p; but it is a share of 1-p that is left.'),
+                   (1-p, 'What is left becomes smaller; it should make up for what is gone.')):
+        if close(scale, np.full(scale.shape, s), 1e-3): return said
+    return 'What is left is not scaled by the right number.'
+
+def _together(kept, p): # a sentence if rows, columns or neighbours are dropped together
+    n, sd = kept.size, (p*(1-p))**.5
+    axes = range(kept.ndim)
+    for axis in [*axes, *(tuple(i for i in axes if i != o) for o in axes)]:
+        means = kept.mean(axis=axis) # of m independent draws: they vary by sd/sqrt(m)
+        if means.std() > (1 + 5/(2*means.size)**.5)*sd/(n/means.size)**.5:
+            return 'Whole rows or columns are dropped together; each number should have its own chance.'
+    flat = kept.ravel() - kept.mean()
+    for lag in 1, 2, n//2:
+        if abs((flat[lag:]*flat[:-lag]).mean()) > 5*sd**2/(n-lag)**.5:
+            return 'Some numbers are dropped together; each should have its own chance.'
+
+def _counts(left): # how many of 50 were kept, in each of 200 calls; by chance they vary by 3.5
+    if np.std(left) < 2.6:
+        return 'It drops nearly the same number of them each time; each should have its own chance.'
+    if np.std(left) > 4.5:
+        return 'How many it drops varies too much: they are not dropped independently.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #3a73a62d
-@exercise('reg-8', 'an experiment of five minutes',
-    'Make the rating model better. Train it with the lesson\'s recipe and only fastai\'s own weight decay of 0.01 (`fit_one_cycle(5, 5e-3)`). Then train a second one, on the same `DataLoaders`, with whatever you have learnt here. Its validation error should be at least 4 % lower. Hand in both learners, the plain one first.',
-    hint='The curve of `wd_sweep` shows how much decay is good. Does everything have to decay? `factors_and_biases` is a splitter.',
+@exercise('reg-8', 'an experiment of five minutes', '''
+    Make the rating model better. Train `DotProductBias` with the lesson's recipe and only fastai's own
+    weight decay of 0.01: 50 factors, batches of 64, `fit_one_cycle(5, 5e-3)`. Then train a second model on
+    the same `DataLoaders` with whatever you have learnt here, be it weight decay, dropout, early stopping
+    or fewer factors. Hand in both learners, the plain one first. The second must have a lower
+    validation error by more than three standard errors, paired on the validation ratings. To exclude the
+    luck of a seed, `check` trains the plain recipe twice more and compares with those, too.''',
+    hint='''The curve of `wd_sweep` shows how much decay is good. Does everything have to decay? The two
+    groups of `ratings_learner` are the factors and the biases, and `wd` takes a number for each.''',
     solution='''
-from fastai.collab import Learner, MSELossFlat
 from fastai.vision.all import set_seed
+from lesson6.collab import ratings_dls, ratings_learner
 from lesson6.data import lesson_path
-from lesson6.collab import DotProductBias, factors_and_biases, ratings_dls
 rated = ratings_dls(lesson_path('movielens'), bs=64)
-n_users, n_movies = (len(rated.classes[o]) for o in ('user', 'title'))
 def train(**kwargs):
     set_seed(42, reproducible=True)
-    learn = Learner(rated, DotProductBias(n_users, n_movies, 50, rated.y_range), loss_func=MSELossFlat(),
-                    splitter=factors_and_biases)
+    learn = ratings_learner(rated)
     learn.fit_one_cycle(5, 5e-3, **kwargs)
     return learn
 check('reg-8', (train(), train(wd=[0.3, 0.])))
 ''')
 def _(answer):
     a,b = learners(answer, 2)
-    for which,learn in ('first', a), ('second', b):
-        if not trained_epochs(learn): return f'The {which} learner has not been trained yet.'
-    if getattr(a, 'opt', None) is not None and a.opt.hypers[0].get('wd', 0) > .01: return f"The first learner was trained with a weight decay of {a.opt.hypers[0]['wd']:g}; it should be the plain one."
-    valid = [rows(l.dls.valid) for l in (a,b)]
-    if valid[0] != valid[1]: return 'The two were not validated on the same ratings; make the DataLoaders once.'
-    for which,learn in ('first', a), ('second', b):
-        seen = len(rows(learn.dls.train) & valid[0])/len(valid[0])
-        if seen > .01: return f'The {which} learner was trained on {seen:.0%} of the ratings that it is validated on.'
-    (pa,ta),(pb,tb) = valid_preds(a), valid_preds(b)
-    ea,eb = (((p.flatten()-t.float().flatten())**2).mean().item() for p,t in ((pa,ta),(pb,tb)))
-    if eb >= ea: return f'The validation error of the first is {ea:.3f} and of the second {eb:.3f}: the better one should come second.'
-    if eb > .96*ea: return f'The validation error went from {ea:.3f} to {eb:.3f}, which is {1-eb/ea:.1%}; there is more to be had.'
+    check_equal({'first': a, 'second': b}, 'ratings', recipe=False, most=.01)
+    if said := _not_plain(a): return said
+    first, second = errors(a), errors(b)
+    found = compare(second, first, names=('second', 'first'), over='ratings')
+    if found.first >= found.second: return f'{found}: the better one should come second.'
+    plain = (_plain(a.dls, 1) + _plain(a.dls, 2))/2
+    same = compare(first, plain, over='ratings')
+    if abs(same.difference) > max(6*same.standard_error, .005*same.second):
+        return (f'The first learner has a validation error of {same.first:.3f}; trained here by the '
+                f'plain recipe it is {same.second:.3f}. Train the first as the task says.')
+    if HOLDS != found.verdict or compare(second, plain, over='ratings').verdict != HOLDS:
+        return f'{found}: that can be the luck of a seed. There is more to be had.'
+    return Solved(f'{found}.')
+
+def _not_plain(learn): # what keeps a learner from being the lesson's, in a sentence
+    if set(decays(learn)) != {.01}:
+        return f'The first learner was trained with a weight decay of {max(decays(learn)):g}; the plain one has 0.01.'
+    sizes = sorted(p.shape[1] for p in learn.model.parameters() if p.ndim == 2)
+    if sizes != [1, 1, 50, 50]: return 'The first model should be `DotProductBias` with 50 factors.'
+    if learn.dls.train.bs != 64: return f'The lesson\'s recipe has batches of 64; these have {learn.dls.train.bs}.'
+    if abs(highest_rate(learn) - 5e-3) > 1e-4:
+        return f'The first learner was trained at a rate of {highest_rate(learn):.2g}; the plain recipe has 5e-3.'
+    epochs = trained_steps(learn)/len(learn.dls.train)
+    if epochs != 5: return f'The first learner was trained for {epochs:g} epochs; the plain recipe has 5.'
+
+def _plain(dls, seed): # squared errors of the plain recipe on the same loaders
+    from lesson6.collab import ratings_learner
+    torch.manual_seed(seed)
+    learn = ratings_learner(dls, y_range=getattr(dls, 'y_range', (0, 5.5)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 5e-3)
+    return errors(learn)
