@@ -6,8 +6,8 @@
 __all__ = ['TWINS', 'repository', 'open_links', 'first_cell', 'changes', 'figures', 'figures_without_words', 'defined',
            'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose', 'table',
            'claim_headings', 'claims_page', 'chart_words', 'speed_page', 'signature', 'parameters', 'entry', 'prose_of',
-           'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'write_sources',
-           'setup', 'exported_names', 'plain_page', 'plain_pages', 'build_site']
+           'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'Sources',
+           'write_sources', 'setup', 'exported_names', 'plain_page', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
 import inspect, json, os, re
@@ -21,7 +21,8 @@ from .running import find_notebooks, flags, kept_runs, notebooks_path, pictures
 # %% ../../nbs/book/site.ipynb #e97fbaea
 def repository() -> str: # such as https://git.example.org/our/lesson6; '' while none is set
     "The address of the project's repository"
-    return dict(u.split(', ', 1) for u in metadata.metadata('lesson6').get_all('Project-URL') or []).get('Repository', '').rstrip('/')
+    urls = metadata.metadata('lesson6').get_all('Project-URL') or []
+    return dict(u.split(', ', 1) for u in urls).get('Repository', '').rstrip('/')
 
 # %% ../../nbs/book/site.ipynb #68a74631
 def open_links(
@@ -73,7 +74,8 @@ def changes(
         quote = []
         for line in c.source.splitlines() + ['']:
             if line.startswith('>'): quote.append(line[1:].removeprefix(' ')); continue
-            if quote and quote[0].startswith('**What changed since the lesson'): found.append((i, heading, '\n'.join(quote)))
+            if quote and quote[0].startswith('**What changed since the lesson'):
+                found.append((i, heading, '\n'.join(quote)))
             quote = []
             if re.match(r'#+ ', line): heading = line.lstrip('#').strip()
     return found
@@ -84,14 +86,16 @@ def figures(
 ) -> list:   # the pictures among its outputs, as {'image/png': ..., ...}
     "What a cell has drawn"
     data = [o.get('data', {}) for o in cell.get('outputs', [])]
-    return [d for d in data if any(m.startswith('image/') for m in d) or '<img' in ''.join(d.get('text/html', ''))]
+    return [d for d in data
+            if any(m.startswith('image/') for m in d) or '<img' in ''.join(d.get('text/html', ''))]
 
 def figures_without_words(
     nb,      # a notebook
 ) -> list:   # the first line of each such cell
     "The cells whose figures no `#| fig-alt:` describes"
     shown = [c for c in nb.cells if c.cell_type == 'code' and 'hide' not in flags(c.source)]
-    return [c.source.strip().split('\n')[0] for c in shown if figures(c) and not flags(c.source).get('fig-alt')]
+    return [c.source.strip().split('\n')[0] for c in shown
+            if figures(c) and not flags(c.source).get('fig-alt')]
 
 # %% ../../nbs/book/site.ipynb #87fc9923
 def defined(
@@ -102,8 +106,9 @@ def defined(
     found = []
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.append(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        for t in targets: found += [n.id for n in ([t] if isinstance(t, ast.Name) else getattr(t, 'elts', [])) if isinstance(n, ast.Name)]
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, 'targets', [])
+        for t in targets:
+            found += [n.id for n in getattr(t, 'elts', [t]) if isinstance(n, ast.Name)]
     return found
 
 # %% ../../nbs/book/site.ipynb #fcc001c2
@@ -111,70 +116,98 @@ def module_of(
     nb,      # a notebook
 ) -> str:    # such as `collab` or `mini.pets`; '' if it exports nothing
     "The module that a notebook exports to"
-    return next((name for c in nb.cells if c.cell_type == 'code' and (name := default_exp(c.source))), '')
+    code = (c.source for c in nb.cells if c.cell_type == 'code')
+    return next(filter(None, map(default_exp, code)), '')
 
-def default_exp(source): return next((l.split()[-1] for l in source.splitlines() if l.startswith('#| default_exp')), '')
+def default_exp(source):
+    found = re.search(r'^#\| default_exp +(\S+)', source, re.M)
+    return found[1] if found else ''
 
 # %% ../../nbs/book/site.ipynb #977cd9dd
+def _for_readers(
+    c,             # a code cell
+    module:str,    # that its notebook exports to
+    labelled:set,  # the names that have a label; those of this cell are added
+) -> list:         # cells
+    "A code cell without its `#|` lines, after a label for each name that it defines"
+    from nbformat import from_dict
+    from nbformat.v4 import new_markdown_cell
+    marks, before, extra = flags(c.source), [], {}
+    source = re.sub(r'^ *#\|.*\n?', '', c.source, flags=re.M).strip('\n')
+    if 'hide' in marks or not (source or c.outputs): return []
+    names = dict.fromkeys(defined(source)) if 'export' in marks else ()
+    if names := [n for n in names if n not in labelled]:
+        labelled.update(names)
+        labels = '\n'.join(f'({label(module, n)})=' for n in names)
+        before = [new_markdown_cell(labels, id=f'{c.id}-label')]
+    if figures(c):
+        image = {'alt': marks.get('fig-alt') or 'A figure that has no words yet'}
+        extra['mystnb'] = {'image': image}
+    if c.metadata.get('jupyter', {}).get('source_hidden'): extra['tags'] = ['hide-input']
+    outputs = [numbers_of(o)[0] for o in c.outputs]
+    return [*before, from_dict({**c, 'source': source, 'outputs': outputs, 'metadata': extra})]
+
 def for_readers(
     nb,             # an executed notebook
     name:str='',    # as `04_collab`; the sections get their links to Colab and Kaggle
 ):                  # a notebook; `nb` is left as it is
     "The notebook as MyST-NB gets it"
-    from nbformat import from_dict
     from nbformat.v4 import new_markdown_cell, new_notebook
     module, cells, labelled = module_of(nb), [], set()
     told, places = {i for i,_,_ in changes(nb)}, figure_places(nb, name) if name else {}
     for i,c in enumerate(nb.cells):
-        marks = flags(c.source)
-        if i in told: cells.append(new_markdown_cell(f'({label("changed", name)}-{i})=', id=f'{c.id}-changed'))
-        if c.cell_type != 'code':
-            cells.append(new_markdown_cell(c.source, id=c.id))
-            continue
-        source = '\n'.join(l for l in c.source.splitlines() if not l.strip().startswith('#|')).strip('\n')
-        if 'hide' in marks or not (source or c.outputs): continue
-        if 'export' in marks and (names := [n for n in dict.fromkeys(defined(source)) if n not in labelled]):
-            labelled |= set(names)
-            cells.append(new_markdown_cell('\n'.join(f'({label(module, n)})=' for n in names), id=f'{c.id}-label'))
-        image = {'alt': marks.get('fig-alt') or 'A figure that has no words yet'}
-        folded = {'tags': ['hide-input']} if c.metadata.get('jupyter', {}).get('source_hidden') else {}
-        outputs = [numbers_of(o)[0] for o in c.outputs]
-        cells.append(from_dict({**c, 'source': source, 'outputs': outputs, 'metadata': {**({'mystnb': {'image': image}} if figures(c) else {}), **folded}}))
-        if i in places: cells.append(new_markdown_cell(figure_place(places[i][0], places[i][1]['kind']), id=f'{c.id}-figure'))
+        if i in told:
+            text = f'({label("changed", name)}-{i})='
+            cells.append(new_markdown_cell(text, id=f'{c.id}-changed'))
+        if c.cell_type != 'code': cells.append(new_markdown_cell(c.source, id=c.id))
+        elif made := _for_readers(c, module, labelled):
+            cells += made
+            if i in places:
+                place = figure_place(places[i][0], places[i][1]['kind'])
+                cells.append(new_markdown_cell(place, id=f'{c.id}-figure'))
     if re.match(r'0[1-9]_', name) and cells and open_links(name):
         cells.insert(1, new_markdown_cell(badges(name), id='open-it'))
-    return new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'},
-                                              'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
+    return new_notebook(cells=cells, metadata={
+        'kernelspec': {'name': 'python3', 'display_name': 'python3'},
+        'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
 
 def label(module, name): # Sphinx takes `Profile` and `profile` for the same label
     kind = '-constant' if name.isupper() else '-class' if name[:1].isupper() else ''
     return f'def-{module}-{name}{kind}'.replace('.', '-').replace('_', '-').lower()
 
-def badges(name): return '{.badges}\n' + ' '.join(f'[Open in {where}]({link})' for where,link in open_links(name).items())
+def badges(name):
+    links = (f'[Open in {where}]({link})' for where,link in open_links(name).items())
+    return '{.badges}\n' + ' '.join(links)
 
 # %% ../../nbs/book/site.ipynb #c94cc114
 def title_of(nb): # a notebook whose first cell is `# Title` and `> description`
     "Title and description of a notebook"
     lines = nb.cells[0].source.splitlines() if nb.cells else []
-    return (next((l[2:].strip() for l in lines if l.startswith('# ')), ''), next((l[1:].strip() for l in lines if l.startswith('>')), ''))
+    return (next((l[2:].strip() for l in lines if l.startswith('# ')), ''),
+            next((l[1:].strip() for l in lines if l.startswith('>')), ''))
 
 def changes_page(
     notebooks:dict, # {'04_collab': the notebook, ...}
 ) -> str:           # Markdown
     "The page of all notes that begin with **What changed since the lesson**"
-    page = ['# What changed since the lesson', 'The lesson was given in 2020. Its ideas stand; some of its code has stopped working since, '
-            'and some of it still runs and quietly does something else. This is every place where the code here differs from the '
-            "lesson's, with the reason, gathered from the sections."]
+    page = ['# What changed since the lesson',
+            'The lesson was given in 2020. Its ideas stand; some of its code has stopped working '
+            'since, and some of it still runs and quietly does something else. This is every place '
+            "where the code here differs from the lesson's, with the reason, gathered from the "
+            'sections.']
     for name,nb in notebooks.items():
         if notes := changes(nb): page.append(f'## [{title_of(nb)[0]}](/{name}.ipynb)')
-        for i,heading,text in notes: page += [f'### [{heading}](#{label("changed", name)}-{i})', re.sub(r'^\*\*What changed since the lesson[^*]*\*\*\s*', '', text)]
+        for i,heading,text in notes:
+            text = re.sub(r'^\*\*What changed since the lesson[^*]*\*\*\s*', '', text)
+            page += [f'### [{heading}](#{label("changed", name)}-{i})', text]
     return '\n\n'.join(page)+'\n'
 
 # %% ../../nbs/book/site.ipynb #bcf37a47
-def prose(text): # one line of text; what stands in backticks is code, everything else is taken as it is
+def prose(text): # one line of text; what is in backticks is code, the rest is taken as it is
     parts = ' '.join(str(text or '').split()).split('`')
     if len(parts) % 2 == 0: parts = ["'".join(parts)]
-    return '`'.join(p if i % 2 else re.sub(r'([\\*_{}\[\]<>$#~^])', r'\\\1', p) for i,p in enumerate(parts))
+    plain = lambda p: re.sub(r'([\\*_{}\[\]<>$#~^])', r'\\\1', p)
+    return '`'.join(p if i % 2 else plain(p) for i,p in enumerate(parts))
 
 def table(
     head:list,  # its columns, as Markdown
@@ -184,15 +217,33 @@ def table(
     line = lambda row: '| ' + ' | '.join(re.sub(r'(?<!\\)\|', r'\|', c) for c in row) + ' |'
     return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
 
+
 def claim_headings(
     nb,      # the notebook of all claims
 ) -> dict:   # {'collab-wd': 'Collaborative filtering', ...}
     "Which heading each claim stands under"
     heading, found = '', {}
     for c in nb.cells:
-        if c.cell_type == 'markdown': heading = ([l.lstrip('#').strip() for l in c.source.splitlines() if l.startswith('## ')] or [heading])[-1]
-        else: found.update({name: heading for name in re.findall(r"^@statement\(\s*'([^']+)'", c.source, re.M)})
+        if c.cell_type == 'markdown':
+            heading = ([heading] + re.findall(r'^##+ (.*)', c.source, re.M))[-1].strip()
+        else:
+            names = re.findall(r"^@statement\(\s*'([^']+)'", c.source, re.M)
+            found.update({name: heading for name in names})
     return found
+
+def _measured(s, done, kept): # what was found for a statement: [data and device, number, verdict]s
+    from lesson6.claims import VERDICTS
+    found = []
+    if v := done.get(s.id):
+        found.append([prose(f'{v.data}, {v.device}'), prose(v.measured), v.verdict])
+    for name,runs in kept.items():
+        seeds = {seed: o for (i,seed),o in runs.items() if i == s.id}
+        if not seeds: continue
+        o, n = seeds.get(42) or next(iter(seeds.values())), len(seeds)
+        holds = sum(v['verdict'] == VERDICTS[0] for v in seeds.values())
+        found.append([prose(f'{name}, {o["device"]}, {o["on"]}'), prose(o['measured']),
+                      o['verdict'] + f'; {holds} of {n} seeds'*(n > 1)])
+    return found or [['', 'not measured', '']]
 
 def claims_page(
     rows:list,        # the verdicts of a run, or of the notebooks as they are stored
@@ -201,36 +252,31 @@ def claims_page(
     kept:dict=None,   # {'real': {(id, seed): a kept verdict, ...}, ...}, as `kept_runs` reads them
 ) -> str:             # Markdown
     "The page of all claims, with the lesson's number next to ours"
-    from lesson6.claims import UNASKED, VERDICTS
+    from lesson6.claims import VERDICTS
     done, kept = {v.id: v for v in rows}, kept or {}
     page = ['# What the lesson says, and whether it holds here',
-            f'We check {len(statements)} statements of the lesson and of these notebooks. A claim that compares two trainings '
-            "knows its noise: a difference below two standard errors *can't be told apart here*."]
-    counts = [(name, [v.verdict for v in done.values()]) for name in ['as shown in the notebooks'] if rows]
+            f'We check {len(statements)} statements of the lesson and of these notebooks. A claim '
+            'that compares two trainings knows its noise: a difference below two standard errors '
+            "*can't be told apart here*."]
+    counts = [('as shown in the notebooks', [v.verdict for v in done.values()])] if rows else []
     counts += [(name, [o['verdict'] for o in found.values()]) for name,found in kept.items()]
-    if counts: page.append(table(['run', *VERDICTS], [[prose(name), *(str(v.count(o)) for o in VERDICTS)] for name,v in counts]))
-    else: page.append('No notebook that was run or stored has checked a claim. `make run` does.')
-    page.append("The lesson's numbers come from fast.ai's course of 2020: real data, one GPU. Ours come from the data and the device named "
-                'in each row. [Claims](/claims.ipynb) shows how each is checked, to the line. The verdicts of the notebooks as data: '
-                '<a href="claims.json">claims.json</a>.')
+    table_of = [[prose(name), *(str(v.count(o)) for o in VERDICTS)] for name,v in counts]
+    page += [table(['run', *VERDICTS], table_of) if counts else
+             'No notebook that was run or stored has checked a claim. `make run` does.',
+             "The lesson's numbers come from fast.ai's course of 2020: real data, one GPU. Ours "
+             'come from the data and the device named in each row. [Claims](/claims.ipynb) shows '
+             'how each is checked, to the line. The verdicts of the notebooks as data: '
+             '<a href="claims.json">claims.json</a>.']
     groups = {}
-    for s in statements: groups.setdefault(headings.get(s.id, 'Others'), []).append(s)
-    for heading,members in groups.items():
-        cells = []
-        for s in members:
-            found = []
-            if v := done.get(s.id): found.append([prose(f'{v.data}, {v.device}'), prose(v.measured), v.verdict])
-            for name,runs in kept.items():
-                seeds = {seed: o for (i,seed),o in runs.items() if i == s.id}
-                if not seeds: continue
-                o, n = seeds.get(42) or next(iter(seeds.values())), len(seeds)
-                held = f'; {sum(v["verdict"] == VERDICTS[0] for v in seeds.values())} of {n} seeds' if n > 1 else ''
-                found.append([prose(f'{name}, {o["device"]}, {o["on"]}'), prose(o['measured']), f'{o["verdict"]}{held}'])
-            says = [f'[{prose(s.says)}]{{#claim-{s.id}}}' + f' ({prose(s.planted)})'*bool(s.planted), prose(s.lesson)]
-            for row in found or [['', 'not measured', '']]: cells.append([*says, *row]); says = ['', '']
-        page += [f'## {heading}', ':::{container} claims', table(['claim', 'the lesson', 'data, device', 'here', 'verdict'], cells), ':::']
+    for s in statements:
+        says = f'[{prose(s.says)}]{{#claim-{s.id}}}' + f' ({prose(s.planted)})'*bool(s.planted)
+        first, *others = _measured(s, done, kept)
+        cells = groups.setdefault(headings.get(s.id, 'Others'), [])
+        cells += [[says, prose(s.lesson), *first], *(['', '', *row] for row in others)]
+    for heading,cells in groups.items():
+        head = ['claim', 'the lesson', 'data, device', 'here', 'verdict']
+        page += [f'## {heading}', ':::{container} claims', table(head, cells), ':::']
     return '\n\n'.join(page)+'\n'
-
 
 # %% ../../nbs/book/site.ipynb #5bee0d02
 def chart_words(
@@ -238,54 +284,57 @@ def chart_words(
     rows:list,  # of its table, as dicts; the name stands under ''
 ) -> str:       # one sentence
     "What a chart of times shows, for those who don't see it"
-    bars = [f"{r['']}: {r['times as fast']:.2g}" for r in rows if isinstance(r.get('times as fast'), (int, float)) and r['times as fast'] == r['times as fast']]
+    times = {r['']: r.get('times as fast') for r in rows}
+    bars = [f'{k}: {t:.2g}' for k,t in times.items() if isinstance(t, (int, float)) and t == t]
     return f'bar chart, {title}, times as fast as what it is compared with; {"; ".join(bars)}'
 
 def speed_page(
-    results:list,  # what the JSON files of the benchmarks hold, by name: [('ratings', {'title': ..., 'note': ..., 'machine': ..., 'rows': [...]}), ...]
+    results:list,  # what the JSON files of the benchmarks hold, by name:
+                   # [('ratings', {'title': ..., 'note': ..., 'machine': ..., 'rows': [...]}), ...]
     charts=(),     # the names of those that have a chart in `speed/`
 ) -> str:          # Markdown
     "The page of all benchmarks"
-    page = ['# Speed', 'Each table was made by one file of `benchmarks/` in one go, ours and the others in turn on the same data and the same cores. Machines are noisy, '
-            'and other work may have run beside it, so what counts is the ratio: *times as fast*.']
-    show = lambda v: '' if v is None or v != v else f'{v:.4g}' if isinstance(v, float) else str(v)
+    page = ['# Speed', 'Each table was made by one file of `benchmarks/` in one go, ours and the '
+            'others in turn on the same data and the same cores. Machines are noisy, and other '
+            'work may have run beside it, so what counts is the ratio: *times as fast*.']
+    def show(v):
+        if v is None or v != v: return ''
+        return f'{v:.4g}' if isinstance(v, float) else str(v)
     for name,r in results:
         head = list(dict.fromkeys(k for row in r['rows'] for k in row))
         rows = [[prose(show(row.get(k))) for k in head] for row in r['rows']]
-        page += [f'## {prose(r["title"])}', prose(r['note']), table([prose(k) or 'what' for k in head], rows)]
-        if name in charts: page.append(f'![{prose(chart_words(r["title"], r["rows"]))}](/speed/{name}.svg)')
+        page += [f'## {prose(r["title"])}', prose(r['note']),
+                 table([prose(k) or 'what' for k in head], rows)]
+        if name in charts:
+            page.append(f'![{prose(chart_words(r["title"], r["rows"]))}](/speed/{name}.svg)')
         page.append(prose(r['machine']))
     return '\n\n'.join(page)+'\n'
 
-
 # %% ../../nbs/book/site.ipynb #f1efd9ff
 def _type(anno): # an annotation, as a person writes it
-    if anno in (None, inspect.Parameter.empty): return ''
-    if isinstance(anno, str): return anno
-    text = inspect.formatannotation(anno)
-    return re.sub(r'\b(?:\w+\.)+(?=\w)', '', text)
+    from sphinx.util.typing import stringify_annotation
+    if anno in (None, type(None), inspect.Parameter.empty): return ''
+    return re.sub(r'~[\w.]+\.', '', stringify_annotation(anno, 'smart')).replace('~', '')
 
-def _value(v): # a default value, short enough for a signature
-    if inspect.isfunction(v) or inspect.isclass(v): return v.__name__
-    if type(v).__repr__ is object.__repr__: return type(v).__name__
-    return repr(v) if len(repr(v)) < 60 else '...'
+class _Value: # a default value, short enough for a signature
+    def __init__(self, v): self.v = v
+    def __repr__(self):
+        if inspect.isroutine(self.v) or inspect.isclass(self.v): return self.v.__name__
+        if type(self.v).__repr__ is object.__repr__: return type(self.v).__name__
+        return repr(self.v) if len(repr(self.v)) < 60 else '...'
 
 def signature(
-    f,       # a function or class
-) -> str:    # such as `(x: Tensor, n: int = 3) -> int`
-    "The signature, with types as a person writes them"
-    params, kind = [], None
-    try: inspect.signature(f)
+    f,                 # a function or class
+    bound:bool=False,  # leave out `self`
+) -> str:              # such as `(x: ~torch.Tensor, n: int = 3) -> int`; Sphinx shows the last name
+    "The signature, as Sphinx takes it"
+    from sphinx.util.inspect import signature, stringify_signature
+    try: sig = signature(f, bound_method=bound)
     except (TypeError, ValueError): return ''  # a class that adds nothing to a built-in one
-    for p in inspect.signature(f).parameters.values():
-        if p.kind == p.KEYWORD_ONLY and kind not in (p.KEYWORD_ONLY, p.VAR_POSITIONAL): params.append('*')
-        text = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '') + p.name
-        if _type(p.annotation): text += f': {_type(p.annotation)}'
-        if p.default is not p.empty: text += f'={_value(p.default)}' if ':' not in text else f' = {_value(p.default)}'
-        params.append(text)
-        kind = p.kind
-    back = '' if inspect.isclass(f) else _type(inspect.signature(f).return_annotation)
-    return f"({', '.join(params)})" + (f' -> {back}' if back else '')
+    short = [p if p.default is p.empty else p.replace(default=_Value(p.default))
+             for p in sig.parameters.values()]
+    return stringify_signature(sig.replace(parameters=short), unqualified_typehints=True,
+                               show_return_annotation=not inspect.isclass(f))
 
 # %% ../../nbs/book/site.ipynb #34bed21b
 def parameters(
@@ -293,11 +342,15 @@ def parameters(
 ) -> str:    # a table in Markdown, '' if nothing is documented
     "What a function takes and gives, read from the comments in its signature"
     from fastcore.docments import docments
+    code = lambda text: f'`{text}`' if text else ''
     docs = docments(f, full=True)
     given = docs.pop('return', None)
-    rows = [[f'`{k}`', f'`{_type(d.anno)}`' if _type(d.anno) else '', '' if d.default is inspect.Parameter.empty else f'`{_value(d.default)}`',
-             prose(d.docment)] for k,d in docs.items() if k not in ('self', 'args', 'kwargs') or d.docment]
-    if given is not None and given.docment: rows.append(['**gives**', f'`{_type(given.anno)}`' if _type(given.anno) else '', '', prose(given.docment)])
+    rows = [[code(k), code(_type(d.anno)),
+             '' if d.default is inspect.Parameter.empty else code(repr(_Value(d.default))),
+             prose(d.docment)]
+            for k,d in docs.items() if k not in ('self', 'args', 'kwargs') or d.docment]
+    if given is not None and given.docment:
+        rows.append(['**gives**', code(_type(given.anno)), '', prose(given.docment)])
     return table(['', 'type', 'default', 'what'], rows) if any(r[3] for r in rows) else ''
 
 # %% ../../nbs/book/site.ipynb #b070b0b7
@@ -307,7 +360,27 @@ def _source(obj, module): # where it is written, and what
     file = f"lesson6/{module.replace('.', '/')}.py"
     where = f'{file}, line {line}'
     if repository(): where = f'<a href="{repository()}/blob/main/{file}#L{line}">{where}</a>'
-    return f'<details><summary>Source</summary>\n\n```python\n{inspect.cleandoc(chr(10)+"".join(text))}\n```\n\n{where}\n\n</details>'
+    code = inspect.cleandoc('\n' + ''.join(text))
+    return f'<details><summary>Source</summary>\n\n```python\n{code}\n```\n\n{where}\n\n</details>'
+
+def _data_entry(obj, name, told): # neither a function nor a class
+    value = repr(obj).replace('\n', ' ')
+    plain = type(obj).__repr__ is object.__repr__
+    if not plain and len(value) < 200: head, says = f'\n:value: {value}', told
+    else:
+        sized, kind = isinstance(obj, (dict, list, tuple, set, str)), type(obj).__name__
+        of = f'A {kind} of {len(obj)}' if sized else f'An object of `{kind}`'
+        head, says = '', f'{of}. {told}'
+    return f'::::{{py:data}} {name}{head}\n\n{says}\n\n::::'
+
+def _method_entries(cls):
+    for name,m in vars(cls).items():
+        kind = 'property' if isinstance(m, property) else 'method'
+        m = m.fget if isinstance(m, property) else inspect.unwrap(getattr(m, '__func__', m))
+        if name.startswith('_') or not inspect.isfunction(m): continue
+        if not (m.__doc__ or name == 'forward'): continue
+        sig = '' if kind == 'property' else signature(m, bound=True)
+        yield f":::{{py:{kind}}} {name}{sig}\n\n{prose_of(m)}\n\n{parameters(m)}\n\n:::"
 
 def entry(
     name:str,     # a name that the module exports
@@ -315,26 +388,14 @@ def entry(
     labels:set=(),# the labels of the notebooks' cells
 ) -> str:         # MyST Markdown
     "One name of the reference"
-    obj = getattr(import_module(f'lesson6.{module}'), name)
-    told = f"{{ref}}`Shown in the notebook <{label(module, name)}>`." if label(module, name) in labels else ''
-    if not (inspect.isfunction(obj) or inspect.isclass(obj)):
-        value = repr(obj).replace('\n', ' ')
-        of = '' if type(obj).__repr__ is object.__repr__ else f'\n:value: {value}' if len(value) < 200 else ''
-        kind = '' if of else f'a {type(obj).__name__} of {len(obj)}' if isinstance(obj, (dict, list, tuple, set, str)) else f'an object of `{type(obj).__name__}`'
-        says = f'{kind[:1].upper()}{kind[1:]}. ' if kind else ''
-        return f'::::{{py:data}} {name}{of}\n\n{says}{told}\n\n::::'
-    f = inspect.unwrap(obj)
+    obj, shown = getattr(import_module(f'lesson6.{module}'), name), label(module, name)
+    told = f"{{ref}}`Shown in the notebook <{shown}>`." if shown in labels else ''
+    if not (inspect.isfunction(obj) or inspect.isclass(obj)): return _data_entry(obj, name, told)
+    f, kind = inspect.unwrap(obj), 'class' if inspect.isclass(obj) else 'function'
     parts = [f'{prose_of(obj)} {told}'.strip(), parameters(f)]
-    if inspect.isclass(obj):
-        for n,m in vars(obj).items():
-            m = m.fget if isinstance(m, property) else inspect.unwrap(getattr(m, '__func__', m))
-            if n.startswith('_') or not inspect.isfunction(m) or not (m.__doc__ or n == 'forward'): continue
-            kind = 'property' if isinstance(vars(obj)[n], property) else 'method'
-            sig = '' if kind == 'property' else re.sub(r'\(self(: [\w.]+)?(, )?', '(', signature(m))
-            parts.append(f":::{{py:{kind}}} {n}{sig}\n\n{prose_of(m)}\n\n{parameters(m)}\n\n:::")
-    parts.append(_source(obj, module))
-    kind = 'class' if inspect.isclass(obj) else 'function'
-    return f'::::{{py:{kind}}} {name}{signature(f)}\n\n' + '\n\n'.join(p for p in parts if p) + '\n\n::::'
+    if kind == 'class': parts += _method_entries(obj)
+    parts = [f'::::{{py:{kind}}} {name}{signature(f)}', *parts, _source(obj, module), '::::']
+    return '\n\n'.join(p for p in parts if p)
 
 def prose_of(obj): # its own docstring, not one it inherits
     doc = vars(obj).get('__doc__') if inspect.isclass(obj) else obj.__doc__
@@ -349,15 +410,18 @@ def reference_page(
 ) -> str:           # MyST Markdown
     "The page of everything that a module exports"
     import warnings
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai calls it while it is imported; nothing here does
+    with warnings.catch_warnings(): # fastai calls it while it is imported; nothing here does
+        warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
         m = import_module(f'lesson6.{module}')
     page = [f'# {module}', f'```{{py:module}} lesson6.{module}\n```']
-    if told: page.append(f'Everything here is explained, shown at work and tested in [the notebook](/{told}.ipynb).')
-    functions = [n for n in m.__all__ if inspect.isroutine(getattr(m, n)) or inspect.isclass(getattr(m, n))]
-    page.append('```python\nfrom lesson6.%s import %s\n```' % (module, ', '.join(functions) or '*'))
-    others = {n for n in functions if getattr(m, n).__module__ != m.__name__} # handed on, and told on another page
-    return '\n\n'.join(page+[entry(n, module, labels) for n in m.__all__ if n not in others])+'\n'
+    if told:
+        page.append('Everything here is explained, shown at work and tested in '
+                    f'[the notebook](/{told}.ipynb).')
+    code = [n for n in m.__all__ if inspect.isroutine(o := getattr(m, n)) or inspect.isclass(o)]
+    page.append(f"```python\nfrom lesson6.{module} import {', '.join(code) or '*'}\n```")
+    others = {n for n in code if getattr(m, n).__module__ != m.__name__} # told on another page
+    page += [entry(n, module, labels) for n in m.__all__ if n not in others]
+    return '\n\n'.join(page)+'\n'
 
 # %% ../../nbs/book/site.ipynb #41ad0d85
 def docs_path() -> Path: # the folder of the site's settings
@@ -368,21 +432,24 @@ def docs_path() -> Path: # the folder of the site's settings
 def can_build() -> bool: # True with the extra `book`
     "Whether what builds the site is installed, and its settings are there"
     from importlib.util import find_spec
-    return (docs_path()/'conf.py').exists() and all(find_spec(m) for m in ('sphinx', 'myst_nb', 'furo', 'altair', 'vl_convert'))
+    needed = 'sphinx', 'myst_nb', 'furo', 'altair', 'vl_convert'
+    return (docs_path()/'conf.py').exists() and all(map(find_spec, needed))
 
 def readme() -> str: # Markdown
     "The README, from the checkout or from the installed package"
     here = docs_path().parent/'README.md'
-    return here.read_text(encoding='utf-8') if here.exists() else metadata.metadata('lesson6').get_payload()
+    if here.exists(): return here.read_text(encoding='utf-8')
+    return metadata.metadata('lesson6').get_payload()
 
 # %% ../../nbs/book/site.ipynb #da0edaa2
 def front_page(
     text:str,      # the README
     repo:str=None, # the address of the repository; None: `repository()`
 ) -> str:          # MyST Markdown
-    "The README as the first page of the site: its links lead to pages where there is one, and else to the repository, if it has an address"
+    "The README as the site's first page: its links lead to pages, or else to the repository"
     repo = repository() if repo is None else repo
-    pages = {'CONTRIBUTING.md': '/contributing.md', 'CHANGELOG.md': '/changelog.md', 'README.md': '/index.md'}
+    pages = {'CONTRIBUTING.md': '/contributing.md', 'CHANGELOG.md': '/changelog.md',
+             'README.md': '/index.md'}
     def lead(m):
         target = m[2]
         if re.match(r'[a-z]+:|#|/', target): return m[0]
@@ -397,17 +464,18 @@ def front_page(
 # %% ../../nbs/book/site.ipynb #43627869
 TWINS = """# How the twins are drawn
 
-The lesson's four data sets are large, and live on a server. Each has a twin here, drawn on your machine in seconds: the same names, folders and file formats, and a known answer, so that learning can be checked and not only hoped for. How each is drawn, and how the small network was trained that reads them, is shown in these notebooks.
-"""
+The lesson's four data sets are large, and live on a server. Each has a twin here, drawn on your
+machine in seconds: the same names, folders and file formats, and a known answer, so that learning
+can be checked and not only hoped for. How each is drawn, and how the small network was trained that
+reads them, is shown in these notebooks."""
 
 def toctree(
-    caption:str, # what stands over it in the sidebar
-    pages:list,  # names of pages
-) -> str:        # MyST Markdown, '' without pages
+    pages:list,     # names of pages
+    caption:str='', # what stands over it in the sidebar
+) -> str:           # MyST Markdown, '' without pages
     "One part of the table of contents"
-    return f'\n\n:::{{toctree}}\n:hidden:\n:caption: {caption}\n' + '\n'.join(pages) + '\n:::\n' if pages else ''
-
-
+    head = ':::{toctree}\n:hidden:\n' + f':caption: {caption}\n'*bool(caption)
+    return f'\n\n{head}' + '\n'.join(pages) + '\n:::\n' if pages else ''
 
 # %% ../../nbs/book/site.ipynb #cd67dbb6
 def last_run(
@@ -424,77 +492,121 @@ def last_run(
     return new if same else nb
 
 # %% ../../nbs/book/site.ipynb #0b7cc85d
+class Sources:
+    "A folder of what Sphinx reads; a file that stays the same keeps its time, and Sphinx its page"
+    def __init__(self, to:Path): self.to, self.written = Path(to), set()
+
+    def write(self, name:str, content): # text or bytes
+        file = self.to/name
+        self.written.add(file)
+        data = content.encode() if isinstance(content, str) else content
+        if not file.exists() or file.read_bytes() != data: write_whole(file, data)
+
+    def end(self):
+        "Removes what an earlier run has left"
+        for old in self.to.rglob('*'):
+            if old.is_file() and old not in self.written: old.unlink()
+
+def _write_notebooks(sources, notebooks) -> set: # the labels in them
+    import nbformat
+    labels = set()
+    for name,nb in notebooks.items():
+        for cell in figures_without_words(nb):
+            print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what '
+                  'it shows.')
+        page = for_readers(nb, name)
+        for c in page.cells:
+            if c.cell_type == 'markdown':
+                labels |= set(re.findall(r'^\((def-.*)\)=$', c.source, re.M))
+        sources.write(f'{name}.ipynb', nbformat.writes(page))
+        for file,data in figure_places(nb, name).values():
+            sources.write(f'extra/{file}', figure_file(file, data))
+    if (sources.to/'extra').is_dir(): sources.write('extra/_figures/vega.js', vega_bundle())
+    return labels
+
+def _write_reference(sources, notebooks, labels):
+    modules = {module: name for name,nb in notebooks.items() if (module := module_of(nb))}
+    rows = []
+    for module,name in modules.items():
+        sources.write(f'reference/{module}.md', reference_page(module, name, labels))
+        title, says = title_of(notebooks[name])
+        rows.append([f'[`lesson6.{module}`](/reference/{module}.md)', says or title])
+    head = ('# Reference\n\nEvery name that can be imported, with what it takes, what it gives and '
+            'the errors it raises.')
+    page = f"{head}\n\n{table(['module', 'what it is for'], rows)}{toctree(modules)}"
+    sources.write('reference/index.md', page)
+
+def _write_twins(sources, notebooks): # each with the largest picture of its notebook
+    import base64
+    page, names = [TWINS], [n for n in notebooks if n.startswith('data/mini/')]
+    for name in names:
+        nb, drawn = notebooks[name], []
+        for c in nb.cells:
+            if c.cell_type == 'code' and 'hide' not in flags(c.source):
+                drawn += [(c, mime, o.data[mime]) for o,mime in pictures(c)]
+        title, says = title_of(nb)
+        page.append(f'## [{title}](/{name}.ipynb)\n\n{says}')
+        if not drawn: continue
+        cell, mime, picture = max(drawn, key=lambda d: len(d[2]))
+        file = f"gallery/{Path(name).name}.{mime.removeprefix('image/')}"
+        sources.write(file, base64.b64decode(picture))
+        page.append(f"![{prose(flags(cell.source).get('fig-alt', title))}](/{file})")
+    sources.write('twins.md', '\n\n'.join(page) + toctree(names))
+
+def _write_speed(sources) -> bool: # whether anything was measured
+    measured = docs_path().parent/'benchmarks'/'results'
+    results = [(f.stem, json.loads(f.read_text(encoding='utf-8')))
+               for f in sorted(measured.glob('*.json'))]
+    charts = {f.stem: f.read_bytes() for f in measured.glob('*.svg')}
+    if results: sources.write('speed.md', speed_page(results, charts))
+    for name,_ in results:
+        if name in charts: sources.write(f'speed/{name}.svg', charts[name])
+    return bool(results)
+
+def _write_front(sources, notebooks, speed):
+    def wing(folder):
+        return [n for n in notebooks
+                if n.startswith(f'{folder}/') and not n.startswith('data/mini/')]
+    def text(file): return front_page(file.read_text(encoding='utf-8'))
+    docs = sorted(docs_path().glob('*.md'))
+    for file in docs: sources.write(file.name, text(file))
+    for name in 'CONTRIBUTING.md', 'CHANGELOG.md':
+        file = docs_path().parent/name
+        missing = f'# {name[:-3].capitalize()}\n\nThis page is in the repository, as `{name}`.\n'
+        sources.write(name.lower(), text(file) if file.exists() else missing)
+    for file in docs_path().glob('*.png'): sources.write(file.name, file.read_bytes())
+    start = [n for n in ('claims', *wing('exercises')) if n in notebooks]
+    parts = {'The lesson': [*_sections(notebooks), *start],
+             'Look it up': ['result', 'changes', *['speed']*speed, 'reference/index',
+                            *(f.stem for f in docs)],
+             'The engine': wing('engine'), 'The data': [*wing('data'), 'twins'],
+             'The book': [*wing('book'), 'contributing', 'changelog']}
+    tables = ''.join(toctree(pages, caption) for caption,pages in parts.items())
+    sources.write('index.md', front_page(readme()) + tables)
+
+def _sections(notebooks): return [n for n in notebooks if re.match(r'0[1-9]_', n)]
+
 def write_sources(
     to:Path,        # the folder to fill
     run:Path=None,  # the folder of executed notebooks; None: take them as they are stored
 ) -> list:          # the claims that are shown
     "Writes what Sphinx reads: notebooks, reference, claims, changes, front page"
-    import base64
-    import nbformat
     from lesson6.claims import read_claims, statements
-    written, notebooks, verdicts = set(), {}, []
-    def write(name, text):
-        written.add(to/name)
-        if isinstance(text, bytes):
-            (to/name).parent.mkdir(parents=True, exist_ok=True)
-            (to/name).write_bytes(text)
-        elif not (to/name).exists() or (to/name).read_text(encoding='utf-8') != text: write_whole(to/name, text)
+    sources, notebooks, verdicts = Sources(to), {}, []
     for path in find_notebooks():
         name = path.relative_to(notebooks_path()).with_suffix('').as_posix()
         if name == 'index': continue # JupyterLab's start page; the site has one of its own
         notebooks[name] = last_run(path, run)
         verdicts += read_claims(notebooks[name])
-    labels, modules = set(), {}
-    for name,nb in notebooks.items():
-        for cell in figures_without_words(nb): print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what it shows.')
-        page = for_readers(nb, name)
-        labels |= {l[1:-2] for c in page.cells if c.cell_type == 'markdown' for l in c.source.splitlines() if re.fullmatch(r'\(def-.*\)=', l)}
-        if module := module_of(nb): modules[module] = name
-        write(f'{name}.ipynb', nbformat.writes(page))
-        for file,data in figure_places(nb, name).values(): write(f'extra/{file}', figure_file(file, data))
-    if (to/'extra').is_dir(): write('extra/_figures/vega.js', vega_bundle())
-    # the reference
-    rows = []
-    for module,name in modules.items():
-        write(f'reference/{module}.md', reference_page(module, name, labels))
-        rows.append([f'[`lesson6.{module}`](/reference/{module}.md)', title_of(notebooks[name])[1] or title_of(notebooks[name])[0]])
-    write('reference/index.md', '# Reference\n\nEvery name that can be imported, with what it takes, what it gives and the errors it raises.\n\n' +
-          table(['module', 'what it is for'], rows) + '\n\n:::{toctree}\n:hidden:\n' + '\n'.join(modules) + '\n:::\n')
-    # the twins, each with the largest picture of its notebook
-    cards = [TWINS]
-    for name,nb in notebooks.items():
-        if not name.startswith('data/mini/'): continue
-        title, says = title_of(nb)
-        drawn = [(c, mime, o.data[mime]) for c in nb.cells if c.cell_type == 'code' and 'hide' not in flags(c.source) for o,mime in pictures(c)]
-        cards.append(f'## [{title}](/{name}.ipynb)\n\n{says}')
-        if drawn:
-            cell, mime, picture = max(drawn, key=lambda d: len(d[2]))
-            file = f"gallery/{Path(name).name}.{mime.removeprefix('image/')}"
-            write(file, base64.b64decode(picture))
-            cards.append(f"![{prose(flags(cell.source).get('fig-alt', title))}](/{file})")
-    write('twins.md', '\n\n'.join(cards) + '\n\n:::{toctree}\n:hidden:\n' + '\n'.join(n for n in notebooks if n.startswith('data/mini/')) + '\n:::\n')
-    sections = [n for n in notebooks if re.match(r'0[1-9]_', n)]
+    labels = _write_notebooks(sources, notebooks)
+    _write_reference(sources, notebooks, labels)
+    _write_twins(sources, notebooks)
     headings = claim_headings(notebooks['claims']) if 'claims' in notebooks else {}
-    write('result.md', claims_page(verdicts, list(statements.values()), headings, kept_runs(docs_path()/'runs')))
-    write('changes.md', changes_page({n: notebooks[n] for n in sections}))
-    measured = docs_path().parent/'benchmarks'/'results'
-    speed = [(f.stem, json.loads(f.read_text(encoding='utf-8'))) for f in sorted(measured.glob('*.json'))]
-    charts = {f.stem: f.read_bytes() for f in measured.glob('*.svg')}
-    if speed: write('speed.md', speed_page(speed, charts))
-    for name,_ in speed:
-        if name in charts: write(f'speed/{name}.svg', charts[name])
-    wing = lambda folder: [n for n in notebooks if n.startswith(f'{folder}/') and not n.startswith('data/mini/')]
-    start = [n for n in ('claims', *wing('exercises')) if n in notebooks]
-    more = sorted(f.stem for f in docs_path().glob('*.md'))
-    for name in more: write(f'{name}.md', front_page((docs_path()/f'{name}.md').read_text(encoding='utf-8')))
-    write('index.md', front_page(readme()) + toctree('The lesson', [*sections, *start]) + toctree('Look it up', ['result', 'changes', *(['speed'] if speed else []), 'reference/index', *more]) +
-          toctree('The engine', wing('engine')) + toctree('The data', [*wing('data'), 'twins']) + toctree('The book', [*wing('book'), 'contributing', 'changelog']))
-    for name in 'CONTRIBUTING.md', 'CHANGELOG.md':
-        file = docs_path().parent/name
-        write(name.lower(), front_page(file.read_text(encoding='utf-8')) if file.exists() else f'# {name[:-3].capitalize()}\n\nThis page is in the repository, as `{name}`.\n')
-    for file in docs_path().glob('*.png'): write(file.name, file.read_bytes())
-    for old in to.rglob('*'):
-        if old.is_file() and old not in written: old.unlink()
+    kept = kept_runs(docs_path()/'runs')
+    sources.write('result.md', claims_page(verdicts, list(statements.values()), headings, kept))
+    sources.write('changes.md', changes_page({n: notebooks[n] for n in _sections(notebooks)}))
+    _write_front(sources, notebooks, _write_speed(sources))
+    sources.end()
     return verdicts
 
 # %% ../../nbs/book/site.ipynb #1e7262fa
@@ -503,7 +615,8 @@ def _math(self, node, block):
     from docutils.utils.math.latex2mathml import tex2mathml
     from docutils.nodes import SkipNode
     try: html = tex2mathml(node.astext(), as_block=block)
-    except MathError as e: raise ValueError(f'This formula cannot be drawn: {node.astext()} ({e})') from None
+    except MathError as e:
+        raise ValueError(f'This formula cannot be drawn: {node.astext()} ({e})') from None
     self.body.append(f'<div class="math">{html}</div>' if block else html)
     raise SkipNode
 
@@ -515,21 +628,25 @@ def _link_names(app, doctree): # `DotProductBias` in the text leads to its entry
         full = app.config.lesson6_names.get(node.astext().removesuffix('()'))
         above, inside = node.parent, []
         while above is not None: inside.append(above); above = above.parent
-        if not full or any(isinstance(n, (nodes.title, nodes.reference, pending_xref)) for n in inside): continue
-        link = pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True, refwarn=False, refdoc=app.env.docname)
+        linked = nodes.title, nodes.reference, pending_xref
+        if not full or any(isinstance(n, linked) for n in inside): continue
+        link = pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True,
+                            refwarn=False, refdoc=app.env.docname)
         node.replace_self(link)
         link += node
 
-def _page(app, pagename, templatename, context, doctree): # what a screen reader misses in furo's sidebar
-    tree = context.get('furo_navigation_tree') or ''
-    context['furo_navigation_tree'] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+def _page(app, pagename, templatename, context, doctree):
+    "What a screen reader misses in furo's sidebar"
+    tree, name = context.get('furo_navigation_tree') or '', 'furo_navigation_tree'
+    context[name] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
 
 def _keep_together(app): # MyST-NB would put the figures into a folder beside the site
     app.env.mystnb_config.output_folder = str(Path(app.doctreedir).parent/'figures')
 
 def setup(app):
     "Called by Sphinx, which has this module among its extensions"
-    app.add_html_math_renderer('mathml', (lambda s,n: _math(s, n, False), None), (lambda s,n: _math(s, n, True), None))
+    inline, block = ((lambda s,n,b=b: _math(s, n, b), None) for b in (False, True))
+    app.add_html_math_renderer('mathml', inline, block)
     app.add_config_value('lesson6_names', {}, 'env')
     app.connect('doctree-read', _link_names)
     app.connect('builder-inited', _keep_together, priority=900)
@@ -541,7 +658,9 @@ def exported_names() -> dict: # {'DotProductBias': 'lesson6.collab.DotProductBia
     from collections import Counter
     from lesson6._modidx import d
     every = [n.split('.', 1)[1] for syms in d['syms'].values() for n in syms]
-    every = [n for n in every if '._' not in n and n.partition('.')[0] not in ('mini', 'book') and n.count('.') <= 1+n.startswith(('engine.', 'exercises.'))]
+    def of_a_module(n): return n.count('.') <= 1+n.startswith(('engine.', 'exercises.'))
+    every = [n for n in every
+             if '._' not in n and not n.startswith(('mini.', 'book.')) and of_a_module(n)]
     count = Counter(n.rpartition('.')[2] for n in every)
     return {n.rpartition('.')[2]: f'lesson6.{n}' for n in every if count[n.rpartition('.')[2]] == 1}
 
@@ -552,7 +671,8 @@ def plain_page(
 ):
     "Writes a notebook as a page that stands alone"
     from nbconvert import HTMLExporter
-    html, _ = HTMLExporter().from_notebook_node(for_readers(nb), resources={'metadata': {'name': file.stem}})
+    name = {'metadata': {'name': file.stem}}
+    html, _ = HTMLExporter().from_notebook_node(for_readers(nb), resources=name)
     write_whole(file, html)
 
 def plain_pages(
@@ -564,10 +684,12 @@ def plain_pages(
     from nbformat.v4 import new_markdown_cell, new_notebook
     lines = []
     for path in find_notebooks(folder=run):
-        name, nb = path.relative_to(run).with_suffix('').as_posix(), nbformat.read(path, as_version=4)
+        name = path.relative_to(run).with_suffix('').as_posix()
+        nb = nbformat.read(path, as_version=4)
         plain_page(nb, out/f'{name}.html')
         lines.append(f'- [{title_of(nb)[0] or name}]({name}.html)')
-    plain_page(new_notebook(cells=[new_markdown_cell('# lesson6\n\n' + '\n'.join(lines))]), out/'index.html')
+    links = new_markdown_cell('# lesson6\n\n' + '\n'.join(lines))
+    plain_page(new_notebook(cells=[links]), out/'index.html')
     return out/'index.html'
 
 # %% ../../nbs/book/site.ipynb #c38ad2b5
@@ -584,10 +706,14 @@ def build_site(
     work, said = out.parent/'_run', io.StringIO()
     verdicts = write_sources(work/'source', run)
     with patch_docutils(docs_path()), docutils_namespace():
-        extra = {'html_extra_path': [str(work/'source'/'extra')]} if (work/'source'/'extra').is_dir() else {}
-        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra, status=None, warning=said,
+        more = work/'source'/'extra'
+        extra = {'html_extra_path': [str(more)]} if more.is_dir() else {}
+        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra,
+                     status=None, warning=said,
                      parallel=1 + (os.cpu_count() or 1)) # one of them hands the pages to the others
         app.build()
-    write_whole(out/'claims.json', json.dumps([asdict(v) for v in verdicts], indent=1, ensure_ascii=False)+'\n')
-    if said.getvalue().strip(): print(re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(str(work/'source')+'/', ''))
+    rows = [asdict(v) for v in verdicts]
+    write_whole(out/'claims.json', json.dumps(rows, indent=1, ensure_ascii=False)+'\n')
+    complaints = re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(f"{work/'source'}/", '')
+    if complaints.strip(): print(complaints)
     return out/'index.html'
