@@ -701,6 +701,16 @@ def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_g
     assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'
 
 
+@pytest.mark.parametrize('laptop, chosen', [(True, ((192, 256), 16)), (False, ((240, 320), 8))])
+def test_a_laptop_takes_fewer_pixels_of_a_picture_and_more_pictures_in_a_batch_than_a_gpu(tmp_path, monkeypatch, laptop, chosen):
+    monkeypatch.setattr(points, '_on_laptop', lambda *args: laptop)
+    Image.new('RGB', (640, 480), 'grey').save(tmp_path/'0.jpg')
+    for i in range(1, 100): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
+    (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,80,60\n' for i in range(100)))
+    dls = points_dls(tmp_path)
+    assert (dls.pixels, dls.train.bs) == chosen
+
+
 @pytest.mark.parametrize('synthetic, device, asked', [(True, 'cpu', (5, 1e-2, {'lr_mult': 30, 'cbs': None})), (False, 'cuda:0', (5, 1e-2, {'lr_mult': 100, 'cbs': None})),
                                                       (False, 'cpu', ('head', 6, 1e-2, 2))])
 def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(monkeypatch, twin, tmp_path, synthetic, device, asked):
