@@ -18,7 +18,8 @@ from urllib.request import urlopen
 from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm import tqdm
-from .files import composed, picture_files, read_rows, walk
+from .files import PictureNames, picture_files, read_bytes, read_text, walk
+from .tables import beside, find_column, find_table, read_rows
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
 folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
@@ -62,99 +63,89 @@ profile = Profile()
 
 # %% ../nbs/data/datasets.ipynb #3bda02d5
 def _mend(): # what to do about a set that is not whole
-    return 'unpack it again, or set LESSON6_DATA=mini' if profile.data == 'full' else 'put it there, or set LESSON6_DATA=mini'
+    way = 'unpack it again' if profile.data == 'full' else 'put it there'
+    return f'{way}, or set LESSON6_DATA=mini'
 
 def _need(path:Path,   # the file or folder that must be there
-    name:str,          # the set
     folder:bool=False, # whether it is a folder
 ) -> Path:             # the same path; FileNotFoundError if it isn't there
-    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'The data set {name!r} is not whole: {path} is missing; {_mend()}.')
+    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'{path} is missing.')
     return path
 
-def _read(path:Path, # a text file
-    name:str,        # the set
-) -> str:            # its text; ValueError if it isn't UTF-8, FileNotFoundError if it isn't there
-    try: return _need(path, name).read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8, or {_mend()}.') from None
-
-def _missing(path:Path, names:list, # the folder; what should be there and isn't
-    name:str, what:str,             # the set; what these are
-):
-    if names: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} lacks {what} ({len(names):,}, the first is {names[0]}); {_mend()}.')
+def _missing(path:Path, names:list, what:str): # the folder; what should be there and isn't; what these are
+    if names:
+        raise FileNotFoundError(f'{path} lacks {what} ({len(names):,}, the first is {names[0]}).')
 
 # %% ../nbs/data/datasets.ipynb #e86e7760
 def _check_pets(path:Path):
     folder = path/'images' if (path/'images').is_dir() else path
     files = picture_files(folder)
-    if not files and folder == path: _need(path/'images', 'pets', folder=True)
+    if not files and folder == path: _need(path/'images', folder=True)
     listed = path/'annotations'/'list.txt'
     if listed.exists():
         there = {f.stem for f in files}
-        names = [l.split()[0] for l in _read(listed, 'pets').splitlines() if l.strip() and not l.startswith('#')]
-        _missing(path, [f'images/{n}.jpg' for n in names if n not in there], 'pets', 'pictures named in annotations/list.txt')
+        names = [l.split()[0] for l in read_text(listed).splitlines() if l.strip() and not l.startswith('#')]
+        _missing(path, [f'images/{n}.jpg' for n in names if n not in there],
+                 'pictures named in annotations/list.txt')
     named = [f.stem.rpartition('_') for f in files]
-    in_names = all(breed and number.isdigit() for breed,_,number in named) # else the reader of labels knows where they are
-    return {'pictures': len(files), **({'breeds': len({breed for breed,*_ in named})} if in_names else {})}
+    breeds = {breed for breed,_,number in named if breed and number.isdigit()}
+    in_names = all(breed and number.isdigit() for breed,_,number in named)
+    return {'pictures': len(files)} | ({'breeds': len(breeds)} if in_names else {}) # else others know where
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
-def _check_pascal(path:Path): # a table that is not in the lesson's form is left to those who read it, in `lesson6.engine.labels`
-    table = next((path/n for n in ('train.csv', 'metadata.csv', 'train/metadata.csv') if (path/n).is_file()), path/'train.csv')
-    rows = read_rows(_need(table, 'pascal'))
-    if rows.separator not in ''.join(rows.lines) or rows.columns[0].startswith('<'):
-        raise ValueError(f'{table} needs the columns fname, labels, is_valid; its first line is {rows.lines[0].strip()[:80]!r}.')
-    if table.name != 'train.csv' or not {'fname', 'labels', 'is_valid'} <= set(rows.columns): return {'pictures': len(picture_files(path))}
-    fname, labels = map(rows.columns.index, ('fname', 'labels'))
-    _need(path/'train', 'pascal', folder=True)
-    there = {composed(p.relative_to(root).as_posix()) for root in (path/'train', path) for p in picture_files(root)}
-    _missing(path, [f"train/{row[fname]}" for _,row in rows.rows if composed(row[fname]) not in there], 'pascal', 'pictures named in train.csv')
-    return {'pictures': len(rows.rows), 'labels': len({l for _,row in rows.rows for l in row[labels].split()})}
+def _check_pascal(path:Path):
+    rows = read_rows(find_table(path, 'labels'), ('fname', 'labels', 'is_valid'))
+    names, labels = (rows.cells(find_column(rows.columns, o, rows.file)) for o in ('picture', 'labels'))
+    PictureNames(path).of_rows(names, rows.where, 'train')
+    return {'pictures': len(names)} | ({} if set(''.join(labels)) & set(',;|') else
+                                       {'labels': len({l for o in labels for l in o.split()})})
 
 # %% ../nbs/data/datasets.ipynb #dd53ff03
 def points_source(
     path:Path, # the folder of a set
 ) -> Path:     # a table, or a folder of VOC XML; None: the points are in BIWI's poses
     "Where the points of a set are written down, if not in poses"
-    there = [o for o in (path/'points.csv', path/'boxes.csv') if o.is_file()]
-    return (there + [o for o in [path/'annotations'/'xmls'] if o.is_dir()] + [None])[0]
+    table, boxes = find_table(path, 'points', needed=False, alone=False), path/'annotations'/'xmls'
+    return table or (boxes if boxes.is_dir() else None)
 
 def _check_biwi(path:Path):
     source = points_source(path)          # its rows are checked by those who read them, in lesson6.engine.points
     if source and source.is_dir(): return {'frames': sum(not f.name.startswith('.') for f in source.glob('*.xml'))}
-    if source:
-        lines = sum(1 for l in source.read_bytes().splitlines() if l.strip(b' \r\0'))
-        return {'frames': max(0, lines-1)}
+    if source: return {'frames': len(read_rows(source, ('fname', 'x', 'y', 'group'), 3).rows)}
     people = {}
-    for here,_,names in walk(_need(path, 'biwi', folder=True)):
+    for here,_,names in walk(path):
         frames = [n for n in names if Path(n).stem.endswith('_rgb')]
         if frames: people[here.relative_to(path)] = frames, set(names)
     if not people:
-        raise FileNotFoundError(f"The data set 'biwi' is not whole: {path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg, and no table points.csv; put them there, or set LESSON6_DATA=mini.")
-    _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names], 'biwi', 'calibrations')
+        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg, '
+                                'and no table points.csv.')
+    _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names],
+             'calibrations')
     poses = [(p, f'{Path(f).stem[:-3]}pose.txt') for p,(frames,_) in people.items() for f in frames]
-    _missing(path, [(p/f).as_posix() for p,f in poses if f not in people[p][1]], 'biwi', 'poses of its frames')
+    _missing(path, [(p/f).as_posix() for p,f in poses if f not in people[p][1]], 'poses of its frames')
     return {'frames': len(poses), 'people': len(people)}
 
 # %% ../nbs/data/datasets.ipynb #2f7cb4ec
 def _check_movielens(path:Path):
-    def lines(name, header=0):
-        with open(_need(path/name, 'movielens'), 'rb') as f: return sum(1 for l in f if l.strip()) - header
-    if not (path/'u.data').exists(): # a later set of MovieLens, or one table of any kind; engine.ratings reads them
-        if (path/'ratings.dat').exists(): return {'ratings': lines('ratings.dat'), 'films': lines('movies.dat')}
-        if (path/'ratings.csv').exists(): return {'ratings': lines('ratings.csv', 1)} | ({'films': lines('movies.csv', 1)} if (path/'movies.csv').exists() else {})
-        tables = [p.name for p in path.iterdir() if p.suffix.lower() in ('.csv', '.tsv', '.parquet') and not p.name.startswith('.')]
-        if len(tables) == 1 and tables[0].lower().endswith('.parquet'):
-            from pyarrow.parquet import read_metadata
-            try: return {'ratings': read_metadata(path/tables[0]).num_rows}
-            except (OSError, ValueError) as e: raise ValueError(f'{path/tables[0]} cannot be read as Parquet ({str(e).partition(chr(10))[0]}).') from None
-        if len(tables) == 1: return {'ratings': lines(tables[0], 1)}
-    counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
-    info = path/'u.info'
-    if info.exists():
-        words = [l.split() for l in _read(info, 'movielens').splitlines()]
+    file = find_table(path, 'ratings')
+    if file.suffix.lower() == '.parquet':
+        from pyarrow.parquet import read_metadata
+        try: return {'ratings': read_metadata(file).num_rows}
+        except (OSError, ValueError) as e:
+            raise ValueError(f'{file} cannot be read as Parquet ({str(e).partition(chr(10))[0]}).') from None
+    def lines(file, header=0): return sum(1 for l in read_bytes(file).splitlines() if l.strip()) - header
+    titles = {'u.data': 'u.item', 'ratings.dat': 'movies.dat', 'ratings.csv': 'movies.csv'}
+    kind = next((o for o in titles if file.name.startswith(o)), None)
+    header = int(kind not in ('u.data', 'ratings.dat'))
+    counts, films = {'ratings': lines(file, header)}, kind and beside(path, titles[kind])
+    if films: counts['films'] = lines(films, header)
+    elif not header: _need(path/titles[kind])
+    if (path/'u.info').exists():
+        words = [l.split() for l in read_text(path/'u.info').splitlines()]
         said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal() and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
-            if counts[what] < said.get(key, 0):
-                raise FileNotFoundError(f"The data set 'movielens' is not whole: {path} holds {counts[what]:,} of {said[key]:,} {what}; {_mend()}.")
+            if counts.get(what, 0) < said.get(key, 0):
+                raise FileNotFoundError(f'{path} holds {counts.get(what, 0):,} of {said[key]:,} {what}.')
     return counts
 
 # %% ../nbs/data/datasets.ipynb #d7f3c0f6
@@ -170,9 +161,13 @@ def check_dataset(
     if name not in folders: raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
-    counts = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi, 'movielens': _check_movielens}[name](path)
-    what, n = next(iter(counts.items()))
-    if not n: raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds no {what}; {_mend()}.')
+    check = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi, 'movielens': _check_movielens}
+    try:
+        counts = check[name](path)
+        what, n = next(iter(counts.items()))
+        if not n: raise FileNotFoundError(f'{path} holds no {what}.')
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f'The data set {name!r} is not whole: {str(e)[:-1]}; {_mend()}.') from None
     for what,n in (expected or {}).items():
         if counts.get(what, n) != n:
             raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds {counts[what]:,} of {n:,} {what}; remove that folder and run again.')

@@ -7,7 +7,7 @@ __all__ = ['LabelledPictures', 'breed', 'is_cat', 'folder_label', 'TableLabel', 
            'pets_dls', 'plan_report', 'pets_learner', 'fit_pets']
 
 # %% ../../nbs/engine/picture_labels.ipynb #a8186507
-import io, json, re, warnings
+import filecmp, io, json, re, warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from fastai.data.all import CategoryBlock, DataBlock, DataLoaders
@@ -23,10 +23,12 @@ from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
 from .picture_loaders import KeepBatches, normalize
-from .pictures import (UprightImage, check_picture, composed, picture_endings,
-                                     picture_files)
+from .label_tables import say_odd_labels
+from .pictures import UprightImage, check_picture
 from .training import StopAtNaN, load_weights, order_anew
-from ..files import read_rows, read_text
+from ..files import PictureNames, composed, picture_endings, picture_files, read_text
+from ..tables import (Rows, beside, find_column, find_table, gap, part_of, read_rows, read_split,
+                            set_tables, split_parts)
 from torch import nn
 from tqdm import tqdm
 
@@ -50,28 +52,36 @@ class LabelledPictures:
 
     def check(self): # itself; ValueError, naming the file, for a picture that can't be read
         "Sees that each picture can be read"
-        for f in tqdm(self.files, desc='checking pictures', leave=False, disable=len(self) < 2000): check_picture(f)
+        for f in tqdm(self.files, desc='checking pictures', leave=False, disable=len(self) < 2000):
+            check_picture(f)
         return self
 
     def split(self,
-        valid_pct:float=.2, # share of the pictures held back for validation, where the set has no split of its own
+        valid_pct:float=.2, # share held back for validation, where the set has no split of its own
         seed:int=42,        # of the split
-    ) -> tuple:             # positions to train on, positions held back; ValueError if one of them is empty, or a label is nowhere among those to train on
+    ) -> tuple:             # positions to train on, positions held back; ValueError if one of them is
+                            # empty, or a label is nowhere among those to train on
         "The set's own split, or one at random in which every label has a picture to train on"
         if self.valid is None:
-            if not 0 <= valid_pct < 1: raise ValueError(f'valid_pct is {valid_pct}; it must lie between 0 and 1.')
+            if not 0 <= valid_pct < 1:
+                raise ValueError(f'valid_pct is {valid_pct}; it must lie between 0 and 1.')
             train, valid = (list(o) for o in RandomSplitter(valid_pct, seed)(self.files))
             there = {self.labels[i] for i in train}
             for i in list(valid):
-                if self.labels[i] not in there: there.add(self.labels[i]); valid.remove(i); train.append(i)
+                if self.labels[i] in there: continue
+                there.add(self.labels[i]); valid.remove(i); train.append(i)
         else:
             held = set(self.valid)
             train, valid = [i for i in range(len(self)) if i not in held], list(self.valid)
             there = {self.labels[i] for i in train}
             unseen = [i for i in valid if self.labels[i] not in there]
-            if unseen: raise ValueError(f'{self.files[unseen[0]]} shows {self.labels[unseen[0]]!r}, and no picture to train on does; add some, or take its class away.')
+            if unseen:
+                raise ValueError(f'{self.files[unseen[0]]} shows {self.labels[unseen[0]]!r}, and no picture to '
+                                 'train on does; add some, or take its class away.')
         for part,use in (train, 'train on'), (valid, 'judge by'):
-            if not part: raise ValueError(f'{len(self)} pictures leave none to {use}; add pictures, or hold back another share of them.')
+            if not part:
+                raise ValueError(f'{len(self)} pictures leave none to {use}; add pictures, or hold back another '
+                                 'share of them.')
         return train, valid
 
 # %% ../../nbs/engine/picture_labels.ipynb #122fee61
@@ -93,28 +103,51 @@ def is_cat(
     return breed(path)[0].isupper()
 
 # %% ../../nbs/engine/picture_labels.ipynb #ff1cc7c1
-_splits = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'test': 'test'}
-
 def folder_label(
     path:str|Path, # a picture's path
 ) -> str:          # the name of its folder
     "The label of a picture that lies in a folder of its class"
     return composed(Path(path).parent.name)
 
-def _split_of(file, root): # 'train', 'valid', 'test', or None where it lies in no such folder
-    first, *rest = file.relative_to(root).parts
-    return _splits.get(first.lower()) if rest else None
+def _parts_and_classes(files, root): # two lists: the part of the set, or None; the class's folder, or None
+    known = {}
+    def look(folder):
+        names = folder.relative_to(root).parts
+        at = next((i for i,n in enumerate(names) if part_of(n, folder=True)), None)
+        if at is None: return None, names[-1] if names else None
+        part = part_of(names[at], folder=True)
+        inside = any(part_of(n, folder=True) != part for n in names[at+1:]) # not seg_train/seg_train
+        return part, names[-1] if inside else None
+    for f in files:
+        if f.parent not in known: known[f.parent] = look(f.parent)
+    return [list(o) for o in zip(*(known[f.parent] for f in files))]
 
-def _held_back(files, parts): # files and positions held back, from what each is for; pictures for a second test are left out
-    if not parts or 'train' not in parts or not {'valid', 'test'} & set(parts): return files, None
-    held = 'valid' if 'valid' in parts else 'test'
-    kept = [(f, p) for f,p in zip(files, parts, strict=True) if p in ('train', held)]
-    return [f for f,_ in kept], [i for i,(_,p) in enumerate(kept) if p == held]
+def _say_left(files, root, why):
+    if files:
+        inside = min(files).parent.relative_to(root).as_posix()
+        warnings.warn(f'{len(files):,} pictures {why}, and were left out; the first are in {inside}/.', stacklevel=5)
+
+def _copies(files, labels, parts): # positions of pictures that are there a second time, with the same name and label
+    alike, again = {}, []
+    for i,f in enumerate(files): alike.setdefault((f.name, labels[i]), []).append(i)
+    for some in alike.values(): # of two copies, the one that is held back stays
+        some = sorted(some, key=lambda i: (parts[i] in ('train', None), len(files[i].parts)))
+        again += [i for k,i in enumerate(some) if any(filecmp.cmp(files[i], files[j], shallow=False) for j in some[:k])]
+    return again
+
+def _held_back(files, labels, parts, root): # what each picture is for: files, and the positions of those held back
+    again = set(_copies(files, labels, parts))
+    _say_left([files[i] for i in again], root, 'are copies of others')
+    kept = [i for i in range(len(files)) if i not in again]
+    files, parts = [files[i] for i in kept], [parts[i] for i in kept]
+    if 'train' not in parts or not {'valid', 'test'} & set(parts): return files, None
+    train, held, rest = split_parts(parts)
+    _say_left([files[i] for i in rest], root, 'are for a test or in no part of the split')
+    order = sorted([*train.tolist(), *held.tolist()])
+    held = set(held.tolist())
+    return [files[i] for i in order], [k for k,i in enumerate(order) if i in held]
 
 # %% ../../nbs/engine/picture_labels.ipynb #cf2e8346
-_names = {'file': ('file_name', 'filename', 'fname', 'file', 'image', 'path'), 'label': ('label', 'labels', 'breed', 'class', 'category', 'target'), 'split': ('split', 'is_valid')}
-_is_valid = {'true': 'valid', '1': 'valid', '1.0': 'valid', 'false': 'train', '0': 'train', '0.0': 'train', **_splits}
-
 class TableLabel(Transform):
     "The label that a table gives to a picture; calling it with the picture's path returns it"
     def __init__(self,
@@ -125,77 +158,106 @@ class TableLabel(Transform):
         self.root, self.labels = root, labels
     def encodes(self, path): return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
 
-def _rows(file): # yields the number of a line and the row in it, a dict
-    if file.suffix == '.jsonl':
-        for n,line in enumerate(read_text(file).splitlines(), 1):
-            if not line.strip(): continue
-            try: row = json.loads(line)
-            except ValueError as e: raise ValueError(f'{file}, line {n}: that is no JSON ({e}); a line is such as {{"file_name": "a.jpg", "label": "pug"}}.') from None
-            if not isinstance(row, dict): raise ValueError(f'{file}, line {n}: that is no object; a line is such as {{"file_name": "a.jpg", "label": "pug"}}.')
-            yield n, row
-    else:
-        table = read_rows(file)
-        for n,row in table.rows: yield n, dict(zip(table.columns, row))
-
-def _column(file, row, what, asked=None): # the name of the column that holds `what`; None if there is none and that is no harm
-    if asked and asked not in row: raise ValueError(f'{file} has no column {asked!r}; it has {", ".join(map(repr, row))}.')
-    found = asked or next((c for n in _names[what] for c in row if str(c).strip().lower() == n), None)
-    if found or what == 'split': return found
-    raise ValueError(f'{file} has no column for the {what}: looked for {", ".join(_names[what])}; found {", ".join(map(repr, row))}. Rename it, or name it with column=.')
+def _json_rows(file): # the same as from `read_rows`, of a file with an object in each line
+    found, like = [], 'a line is such as {"file_name": "a.jpg", "label": "pug"}'
+    for n,line in enumerate(read_text(file).splitlines(), 1):
+        if not line.strip(): continue
+        try: row = json.loads(line)
+        except ValueError as e: raise ValueError(f'{file}, line {n}: that is no JSON ({e}); {like}.') from None
+        if not isinstance(row, dict): raise ValueError(f'{file}, line {n}: that is no object; {like}.')
+        found.append((n, row))
+    if not found: raise ValueError(f'{file} has no rows; it needs a line for each.')
+    columns = list(dict.fromkeys(c for _,row in found for c in row))
+    rows = [(n, ['' if row.get(c) is None else row[c] for c in columns]) for n,row in found]
+    return Rows(file, columns, rows, '', [])
 
 # %% ../../nbs/engine/picture_labels.ipynb #0ebfe309
-def _from_table(tables, root, pictures, column): # labelled pictures, as the tables say; the set, and its folder of pictures
-    there, labels, parts, without = {composed(f.relative_to(root).as_posix()): f for f in picture_files(root)}, {}, {}, []
+def _rows_of(table, path, names, column): # for each row: where it is, its picture, label and split; and the
+    rows = _json_rows(table) if '.jsonl' in table.suffixes else read_rows(table, ('fname', 'label', 'split'))
+    picture, label = (find_column(rows.columns, *o) for o in (('picture', table), ('label', table, column)))
+    split = find_column(rows.columns, 'split', table, needed=False)     # names of these two columns
+    here = table.parent.relative_to(path).as_posix()
+    first = ('images',) if here == '.' else (here, f'images/{here}')
+    files = names.of_rows(list(map(str, rows.cells(picture))), rows.where, *first, twice=True)
+    labels = []
+    for i,said in enumerate(rows.cells(label)):
+        if isinstance(said, (list, dict, bool, float)):
+            raise ValueError(f'{rows.where(i)}: the label {str(said)[:40]!r} is no single one; each picture here shows '
+                             'one thing, and its label is a text.')
+        labels.append(composed(said).strip())
+        if not labels[-1]: raise gap(rows.where(i), 'label')
+    said = [''] * len(files) if split is None else rows.cells(split)
+    return [*zip(map(rows.where, range(len(files))), files, labels, said)], label, split
+
+def _from_table(tables, path, root, column): # labelled pictures, as the tables say
+    names, found, split = PictureNames(path), {}, None
     for table in tables:
-        here, columns = table.parent.relative_to(root), None
-        for n,row in _rows(table):
-            at = f'{table}, line {n}'
-            if columns is None or table.suffix == '.jsonl': columns = [_column(table, row, 'file'), _column(table, row, 'label', column), _column(table, row, 'split')]
-            name, label, part = (row.get(c) for c in columns)
-            if isinstance(label, (list, dict, bool, float)): raise ValueError(f'{at}: the label {label!r} is no single one; each picture here shows one thing, and its label is a text.')
-            name, label = composed(name or '').strip(), composed('' if label is None else label).strip()
-            if not name: raise ValueError(f'{at}: there is no file name.')
-            if not label: raise ValueError(f'{at}: {name} has no label; give it one, or remove the line.')
-            key = composed((here/name.replace('\\', '/')).as_posix())
-            if key not in there and f'images/{key}' in there: key = f'images/{key}'
-            if key not in there: raise ValueError(f'{at}: {name} is not among the pictures in {table.parent}; put it there, or remove the line.')
-            if labels.setdefault(key, label) != label: raise ValueError(f'{at}: {name} is {label!r} here and {labels[key]!r} further up; remove one of the lines.')
-            if part is not None and part != '':
-                parts[key] = _is_valid.get(str(part).strip().lower())
-                if not parts[key]: raise ValueError(f'{at}: {part!r} is no split; write train, valid or test.')
-            else:
-                parts[key] = _split_of(there[key], pictures if there[key].is_relative_to(pictures) else root)
-                if columns[2] is not None: without.append(at)
-    if not labels: raise ValueError(f'{tables[0]} holds no rows; a row is such as a.jpg,pug.')
-    if without and len(without) < len(labels): raise ValueError(f'{without[0]}: there is no split here, and there is one in other lines; write train, valid or test.')
-    if len(labels) < len(there):
-        warnings.warn(f'{len(there)-len(labels):,} of {len(there):,} pictures in {root} are in no row of {tables[0].name} and are left out; the first is {min(there.keys()-labels.keys())}.', stacklevel=3)
-    kept = sorted(labels, key=lambda k: there[k])
-    files, valid = _held_back([there[k] for k in kept], [parts[k] for k in kept] if all(parts.values()) else None)
-    return LabelledPictures(files, TableLabel(root, labels), f'the column {columns[1]!r} of {tables[0].name}', valid)
+        rows, label, column_of_split = _rows_of(table, path, names, column)
+        split = split or column_of_split
+        for where,f,*said in rows:
+            if found.setdefault(f, (where, *said))[1] != said[0]:
+                raise ValueError(f'{where}: {f.name} is there a second time, with another label; keep one of its rows.')
+    names.say_left(found, tables[0].name)
+    files = sorted(found)
+    where, labels, said = zip(*(found[f] for f in files))
+    held = None if split is None else read_split(said, where.__getitem__, split, tables[0])
+    if held is None:
+        parts = _parts_and_classes(files, root if files[0].is_relative_to(root) else path)[0]
+        kept, valid = _held_back(files, labels, parts if all(parts) else [None]*len(files), path)
+    else:
+        order = sorted([*held[0], *held[1]])
+        kept, valid = [files[i] for i in order], [order.index(i) for i in held[1]]
+    of = {composed(f.relative_to(path).as_posix()): l for f,l in zip(files, labels)}
+    return LabelledPictures(kept, TableLabel(path, of), f'the column {label!r} of {tables[0].name}', valid)
 
 # %% ../../nbs/engine/picture_labels.ipynb #b9ce3808
+def _or_none(f, *args):
+    try: return f(*args), None
+    except ValueError as e: return None, str(e)
+
+def _choose(files, root, in_name, by): # as for `labelled_pictures`; for each file what it is for, its label
+    "Where the labels are, and what each picture is for"     # and the label in its name; and 'name' or 'folder'
+    parts, folders = _parts_and_classes(files, root)
+    names, why = zip(*(_or_none(in_name, f) for f in files))
+    def fits(rows): # are there labels in the folders, and in the names?
+        inside = {folders[i] for i in rows}
+        return None not in inside and len(inside) > (by != 'folder'), all(names[i] for i in rows)
+    train = [i for i,part in enumerate(parts) if part == 'train']
+    if not (train and any(fits(train))): # no split
+        loose = {i for i,part in enumerate(parts) if part == 'test' and folders[i] is None}
+        parts, train = [None]*len(files), [i for i in range(len(files)) if i not in loose]
+        if not fits(train)[0]: # no folder of classes beside a test without labels
+            train = range(len(files))
+            folders = [f.parent.name if f.parent != root else None for f in files]
+    in_folder, in_names = fits(train)
+    if by is None: by = 'folder' if in_folder else 'name'
+    if by == 'folder' and not in_folder:
+        loose = next(files[i] for i in train if folders[i] is None)
+        raise ValueError(f'{loose} lies in no folder of its breed, as by="folder" asks; move it into one.')
+    if by == 'name' and not in_names:
+        first = next(why[i] for i in train if names[i] is None)
+        raise ValueError(f'{first.rstrip(".")}; nor does every picture lie in one of several folders named after '
+                         'the breeds.')
+    return parts, folders if by == 'folder' else names, names, by
+
 def _from_folders_or_names(path, root, in_name, by):
     files = picture_files(root)
     if not files:
-        where = f'{root} holds no pictures' if root != path else f'{path/"images"} is not there, and {path} itself holds no pictures'
-        raise FileNotFoundError(f'{where}; they belong into it, named like great_pyrenees_173.jpg, or in a folder for each breed.')
-    parts = [_split_of(f, root) for f in files]
-    files, valid = _held_back(files, parts if all(parts) else None)
-    depth = 1 if all(parts) else 0
-    loose = [f for f in files if len(f.relative_to(root).parts) <= depth+1]
-    folders = set() if loose else {folder_label(f) for f in files}
-    try: names, why = [in_name(f) for f in files], None
-    except ValueError as e: names, why = None, str(e)
-    if by is None: by = 'folder' if len(folders) > 1 else 'name'
-    elif by == 'folder' and loose: raise ValueError(f'{loose[0]} lies in no folder of its breed, as by="folder" asks; move it into one.')
-    if by == 'name':
-        if why: raise ValueError(f'{why.rstrip(".")}; nor does every picture lie in one of several folders named after the breeds.')
-        return LabelledPictures(files, in_name, 'the names of the files', valid)
-    both = set(zip(names or [], map(folder_label, files)))
-    if len(set(names or [])) > 1 and not len(both) == len(set(names)) == len(folders):
-        warnings.warn(f'The pictures in {root} have a label in their folder, such as {folder_label(files[0])!r}, and perhaps another in their name, such as {names[0]!r}; '
-                      'the folder was taken. Choose the name with by="name".', stacklevel=3)
+        where = f'{root} holds no pictures'
+        if root == path: where = f'{path/"images"} is not there, and {path.name}/ itself holds no pictures'
+        raise FileNotFoundError(f'{where}; they belong into it, named like great_pyrenees_173.jpg, or in a folder '
+                                'for each breed.')
+    parts, labels, names, by = _choose(files, root, in_name, by)
+    _say_left([f for f,l in zip(files, labels) if l is None], root, 'have no label')
+    kept = [i for i,l in enumerate(labels) if l is not None]
+    if by == 'folder':
+        both, some = {(names[i], labels[i]) for i in kept}, {names[i] for i in kept} - {None}
+        if len(some) > 1 and None not in {n for n,_ in both} and not len(both) == len(some) == len({l for _,l in both}):
+            warnings.warn(f'The pictures in {root} have a label in their folder, such as {labels[kept[0]]!r}, and perhaps '
+                          f'another in their name, such as {names[kept[0]]!r}; the folder was taken. Choose the name '
+                          'with by="name".', stacklevel=4)
+    files, valid = _held_back(*([o[i] for i in kept] for o in (files, labels, parts)), root)
+    if by == 'name': return LabelledPictures(files, in_name, 'the names of the files', valid)
     return LabelledPictures(files, folder_label, 'the names of the folders', valid)
 
 def labelled_pictures(
@@ -205,17 +267,18 @@ def labelled_pictures(
     column:str=None, # the table's column with the label; None: one named label, breed, class, ...
 ) -> LabelledPictures: # FileNotFoundError or ValueError, which name file, line or value, if something is wrong
     "The pictures of a set, with a label each"
-    if by not in (None, 'name', 'folder', 'table'): raise ValueError(f"by is {by!r}; it must be 'name', 'folder' or 'table'.")
+    if by not in (None, 'name', 'folder', 'table'):
+        raise ValueError(f"by is {by!r}; it must be 'name', 'folder' or 'table'.")
     path = Path(path)
     root = path/'images' if (path/'images').is_dir() else path
-    near = [path, root, *(d for d in sorted(root.iterdir() if root.is_dir() else []) if d.is_dir() and d.name.lower() in _splits)]
-    tables = [d/n for d in dict.fromkeys(near) for n in ('metadata.csv', 'metadata.jsonl') if (d/n).is_file()]
-    if by == 'table' and not tables: raise FileNotFoundError(f'{path} holds no metadata.csv or metadata.jsonl.')
-    found = _from_table(tables, path, root, column) if tables and by in (None, 'table') else _from_folders_or_names(path, root, in_name, by)
-    alike = {}
-    for label in found.vocab: alike.setdefault(label.casefold().replace(' ', '_'), []).append(label)
-    for some in alike.values():
-        if len(some) > 1: warnings.warn(f'{" and ".join(map(repr, some))} count as different labels; rename the pictures if they are one.', stacklevel=2)
+    inside = sorted(root.iterdir()) if root.is_dir() else []
+    near = [path, root, *(d for d in inside if d.is_dir() and part_of(d.name, folder=True))]
+    tables = [beside(d, n) for d in dict.fromkeys(near) for n in set_tables['pictures']]
+    tables = [o for o in tables if o]
+    if by == 'table' and not tables: find_table(path, 'pictures', alone=False)
+    if tables and by in (None, 'table'): found = _from_table(tables, path, root, column)
+    else: found = _from_folders_or_names(path, root, in_name, by)
+    say_odd_labels(found.vocab, stacklevel=4)
     return found
 
 # %% ../../nbs/engine/picture_labels.ipynb #7d526481

@@ -31,8 +31,9 @@ from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic, points_source
 from .picture_loaders import KeepItems, normalize
-from .pictures import UprightImage, check_picture, composed, picture_files
-from ..files import read_rows
+from .pictures import UprightImage, check_picture
+from ..files import PictureNames, composed, picture_files
+from ..tables import find_column, gap, plain_name, read_rows, short_list, usual_columns
 
 # %% ../../nbs/engine/points.ipynb #8dedabad
 def img2pose(
@@ -40,39 +41,51 @@ def img2pose(
 ) -> Path: # its pose file, `13/frame_00003_pose.txt`; ValueError if `f` is not named like a frame
     "The pose file that belongs to a frame"
     f = Path(f)
-    if not f.stem.endswith('_rgb'): raise ValueError(f'{f} is not named like a frame; it should look like frame_00003_rgb.jpg.')
+    if not f.stem.endswith('_rgb'):
+        raise ValueError(f'{f} is not named like a frame; it should look like frame_00003_rgb.jpg.')
     return f.with_name(f'{f.stem[:-3]}pose.txt')
 
 # %% ../../nbs/engine/points.ipynb #d08d8200
 def _rows(text:str) -> list: # the numbers of each line that is not blank; none if there is anything else
-    if not text.isascii() or '_' in text: return []    # Python would read 1_000 and digits of other scripts as numbers
+    if not text.isascii() or '_' in text: return []    # Python would read 1_000 and other digits
     try: return [[float(o) for o in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError: return []
 
 def read_centre(
     f,           # a frame
-) -> np.ndarray: # (3,): right, down and away from the camera, in mm; FileNotFoundError or ValueError if it can't be read
+) -> np.ndarray: # (3,): right, down and away from the camera, in mm; FileNotFoundError or ValueError if
+                 # it can't be read
     "The centre of the head in a frame, from its pose file"
     pose = img2pose(f)
     try: rows = _rows(pose.read_text(errors='replace'))
-    except FileNotFoundError: raise FileNotFoundError(f'{f} has no pose: {pose.name} is missing beside it; copy it there, or remove the frame.') from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{f} has no pose: {pose.name} is missing beside it; copy it there, or remove '
+                                'the frame.') from None
     if [len(r) for r in rows] != [3]*4 or not np.isfinite(rows).all():
-        raise ValueError(f'{pose} is cut short or not a pose: it should hold a 3×3 rotation and a line of three numbers; copy it again, or remove the frame.')
+        raise ValueError(f'{pose} is cut short or not a pose: it should hold a 3×3 rotation and a line of three '
+                         'numbers; copy it again, or remove the frame.')
     centre = np.array(rows[3])
-    if centre[2] <= 0: raise ValueError(f'{pose} says that the head is {centre[2]:g} mm away; a head in the picture is in front of the camera, so this number must be above 0.')
+    if centre[2] <= 0:
+        raise ValueError(f'{pose} says that the head is {centre[2]:g} mm away; a head in the picture is in front '
+                         'of the camera, so this number must be above 0.')
     return centre
 
 # %% ../../nbs/engine/points.ipynb #2ae6082a
 def read_calibration(
     path,        # an `rgb.cal` file
-) -> np.ndarray: # (3, 3), in pixels: focal lengths [0,0] and [1,1], the middle [0,2] and [1,2]; FileNotFoundError or ValueError if it can't be read
+) -> np.ndarray: # (3, 3), in pixels: focal lengths [0,0] and [1,1], the middle [0,2] and [1,2];
+                 # FileNotFoundError or ValueError if it can't be read
     "The matrix of a camera, from its calibration file"
     path = Path(path)
     try: rows = _rows(path.read_text(errors='replace'))
-    except FileNotFoundError: raise FileNotFoundError(f'{path} is missing; every person\'s folder needs the calibration of the camera, copy it there.') from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} is missing; every person\'s folder needs the calibration of the camera, '
+                                'copy it there.') from None
     cal = np.array(rows[:3]) if [len(r) for r in rows[:3]] == [3]*3 else np.zeros(0)
-    if cal.shape != (3,3) or not np.isfinite(cal).all() or cal[0,0] <= 0 or cal[1,1] <= 0 or tuple(cal[2]) != (0,0,1):
-        raise ValueError(f'{path} does not begin with a 3×3 camera matrix (fx 0 cx, 0 fy cy, 0 0 1); copy it again.')
+    right = cal.shape == (3,3) and np.isfinite(cal).all() and tuple(cal[2]) == (0,0,1)
+    if not right or cal[0,0] <= 0 or cal[1,1] <= 0:
+        raise ValueError(f'{path} does not begin with a 3×3 camera matrix (fx 0 cx, 0 fy cy, 0 0 1); '
+                         'copy it again.')
     return cal
 
 # %% ../../nbs/engine/points.ipynb #120b9174
@@ -81,13 +94,16 @@ def _kept_calibration(path:Path, changed:int): return read_calibration(path)
 
 def get_ctr(
     f,        # a frame
-) -> Tensor:  # (2,): right and down from the upper left corner of the frame, in pixels; FileNotFoundError or ValueError as its readers
-    "Where the centre of the head is in a frame: a pinhole camera, with the calibration of the frame's own person"
+) -> Tensor:  # (2,): right and down from the upper left corner of the frame, in pixels;
+              # FileNotFoundError or ValueError as its readers
+    "Where the centre of the head is in a frame: a pinhole camera, with its own person's calibration"
     path = Path(f).parent/'rgb.cal'
     cal = _kept_calibration(path, path.stat().st_mtime_ns if path.exists() else 0)
     x,y,z = read_centre(f)
     ctr = torch.tensor([x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]], dtype=torch.float32)
-    if not ctr.isfinite().all(): raise ValueError(f'{img2pose(f)}: the centre {x:g}, {y:g}, {z:g} lies at no pixel; copy it again, or remove the frame.')
+    if not ctr.isfinite().all():
+        raise ValueError(f'{img2pose(f)}: the centre {x:g}, {y:g}, {z:g} lies at no pixel; copy it again, or '
+                         'remove the frame.')
     return ctr
 
 # %% ../../nbs/engine/points.ipynb #89527cce
@@ -112,54 +128,90 @@ def posed_frames(
     return posed or [published_frame(folder)]
 
 # %% ../../nbs/engine/points.ipynb #b846ffd6
-def _pixel(text:str, sep:str): # a number; None if it isn't one
-    rows = _rows(text.strip() if sep == ',' else text.strip().replace(',', '.'))
+def _pixel(text:str, sep:str): # a number, with a decimal point or comma; None if it isn't one
+    text = text.strip()
+    if sep == ',' and re.fullmatch(r'-?\d{1,3}(,\d{3})+', text): return None # may be thousands
+    rows = _rows(text.replace(',', '.'))
     return rows[0][0] if len(rows) == 1 and len(rows[0]) == 1 and np.isfinite(rows[0][0]) else None
 
-_box = 'xmin', 'ymin', 'xmax', 'ymax'
+_box = usual_columns['box'].split() # left, top, right and bottom
 
 def _middle(box, where): # of a box, in pixels; ValueError if it is none
     left,top,right,bottom = box
-    if left >= right or top >= bottom: raise ValueError(f'{where}: a box should reach from xmin to a larger xmax, and from ymin to a larger ymax; this one is {", ".join(f"{o:g}" for o in box)}.')
+    if left >= right or top >= bottom:
+        raise ValueError(f'{where}: a box should reach from xmin to a larger xmax, and from ymin to a larger ymax; '
+                         f'this one is {", ".join(f"{o:g}" for o in box)}.')
     return (left+right)/2, (top+bottom)/2
 
 # %% ../../nbs/engine/points.ipynb #909444ca
-def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk: (x, y, group)}; group is None if the table has no such column
-    rows = read_rows(table)
-    columns = [c.lower() for c in rows.columns]
-    boxed = set(_box) <= set(columns) and not {'x','y'} <= set(columns)
-    if 'fname' not in columns or not (boxed or {'x','y'} <= set(columns)):
-        raise ValueError(f'{table} needs the columns fname, x and y in its first line, or fname, {", ".join(_box)} for boxes; that line is {rows.lines[0].strip()[:80]!r}.')
-    by = 'group' if 'group' in columns else 'breed'   # boxes of pets name the breed
-    there = {composed(f.relative_to(table.parent).as_posix()): f.relative_to(table.parent).as_posix() for f in picture_files(table.parent)}
-    alone = {}   # a name without its folder will do where there is only one such
-    for n in there: alone.setdefault(n.rpartition('/')[2], []).append(n)
-    found = {}
-    for line,cells in rows.rows:
-        where = f'{table}, line {line}'
-        row = dict(zip(columns, cells))
-        name = composed(row['fname'].replace('\\', '/')).removeprefix('./')
-        if name not in there and len(alone.get(name, ())) == 1: name, = alone[name]
-        if name not in there: raise FileNotFoundError(f'{where}: there is no picture {row["fname"]!r} in {table.parent}; copy it there, or remove the line.')
-        if there[name] in found: raise ValueError(f'{where} gives {row["fname"]} a second point; a picture has one, remove one of the lines.')
-        names = _box if boxed else ('x', 'y')
-        at = [_pixel(row[c], rows.separator) for c in names]
+def _point_columns(rows): # of a table: x and y, or the four of a box
+    there = {plain_name(c): c for c in rows.columns}
+    xy = [find_column(rows.columns, o, rows.file, needed=False) for o in 'xy']
+    if None in xy and all(o in there for o in _box): return [there[o] for o in _box]
+    return [find_column(rows.columns, o, rows.file) for o in 'xy']
+
+def _not_labelled(said, seen): # the cells of a point, and of a column that says whether it is seen
+    if seen.strip().lower() in ('0', '0.0', 'false', 'no', 'invisible'): return True
+    return all(o.strip().lower() in ('', 'nan') for o in said) or [_pixel(o, ';') for o in said] == [0, 0]
+
+def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk: (x, y, group)}; group is None
+    rows, names = read_rows(table, ('fname', 'x', 'y', 'group'), 3), PictureNames(table.parent)  # without a column
+    picture, columns = find_column(rows.columns, 'picture', table), _point_columns(rows)
+    group, seen = (find_column(rows.columns, o, table, needed=False) for o in ('group', 'visible'))
+    files = names.of_rows(rows.cells(picture), rows.where)
+    points, found = list(zip(*map(rows.cells, columns))), {}
+    seen = rows.cells(seen) or ['']*len(files)
+    groups = [None]*len(files) if group is None else rows.cells(group)
+    for i,(f,said) in enumerate(zip(files, points)):
+        if _not_labelled(said, seen[i]): continue
+        at = [_pixel(o, rows.separator) for o in said]
         if None in at:
-            raise ValueError(f'{where}: {" and ".join(names)} should be numbers, in pixels; they are {" and ".join(repr(row[c]) for c in names)}.')
-        if row.get(by) == '': raise ValueError(f'{where} has no {by}; fill it in, or leave out the whole column.')
-        found[there[name]] = *(_middle(at, where) if boxed else at), composed(row[by]) if by in row else None
-    if not found: raise ValueError(f'{table} has a first line and no rows; it should have one for each picture.')
-    if len(there) > len(found):
-        warnings.warn(f'{len(there)-len(found)} of {len(there)} pictures have no row in {table} and are left out; the first is {next(n for n in there.values() if n not in found)}.', stacklevel=4)
-    return {n: found[n] for n in there.values() if n in found}
+            raise ValueError(f'{rows.where(i)}: {" and ".join(columns)} should be numbers, in pixels; they are '
+                             f'{" and ".join(repr(o[:30]) for o in said)}.')
+        if groups[i] == '': raise gap(rows.where(i), group, 'leave out the whole column')
+        found[f] = *(_middle(at, rows.where(i)) if len(at) == 4 else at), groups[i]
+    if not found: raise ValueError(f'{table} gives no picture a point.')
+    if len(found) < len(files):
+        warnings.warn(f'{len(files)-len(found):,} of {len(files):,} rows of {table} say that nothing is labelled (0,0 or '
+                      'empty or not visible) and were left out.', stacklevel=5)
+    names.say_left(files, table.name)
+    return {f.relative_to(table.parent).as_posix(): found[f] for f in names.files if f in found}
+
+_units = {'pixels': 1, 'percent': 100, 'shares': 1}
+
+def _guess_unit(points, root, what): # as from `_read_table`
+    ends = [o for x,y,_ in points.values() for o in (x, y)]
+    low, high = min(ends), max(ends)
+    if low >= -1 and low < 0 and high <= 1:
+        raise ValueError(f'In {what} all x and y are between -1 and 1, as if they were shares of the picture; they should '
+                         'be pixels: multiply x by the width, and y by the height.')
+    if low < 0 or high > 100 or len(points) < 2: return 'pixels'
+    if high > 1:
+        w,h = np.median([_upright_size(root/n) for n in points], axis=0)
+        if min(w, h) < 250 or len(points) < 8: return 'pixels'
+    unit = 'percent' if high > 1 else 'shares'
+    warnings.warn(f'All x and y of {what} are at most {_units[unit]}, so they were taken as '
+                  f'{"per cent" if high > 1 else "shares"} of width and height; pass unit="pixels" if they are pixels.',
+                  stacklevel=6)
+    return unit
+
+def _in_pixels(points, root, unit, what): # as from `_read_table`; what the numbers are, None: what they look like
+    if unit not in (None, *_units): raise ValueError(f'unit is {unit!r}; it must be one of {", ".join(_units)}.')
+    unit = unit or _guess_unit(points, root, what)
+    if unit == 'pixels': return points
+    sizes = {n: np.array(_upright_size(root/n))/_units[unit] for n in points}
+    return {n: (x*sizes[n][0].item(), y*sizes[n][1].item(), group) for n,(x,y,group) in points.items()}
 
 # %% ../../nbs/engine/points.ipynb #5c62ecc9
-def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, from a folder of VOC XML; breed is None if the names hold none
+def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, from a folder of VOC XML; breed
+                                      # is None if the names hold none
     root = folder.parent.parent
     there = {f.stem: f.relative_to(root).as_posix() for f in picture_files(root)}
     found = {}
     for xml in sorted(f for f in folder.glob('*.xml') if not f.name.startswith('.')):
-        if xml.stem not in there: raise FileNotFoundError(f'{xml}: there is no picture {xml.stem} below {root}; copy it there, or remove the file.')
+        if xml.stem not in there:
+            raise FileNotFoundError(f'{xml}: there is no picture {xml.stem!r} in {root.name}/; put it there, or remove '
+                                    'the file.')
         try:
             parsed = ElementTree.parse(xml).getroot()
             width,height = (float(parsed.findtext(f'size/{o}')) for o in ('width', 'height'))
@@ -174,16 +226,19 @@ def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, fr
     if not found: raise FileNotFoundError(f'{folder} holds no .xml files; put the boxes there, or remove the folder.')
     return found
 
-def _read_source(source:Path) -> dict: return (_read_boxes if source.is_dir() else _read_table)(source)
-
+def _read_source(source:Path, unit=None) -> dict: # {name of the picture: (x, y, group)}, in pixels
+    if source.is_dir(): return _read_boxes(source)
+    return _in_pixels(_read_table(source), source.parent, unit, source)
 
 # %% ../../nbs/engine/points.ipynb #152db001
 def _read_frames(path:Path) -> dict: # {name of the frame: (x, y, person)}
     files = [f for f in picture_files(path) if f.stem.endswith('_rgb')]
     if not files:
-        raise FileNotFoundError(f'{path} holds no frames; it should hold a folder for each person with files like frame_00003_rgb.jpg and '
-                                'frame_00003_pose.txt, a table points.csv with the columns fname, x and y, or boxes in annotations/xmls.')
-    def person(f): return composed(f.parent.relative_to(path).as_posix() if f.parent != path else path.resolve().name)
+        raise FileNotFoundError(f'{path} holds no frames; it should hold a folder for each person with files like '
+                                'frame_00003_rgb.jpg and frame_00003_pose.txt, a table points.csv with the columns '
+                                'fname, x and y, or boxes in annotations/xmls.')
+    def person(f):
+        return composed(f.parent.relative_to(path).as_posix() if f.parent != path else path.resolve().name)
     return {f.relative_to(path).as_posix(): (*get_ctr(f).tolist(), person(f)) for f in files}
 
 def _upright_size(f:Path) -> tuple: # width and height in pixels, as a viewer shows it
@@ -192,17 +247,21 @@ def _upright_size(f:Path) -> tuple: # width and height in pixels, as a viewer sh
 
 def read_points(
     path,            # a folder with a table of points or boxes, with `annotations/xmls`, or in BIWI's layout
-) -> pd.DataFrame:   # a row a picture: fname (below `path`), x and y in pixels of the upright picture, group (None: there are none), width, height; FileNotFoundError or ValueError naming file or line
-    "Every picture of a set with its point; each picture is looked at, so that one that can't be read is found here"
+    unit:str=None,   # of the numbers in a table: 'pixels', 'percent' or 'shares' of width and height;
+                     # None: what they look like, which is said unless they are pixels
+) -> pd.DataFrame:   # a row a picture: fname (below `path`), x and y in pixels of the upright picture,
+                     # group (None: there are none), width, height; FileNotFoundError or ValueError
+                     # naming file or line
+    "Every picture of a set with its point; one that can't be read is found here"
     path = Path(path)
     source = points_source(path)
-    points = _read_source(source) if source else _read_frames(path)
-    for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False): check_picture(path/n)
+    points = _read_source(source, unit) if source else _read_frames(path)
+    for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False):
+        check_picture(path/n)
     sizes = [_upright_size(path/n) for n in points]
-    frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)], columns=['fname', 'x', 'y', 'group', 'width', 'height'])
+    frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)],
+                          columns=['fname', 'x', 'y', 'group', 'width', 'height'])
     frames['group'] = frames.group.astype(object).where(frames.group.notna(), None)
-    if len(frames) > 1 and frames[['x','y']].abs().max().max() <= 1:
-        raise ValueError(f'In {path} all x and y are between -1 and 1, as if they were shares of the picture; they should be pixels: multiply x by the width, and y by the height.')
     return frames
 
 # %% ../../nbs/engine/points.ipynb #0b81971a
@@ -214,46 +273,57 @@ def _same(a:str, b:str) -> bool: # 2 and 02 are the same folder
 
 def kept_out(
     frames:pd.DataFrame, # as `read_points` makes it
-    who=None,            # name, number or path of a person or group, or a list of them; None: 13 if there is one, else the last fifth of them, at least one
-) -> list:               # their names as they are in `frames.group`; empty if there aren't two to choose from; ValueError if one isn't there
+    who=None,            # name, number or path of a person or group, or a list of them; None: 13 if there
+                         # is one, else the last fifth of them, at least one
+) -> list:               # their names as they are in `frames.group`; empty if there aren't two to choose
+                         # from; ValueError if one isn't there
     "Whose pictures are held out for validation"
     names = sorted(frames.group.dropna().unique(), key=_natural)
-    if who is not None: return [_named(o, names) for o in (who if isinstance(who, (list, tuple, set)) else [who])]
+    if who is not None:
+        return [_named(o, names) for o in (who if isinstance(who, (list, tuple, set)) else [who])]
     if len(names) < 2: return []
     lesson = [n for n in names if _same(n.rpartition('/')[2], '13')]
     return lesson if len(lesson) == 1 else names[-max(1, len(names)//5):]
 
 def _named(who, names): # the one of `names` that is meant
     asked = [o for o in composed(who).replace('\\', '/').split('/') if o not in ('', '.')]
-    found = [n for n in names if n == composed(who)] or [n for n in names if asked and all(map(_same, reversed(n.split('/')), reversed(asked)))]
-    if not names: raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because points.csv has no column group.')
-    if not found: raise ValueError(f'There are no frames of person {who}; there are frames of {", ".join(names)}.')
-    if len(found) > 1: raise ValueError(f'Several people are called {who}: {", ".join(found)}; give one of these names.')
+    def fits(n): return asked and all(map(_same, reversed(n.split('/')), reversed(asked)))
+    found = [n for n in names if n == composed(who)] or [n for n in names if fits(n)]
+    if not names:
+        raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because points.csv '
+                         'has no column group.')
+    if not found:
+        raise ValueError(f'There are no frames of person {who}; there are frames of {short_list(names)}.')
+    if len(found) > 1:
+        raise ValueError(f'Several people are called {who}: {short_list(found)}; give one of these names.')
     return found[0]
-
 
 # %% ../../nbs/engine/points.ipynb #9dc0f343
 @lru_cache(maxsize=16)
-def _kept_table(table:Path, changed:int):
-    with warnings.catch_warnings(action='ignore'): return _read_source(table)  # `read_points` has warned
+def _kept_table(table:Path, changed:int, unit:str):
+    with warnings.catch_warnings(action='ignore'): return _read_source(table, unit) # `read_points` has warned
 
 class TablePoint:
     "The point of a picture from its row in a table, or from its box; used like `get_ctr`"
-    def __init__(self, table): self.table, self.__name__ = Path(table), 'TablePoint' # fastai wraps what has no name in something that can't be pickled
+    def __init__(self, table, unit=None): # fastai wraps what has no name in something that can't be pickled
+        self.table, self.unit, self.__name__ = Path(table), unit, 'TablePoint'
     def __call__(self,
         f,        # a picture
-    ) -> Tensor:  # (2,): right and down from the upper left corner of the upright picture, in pixels; ValueError if it has no row
+    ) -> Tensor:  # (2,): right and down from the upper left corner of the upright picture, in pixels;
+                  # ValueError if it has no row
         root = self.table.parent.parent if self.table.is_dir() else self.table.parent
-        rows, name = _kept_table(self.table, self.table.stat().st_mtime_ns), Path(f).relative_to(root).as_posix()
+        rows = _kept_table(self.table, self.table.stat().st_mtime_ns, self.unit)
+        name = Path(f).relative_to(root).as_posix()
         if name not in rows: raise ValueError(f'{f} has no row in {self.table}; add one.')
         return torch.tensor(rows[name][:2], dtype=torch.float32)
 
 def point_of(
-    path,  # a folder, as `read_points` takes it
-):         # takes a picture, gives its point (2,) in pixels
+    path,      # a folder, as `read_points` takes it
+    unit=None, # as for `read_points`
+):             # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
     source = points_source(Path(path))
-    return TablePoint(source) if source else get_ctr
+    return TablePoint(source, unit) if source else get_ctr
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
 def fit_size(
@@ -270,10 +340,12 @@ def person_splitter(
     frames:pd.DataFrame, # as `read_points` makes it
     who=None,            # who is held out, as in `kept_out`; where nobody can be, a random fifth of the pictures is
     seed:int=42,         # of that fifth
-):                       # takes the pictures in the order of `frames`, gives the positions of those to train on and of those held out
+):                       # takes the pictures in the order of `frames`, gives the positions of those to train
+                         # on and of those held out
     "A splitter that holds out people, not pictures"
     who = kept_out(frames, who)
-    return IndexSplitter(np.flatnonzero(frames.group.isin(who))) if who else RandomSplitter(seed=seed)
+    if who: return IndexSplitter(np.flatnonzero(frames.group.isin(who)))
+    return RandomSplitter(max(.2, 1/max(1, len(frames))), seed) # at least one
 
 def _on_laptop(folder, device=None): # real pictures without a GPU
     return torch.device(device or default_device()).type == 'cpu' and not is_synthetic(folder)
@@ -286,38 +358,53 @@ def stays_frozen(
 
 def points_dls(
     path,              # a folder, as `read_points` takes it
-    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320), without a GPU (192, 256); of synthetic frames (60, 80)
-    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets need more steps, or 16 where the body is computed only once; at most a quarter of them
-    valid_group=None,  # who is held out for validation, as in `kept_out`; where nobody can be, a random fifth of the pictures is
-    keep:bool=None,    # keep the pictures in memory once they are read and shrunk; None: if they need less than 1 GB
+    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is
+                       # (240, 320), without a GPU (192, 256); of synthetic frames (60, 80)
+    bs:int=None,       # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because
+                       # small sets need more steps, or 16 where the body is computed only once; at most
+                       # a quarter of them
+    valid_group=None,  # who is held out for validation, as in `kept_out`; where nobody can be, a random
+                       # fifth of the pictures is
+    keep:bool=None,    # keep the pictures in memory once they are read and shrunk; None: if they need
+                       # less than 1 GB
     seed:int=42,       # of the random fifth
+    do_flip:bool=True, # mirror half of the training pictures; False for a point that has a side, such as
+                       # the left eye
+    unit:str=None,     # of the numbers in a table, as for `read_points`
     **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
 ) -> DataLoaders:      # FileNotFoundError or ValueError, before any training, if pictures or points can't be used
     "DataLoaders of pictures and one point in each, augmented together, split by person"
     path = Path(path)
-    frames = read_points(path)
+    frames = read_points(path, unit)
     splitter = person_splitter(frames, valid_group, seed)
     if not kept_out(frames, valid_group) and frames.group.notna().any():
-        warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them is kept out; on a person never seen the error will be larger.', stacklevel=2)
+        warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them is kept out; on a '
+                      'person never seen the error will be larger.', stacklevel=2)
     n_train = len(splitter(frames)[0])
     laptop = _on_laptop(path, kwargs.get('device'))
     usual = 64 if n_train > 5000 else 16 if laptop else 8
     bs = bs or min(usual, max(2, n_train//4))
-    if n_train < bs: raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; take a smaller bs or more frames.')
+    if n_train < bs:
+        raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; take a smaller bs or '
+                         'more frames.')
     _warn_outside(frames)
     h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (192,256) if laptop else (240,320))
     if keep is None: keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
-    block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock), get_y=point_of(path), splitter=splitter,
-        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'), batch_tfms=[*aug_transforms(size=(h,w)), normalize()])
+    block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock),
+        get_y=point_of(path, unit), splitter=splitter,
+        dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'),
+        batch_tfms=[*aug_transforms(do_flip=do_flip, size=(h,w)), normalize()])
     dls = block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
     dls.folder, dls.pixels = path, (h,w)   # what the recipe goes by
     return dls
 
 def _warn_outside(frames):
-    outside = (frames[['x','y']] < 0).any(axis=1) | (frames.x > frames.width) | (frames.y > frames.height)
+    outside = (frames[['x','y']] < 0).any(axis=1)
+    outside |= (frames.x > frames.width) | (frames.y > frames.height)
     if outside.any():
-        warnings.warn(f'In {outside.sum()} of {len(frames)} pictures the point is outside the picture, the first is {frames.fname[outside.idxmax()]}; a model with y_range=(-1,1) cannot learn those.', stacklevel=3)
+        warnings.warn(f'In {outside.sum()} of {len(frames)} pictures the point is outside the picture, the first is '
+                      f'{frames.fname[outside.idxmax()]}; a model with y_range=(-1,1) cannot learn those.', stacklevel=3)
 
 def biwi_dls(
     path,              # folder of the set, with `01`, `02`, ...; or with `points.csv`
@@ -357,7 +444,6 @@ def two_maps(
     layers = list(body)
     widens = len(layers) > 2 and isinstance(layers[-2], nn.Conv2d) and layers[-2].kernel_size == (1,1)
     return TwoMaps(*(layers[:-2] if widens else layers))   # EfficientNet's last layer only makes more features, for classes
-
 
 # %% ../../nbs/engine/points.ipynb #50e3afe9
 def map_features(

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import Module, default_device
-from .rating_learners import _FusedAdam, fused_learner
-from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, _batch_size, _check_share, _held_back, _named, _say_unknown, _scale_of,
-                                    _warn_of_repeated)
+from .rating_learners import FusedAdam, fused_learner
+from .rating_tables import name_columns
+from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, batch_size, check_share,
+                                    rating_scale, say_repeated, say_unknown, split_rows)
 from ..mini.movielens import Truth, plant, stars, who_rates_what
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e008
@@ -73,7 +74,7 @@ def _column(file, name):
 def _names(file):
     "What the columns of a file are called, by what they are for"
     with _open(file) as parquet: names = parquet.schema_arrow.names
-    return dict(zip(_named(pd.DataFrame(columns=names), f'The ratings in {file}'), names))
+    return dict(zip(name_columns(pd.DataFrame(columns=names), file), names))
 
 def _numbers(column): # one that was read
     "The column as whole numbers, (n,), and the names that they stand for"
@@ -108,28 +109,32 @@ class SortedRatingsDL(RatingsDL):
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e022
 def parquet_dls(
     file:Path,            # Parquet, columns user, title and rating; quickest if it is ordered by user
-    bs:int=None,          # ratings in a batch; None: a two-hundredth of the training set, at least 64 (or a quarter, if that is fewer) and at most 131,072
+    bs:int=None,          # ratings in a batch; None: a two-hundredth of the training set, at least 64 (or a
+                          # quarter, if that is fewer) and at most 131,072
     seed:int=42,          # of the split
     valid_pct:float=0.2,  # the chance of each rating to be held back for validation; 0: none is
-    device=None,          # where the tensors lie; None: the GPU if there is one
-    valid=None,           # a split of one's own: a column, positions, a second Parquet file, or 'time' (the latest `valid_pct`)
+    device=None,          # where the tensors are; None: the GPU if there is one
+    valid=None,           # a split of one's own: a column, positions, a second Parquet file, or 'time'
+                          # (the latest `valid_pct`)
     scale:tuple=None,     # the lowest and the highest rating; None: as in the ratings
+    not_rated=None,       # a number, or several, that stands for 'not rated'; its rows are left out
 ) -> RatingsDataLoaders:  # as from `ratings_dls`; FileNotFoundError or ValueError, naming file and column
     "Loaders for as many ratings as fit into memory, 12 bytes each"
-    _check_share(valid_pct)
-    second = valid if isinstance(valid, Path) or str(valid).lower().endswith('.parquet') else None
-    names = _names(file)
-    columns = {name: _column(file, names[name]) for name in ('user', 'title', 'rating')}
-    n_first = len(columns['rating'])
-    if second is not None: columns = {name: _both(column, _column(second, _names(second)[name]), second) for name,column in columns.items()}
-    y, columns = columns.pop('rating').to_numpy(), [_numbers(column) for column in columns.values()]
-    if y.dtype.kind not in 'iuf' or not np.isfinite(y).all(): raise ValueError(f'The column rating of {file} must be numbers.')
-    train = ~_validation(file, names, valid, second, n_first, len(y), seed, valid_pct)
+    check_share(valid_pct)
+    y, columns, train, held = _columns(file, valid, seed, valid_pct)
+    if y.dtype.kind not in 'iuf' or not np.isfinite(y).all():
+        raise ValueError(f'The column rating of {file} must be numbers.')
+    kept = train | held if not_rated is None else (train | held) & ~np.isin(y, not_rated)
+    if not kept.all(): # the rest is for a test, or has no rating
+        y, train = y[kept], train[kept]
+        columns = [(codes[kept], names) for codes,names in columns]
     n = int(train.sum())
-    bs = _batch_size(bs, n, min(131_072, max(64, n//200)))
-    if n == len(y) and valid_pct: raise ValueError(f'The {n:,} ratings of {file} leave none for validation; give more ratings, or a larger valid_pct.')
-    scale = _scale_of(y, scale)
-    _warn_of_repeated(_repeated(*(codes for codes,_ in columns)))
+    bs = batch_size(bs, n, min(131_072, max(64, n//200)))
+    if n == len(y) and valid_pct:
+        raise ValueError(f'The {n:,} ratings of {file} leave none for validation; give more ratings, '
+                         'or a larger valid_pct.')
+    scale = rating_scale(y, scale)
+    say_repeated(_repeated(*(codes for codes,_ in columns)))
     columns = [_known(*column, train) for column in columns]
     users, titles = (codes for codes,_ in columns)
     if (np.diff(users) < 0).any():
@@ -139,7 +144,7 @@ def parquet_dls(
     for rows,which in ((slice(n), train), (slice(n, None), ~train)):
         x[rows,0], x[rows,1], ratings[rows,0] = users[which], titles[which], y[which]
     x, y = torch.from_numpy(x), torch.from_numpy(ratings)
-    if valid is not None: _say_unknown(x[n:], 'ratings to validate on')
+    if valid is not None: say_unknown(x[n:], 'ratings to validate on')
     classes = dict(zip(('user', 'title'), (names for _,names in columns), strict=True))
     parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (slice(n), slice(n, None))]
     dls = SortedRatingsDL(parts[0], bs=bs, shuffle=True), SortedRatingsDL(parts[1], bs=bs)
@@ -151,14 +156,31 @@ def _both(column, more, file): # two columns; the file of the second
     import pyarrow as pa
     column, more = (o.cast(o.type.value_type) if hasattr(o.type, 'value_type') else o for o in (column, more))
     try: return pa.chunked_array([*column.chunks, *more.cast(column.type).chunks], type=column.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError): raise ValueError(f'{file} has another type of column ({more.type}) than the file to train on ({column.type}).') from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(f'{file} has another type of column ({more.type}) than the file to train on '
+                         f'({column.type}).') from None
 
-def _validation(file, names, valid, second, n_first, n, seed, share):
-    "Which rows are held back, (n,), true or false"
-    if second is not None: return np.arange(n) >= n_first
-    if valid is None: return (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share).numpy()
-    there = lambda name: names.get(name, name if name in names.values() else None)
-    return _held_back(valid, n, lambda name: None if there(name) is None else _column(file, there(name)).to_pandas().to_numpy(), share)
+def _columns(file, valid, seed, share): # as for `parquet_dls`
+    "The ratings, (n,); codes and names of users and of titles; who is to train on and who is held back, (n,)"
+    second = valid if isinstance(valid, Path) or str(valid).lower().endswith('.parquet') else None
+    names = _names(file)
+    columns = {name: _column(file, names[name]) for name in ('user', 'title', 'rating')}
+    n_first = len(columns['rating'])
+    if second is not None:
+        more = _names(second)
+        columns = {name: _both(o, _column(second, more[name]), second) for name,o in columns.items()}
+    y = columns.pop('rating').to_numpy()
+    train, held = (np.zeros(len(y), bool) for _ in range(2))
+    if second is not None: held = np.arange(len(y)) >= n_first
+    elif valid is None:
+        held = (torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < share).numpy()
+    else:
+        def there(name): return names.get(name, name if name in names.values() else None)
+        def column(name): return there(name) and _column(file, there(name)).to_pandas().to_numpy()
+        train_at, held_at = split_rows(valid, len(y), column, names.values(), share, file)
+        train[train_at], held[held_at] = True, True
+        return y, [_numbers(o) for o in columns.values()], train, held
+    return y, [_numbers(o) for o in columns.values()], ~held, held
 
 def _repeated(users, titles): # codes, (n,)
     "How many rows are of a pair that is there before"
@@ -187,7 +209,7 @@ class RowsInPlace(Module):
         return _AddRows.apply(self.weight, rows) if self.weight.device.type == 'cpu' else F.embedding(rows, self.weight)
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #d442e1b0
-class _KeepGradients(_FusedAdam):
+class _KeepGradients(FusedAdam):
     def zero_grad(self): self.opt.zero_grad(set_to_none=False)
 
 def large_ratings_learner(

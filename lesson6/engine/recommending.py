@@ -11,7 +11,7 @@ from copy import deepcopy
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from .ratings import YRange, _number
+from .ratings import YRange, number_of
 
 # %% ../../nbs/engine/recommending.ipynb #65b7df60
 def _tables(model, of): # 'user' or 'item'
@@ -74,7 +74,7 @@ def similar_items(
 ) -> pd.DataFrame: # columns title, genres (where known) and cosine, the most similar first; ValueError, offering the nearest, for an unknown title
     "The titles whose factors point most nearly the same way"
     titles, factors = _titles(learn), _part(learn, 0)
-    this = _number(learn.dls.classes, list(learn.dls.classes)[1], title)
+    this = number_of(learn.dls.classes, list(learn.dls.classes)[1], title)
     cosine = F.cosine_similarity(factors, factors[this:this+1])
     cosine[[0, this]] = -math.inf
     order = cosine.argsort(descending=True)[:min(n, len(titles)-2)]
@@ -121,7 +121,7 @@ def recommend(
     if n < 1: raise ValueError(f'n is {n}; at least one title can be recommended.')
     dls, titles = learn.dls, _titles(learn)
     hint = ' For somebody new take user=None.'
-    number = 0 if user is None else _number(dls.classes, list(dls.classes)[0], user, hint)
+    number = 0 if user is None else number_of(dls.classes, list(dls.classes)[0], user, hint)
     model = (_with_average_user(learn.model) if user is None else learn.model).eval()
     x = torch.stack([torch.full((len(titles),), number), torch.arange(len(titles))], 1).to(next(model.parameters()).device)
     x.scale = dls.scale
@@ -183,7 +183,7 @@ class Newcomers:
         lo, hi = self.dls.scale
         for title,stars in rated.items():
             if not lo <= stars <= hi: raise ValueError(f'{title!r} was given {stars}; the ratings go from {lo:g} to {hi:g}.')
-        numbers = torch.tensor([_number(self.dls.classes, list(self.dls.classes)[1], o) for o in rated], dtype=torch.long)
+        numbers = torch.tensor([number_of(self.dls.classes, list(self.dls.classes)[1], o) for o in rated], dtype=torch.long)
         person = self.person(numbers, torch.tensor(list(rated.values()), dtype=torch.float64))
         stars = self.predict(person, torch.arange(len(self.titles)))
         stars[0] = stars[numbers] = -math.inf
