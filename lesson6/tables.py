@@ -6,7 +6,7 @@
 __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_list', 'find_column', 'check_columns', 'gap', 'Rows',
            'read_rows', 'read_frame', 'part_of', 'split_parts', 'read_split', 'beside', 'find_table']
 
-# %% ../nbs/data/tables.ipynb #484473b1
+# %% ../nbs/data/tables.ipynb #5ed71d4d
 import csv, io, re, warnings
 from dataclasses import dataclass
 from functools import cache, partial
@@ -111,7 +111,8 @@ _known = {n for names in usual_columns.values() for n in names.split()}
 
 def _cells(line, sep):
     if len(sep) > 1: return [o.strip() for o in line.split(sep)]
-    return [o.strip() for o in next(csv.reader([line], delimiter=sep, skipinitialspace=True), [])]
+    try: return [o.strip() for o in next(csv.reader([line], delimiter=sep, skipinitialspace=True), [])]
+    except csv.Error: return [line[:80]] # a field without an end is named later
 
 def _begin(file, lines, names, least, quiet): # as for `read_rows`; the number of lines before the
     "Where the rows begin"                    # first row, the separator, the columns' names
@@ -171,7 +172,7 @@ def read_rows(
     if not found: raise ValueError(f'{file} has no rows; it needs a line for each.')
     return Rows(Path(file), columns, found, sep, lines)
 
-# %% ../nbs/data/tables.ipynb #874afa06
+# %% ../nbs/data/tables.ipynb #fd326809
 def _as_numbers(column):
     "A column of text as numbers, if that loses nothing"
     import pandas as pd
@@ -286,7 +287,7 @@ def read_split(
                                 f'column {column} says, and were left out.', stacklevel=4)
     return train, held
 
-# %% ../nbs/data/tables.ipynb #9d97c1bc
+# %% ../nbs/data/tables.ipynb #5dcab114
 set_tables = {'labels':   ('train.csv', 'metadata.csv', 'train/metadata.csv'),
               'pictures': ('metadata.csv', 'metadata.jsonl'),
               'points':   ('points.csv', 'boxes.csv'),

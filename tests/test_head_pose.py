@@ -445,11 +445,11 @@ def test_other_forms_of_the_same_table(table, name, text, encoding):
 
 @pytest.mark.parametrize('text, says', [
     (lambda ls: '', 'points.csv is empty; its first line should name the columns'),
-    (lambda ls: 'file,x,y\np0.jpg,12,3', r"needs the columns fname, x and y .*that line is 'file,x,y'"),
-    (lambda ls: 'fname,x,y,group\n', 'a first line and no rows'),
+    (lambda ls: 'where,x,y\np0.jpg,12,3', 'points.csv has no column for the picture, such as fname, .*; it has where, x, y'),
+    (lambda ls: 'fname,x,y,group\n', 'points.csv has no rows'),
     (lambda ls: 'fname,x,y,group\n' + ls[0] + '\np77.jpg,1,2,a', r"points.csv, line 3: there is no picture 'p77.jpg'"),
     (lambda ls: 'fname,x,y,group\n/etc/passwd,1,2,a', r"points.csv, line 2: there is no picture '/etc/passwd'"),
-    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\n' + ls[0], 'points.csv, line 3 gives p0.jpg a second point'),
+    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\n' + ls[0], 'points.csv, line 3: p0.jpg is there a second time'),
     (lambda ls: 'fname,x,y,group\np0.jpg,left,2,a', r"points.csv, line 2: x and y should be numbers, in pixels; they are 'left' and '2'"),
     (lambda ls: 'fname,x,y,group\np0.jpg,,2,a', 'points.csv, line 2: x and y should be numbers'),
     (lambda ls: 'fname,x,y,group\np0.jpg,nan,2,a', 'points.csv, line 2: x and y should be numbers'),
@@ -458,7 +458,7 @@ def test_other_forms_of_the_same_table(table, name, text, encoding):
     (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a', r'points.csv, line 2 \(p0.jpg\), has 5 fields where there should be 4'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1,2,', 'points.csv, line 2 has no group'),
     (lambda ls: 'fname,x,y,group\n"p0.jpg,1,2,a', 'points.csv, line 2, is no row of a table'),
-    (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,.{i},.5' for i in range(8)), 'between -1 and 1, as if they were shares of the picture'),
+    (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,-.{i},.5' for i in range(8)), 'between -1 and 1, as if they were shares of the picture'),
 ])
 def test_a_table_that_is_wrong(table, text, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says): points_dls(table(text))

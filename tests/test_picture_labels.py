@@ -64,7 +64,7 @@ def test_a_split_with_a_gap_is_not_passed_over(tmp_path):
     assert len(pet_labels(tmp_path).valid) == 2
     rows[4] = f'{names[4]},cor,'
     (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + '\n'.join(rows) + '\n')
-    with pytest.raises(ValueError, match='metadata.csv, line 6: there is no split here, and there is one in other lines; write train, valid or test'): pet_labels(tmp_path)
+    with pytest.raises(ValueError, match='metadata.csv, line 6 has no split; fill it in'): pet_labels(tmp_path)
     (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + ''.join(f'{n},{n[:3]},\n' for n in names))
     assert pet_labels(tmp_path).valid is None, 'a column that says nothing at all'
 
@@ -205,7 +205,7 @@ def test_labels_that_differ_in_case_only(tmp_path):
 def test_pictures_that_the_table_leaves_out(tmp_path):
     draw(tmp_path, 'a.png', 'b.png', 'c.png')
     (tmp_path/'metadata.csv').write_text('file_name,label\na.png,x\nb.png,y\n')
-    with pytest.warns(UserWarning, match='1 of 3 pictures .* are in no row .*c.png'): assert len(labelled_pictures(tmp_path, breed)) == 2
+    with pytest.warns(UserWarning, match='1 of 3 pictures .* have no row .*c.png'): assert len(labelled_pictures(tmp_path, breed)) == 2
 
 
 # What is wrong is named, in one sentence
@@ -230,20 +230,20 @@ WRONG = [
     (lambda p: draw(p, 'images/holiday.jpg', 'images/pug_1.jpg'), {}, 'holiday.jpg: there is no breed in this file name.*great_pyrenees_173.jpg; nor does'),
     (lambda p: draw(p, 'pug/1.jpg', 'Corgi/1.jpg', 'stray.jpg'), {}, 'there is no breed in this file name.*nor does every picture lie in one of several folders'),
     (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'folder'}, 'lies in no folder of its breed'),
-    (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'table'}, 'holds no metadata.csv'),
+    (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'table'}, 'metadata.csv is missing'),
     (lambda p: draw(p, 'pug_1.jpg', 'Corgi_1.jpg'), {'by': 'colour'}, "by is 'colour'"),
     (lambda p: (draw(p, 'pug_1.jpg'), (p/'pug_2.heic').write_bytes(b'\0')), {}, 'pug_2.heic is a picture of a kind that cannot be read here'),
-    (table('file_name,label\na.png,x\n,y\n'), {}, 'metadata.csv, line 3: there is no file name'),
-    (table('file_name,label\na.png,x\nb.png,\n'), {}, 'metadata.csv, line 3: b.png has no label'),
-    (table('file_name,label\na.png,x\nc.png,y\n'), {}, 'metadata.csv, line 3: c.png is not among the pictures'),
-    (table('file_name,label\na.png,x\n../../b.png,y\n'), {}, 'line 3: .*b.png is not among the pictures'),
-    (table('file_name,label\na.png,x\na.png,y\n'), {}, "metadata.csv, line 3: a.png is 'y' here and 'x' further up"),
+    (table('file_name,label\na.png,x\n,y\n'), {}, 'metadata.csv, line 3 names no picture'),
+    (table('file_name,label\na.png,x\nb.png,\n'), {}, 'metadata.csv, line 3 has no label'),
+    (table('file_name,label\na.png,x\nc.png,y\n'), {}, "metadata.csv, line 3: there is no picture 'c.png'"),
+    (table('file_name,label\na.png,x\n../../b.png,y\n'), {}, 'line 3: there is no picture .*b.png'),
+    (table('file_name,label\na.png,x\na.png,y\n'), {}, 'metadata.csv, line 3: a.png is there a second time'),
     (table('file_name,label\na.png,x,black\nb.png,y\n'), {}, r'metadata.csv, line 2 \(a.png\), has 3 fields where there should be 2'),
-    (table('file_name,label,split\na.png,x,train\nb.png,y,later\n'), {}, "metadata.csv, line 3: 'later' is no split"),
-    (table('file_name,colour\na.png,x\nb.png,y\n'), {}, "no column for the label: looked for label.*found 'file_name', 'colour'"),
-    (table('picture,label\na.png,x\nb.png,y\n'), {}, "no column for the file"),
-    (table('file_name,label\na.png,x\nb.png,y\n'), {'column': 'breeds'}, "has no column 'breeds'; it has 'file_name', 'label'"),
-    (table('file_name,label\n'), {}, 'metadata.csv holds no rows'),
+    (table('file_name,label,split\na.png,x,train\nb.png,y,later\n'), {}, "metadata.csv, line 3: the column split says 'later'"),
+    (table('file_name,colour\na.png,x\nb.png,y\n'), {}, 'no column for the label, such as label.*it has file_name, colour'),
+    (table('where,label\na.png,x\nb.png,y\n'), {}, 'no column for the picture'),
+    (table('file_name,label\na.png,x\nb.png,y\n'), {'column': 'breeds'}, "has no column 'breeds'; it has file_name, label"),
+    (table('file_name,label\n'), {}, 'metadata.csv has no rows'),
     (table(b'file_name,label\na.png,x\xff\n'), {}, 'metadata.csv is not text in UTF-8 or UTF-16'),
     (lines('{"file_name": "a.png", "label": "x"}', '{"file_name": "b.png"'), {}, 'metadata.jsonl, line 2: that is no JSON'),
     (lines('{"file_name": "a.png", "label": ["x", "y"]}'), {}, r"metadata.jsonl, line 1: the label \['x', 'y'\] is no single one"),
