@@ -6,7 +6,7 @@
 __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_list', 'find_column', 'check_columns', 'gap', 'Rows',
            'read_rows', 'read_frame', 'part_of', 'split_parts', 'read_split', 'beside', 'find_table']
 
-# %% ../nbs/data/tables.ipynb #5ed71d4d
+# %% ../nbs/data/tables.ipynb #76970f9a
 import csv, io, re, warnings
 from dataclasses import dataclass
 from functools import cache, partial
@@ -172,7 +172,7 @@ def read_rows(
     if not found: raise ValueError(f'{file} has no rows; it needs a line for each.')
     return Rows(Path(file), columns, found, sep, lines)
 
-# %% ../nbs/data/tables.ipynb #fd326809
+# %% ../nbs/data/tables.ipynb #dd9fec9a
 def _as_numbers(column):
     "A column of text as numbers, if that loses nothing"
     import pandas as pd
@@ -287,7 +287,7 @@ def read_split(
                                 f'column {column} says, and were left out.', stacklevel=4)
     return train, held
 
-# %% ../nbs/data/tables.ipynb #5dcab114
+# %% ../nbs/data/tables.ipynb #7d4b6337
 set_tables = {'labels':   ('train.csv', 'metadata.csv', 'train/metadata.csv'),
               'pictures': ('metadata.csv', 'metadata.jsonl'),
               'points':   ('points.csv', 'boxes.csv'),

@@ -315,6 +315,6 @@ def test_mutants_are_made_of_every_module_of_the_lesson_and_of_the_engine():
     value = next(n.value for n in ast.parse((root/'tests'/'mutants.py').read_text(encoding='utf-8')).body if isinstance(n, ast.Assign) and n.targets[0].id == 'modules')
     modules = ast.literal_eval(value)
     engine = {f'engine/{f.stem}' for f in (root/'lesson6'/'engine').glob('*.py') if f.stem != '__init__'}
-    assert set(modules) == engine | set(sections.values()) | {'files', 'data'}
+    assert set(modules) == engine | set(sections.values()) | {'files', 'tables', 'data'}
     for notebook, tests in modules.values():
         assert (nbs/f'{notebook}.ipynb').exists() and all((root/'tests'/f'test_{t}.py').exists() for t in tests.split())

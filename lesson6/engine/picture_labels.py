@@ -135,8 +135,8 @@ def _copies(files, labels, parts): # positions of pictures that are there a seco
         again += [i for k,i in enumerate(some) if any(filecmp.cmp(files[i], files[j], shallow=False) for j in some[:k])]
     return again
 
-def _held_back(files, labels, parts, root): # what each picture is for: files, and the positions of those held back
-    again = set(_copies(files, labels, parts))
+def _held_back(files, labels, parts, root): # what each picture is for: files, and the positions held back
+    again = set(_copies(files, labels, parts)) if labels else set()
     _say_left([files[i] for i in again], root, 'are copies of others')
     kept = [i for i in range(len(files)) if i not in again]
     files, parts = [files[i] for i in kept], [parts[i] for i in kept]
@@ -182,7 +182,7 @@ def _rows_of(table, path, names, column): # for each row: where it is, its pictu
     labels = []
     for i,said in enumerate(rows.cells(label)):
         if isinstance(said, (list, dict, bool, float)):
-            raise ValueError(f'{rows.where(i)}: the label {str(said)[:40]!r} is no single one; each picture here shows '
+            raise ValueError(f'{rows.where(i)}: the label {repr(said)[:40]} is no single one; each picture here shows '
                              'one thing, and its label is a text.')
         labels.append(composed(said).strip())
         if not labels[-1]: raise gap(rows.where(i), 'label')
@@ -203,7 +203,7 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
     held = None if split is None else read_split(said, where.__getitem__, split, tables[0])
     if held is None:
         parts = _parts_and_classes(files, root if files[0].is_relative_to(root) else path)[0]
-        kept, valid = _held_back(files, labels, parts if all(parts) else [None]*len(files), path)
+        kept, valid = _held_back(files, None, parts if all(parts) else [None]*len(files), path)
     else:
         order = sorted([*held[0], *held[1]])
         kept, valid = [files[i] for i in order], [order.index(i) for i in held[1]]

@@ -175,7 +175,7 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
         warnings.warn(f'{len(files)-len(found):,} of {len(files):,} rows of {table} say that nothing is labelled (0,0 or '
                       'empty or not visible) and were left out.', stacklevel=5)
     names.say_left(files, table.name)
-    return {f.relative_to(table.parent).as_posix(): found[f] for f in names.files if f in found}
+    return {f.relative_to(table.parent).as_posix(): found[f] for f in sorted(found)}
 
 _units = {'pixels': 1, 'percent': 100, 'shares': 1}
 
