@@ -52,6 +52,7 @@ modules = {
     'engine/recommending': ('engine/recommending', 'collab'), 'engine/ratings_at_scale': ('engine/ratings_at_scale', 'ratings_at_scale'),
     'engine/picture_loaders': ('engine/picture_loaders', 'pictures'), 'engine/training': ('engine/training', 'train pets network'),
     'engine/frozen_body': ('engine/frozen_body', 'frozen_body'), 'engine/augmentation': ('engine/augmentation', 'regularisation claims_regularisation'), 'engine/weight_decay': ('engine/weight_decay', 'regularisation claims_regularisation'),
+    'engine/annotations': ('engine/annotations', 'annotations'), 'engine/sets': ('engine/sets', 'sets command'),
     'engine/figures': ('engine/figures', 'figures'), 'engine/networks': ('engine/networks', 'efficientnet'),
 }
 # Names swapped for others tell nothing that running the notebook wouldn't; a bar in a type is no operator.

@@ -35,6 +35,7 @@ run_by = {
     'lesson6 notebooks': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
     'lesson6 notebooks my-lesson6': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
     'lesson6 data': ('tests/test_packaging.py', "lesson6('data')"),
+    'lesson6 data --check /path/to/data': ('tests/test_sets.py', "'data', '--check'"),
     'lesson6 run': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
     'lesson6 run collab': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
     'lesson6 train': ('tests/test_command.py', "name, '--help'"),

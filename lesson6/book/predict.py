@@ -16,9 +16,9 @@ import fastai.callback.progress # noqa: F401, gives Learner its no_bar
 from fastcore.script import CliError, call_parse
 from tqdm import tqdm
 from ..data import cache_path
-from ..engine.pictures import check_picture
+from ..engine.pictures import check_picture, upright_size
 from ..files import picture_files
-from ..engine.points import _to_pixels, _upright_size
+from ..engine.points import to_pixels
 
 # %% ../../nbs/book/predict.ipynb #55cbb1af
 def _ours(): return cache_path()/'learners.txt' # the SHA-256 of every learner that was written here
@@ -94,7 +94,7 @@ def predict_pictures(
     for f,p in zip(map(str, files), preds, strict=True):
         if vocab is None:
             if p.numel() != 2: raise ValueError(f'This learner predicts {p.numel()} numbers a picture; a point has two.')
-            x,y = _to_pixels(p.flatten(), _upright_size(Path(f))).tolist()
+            x,y = to_pixels(p.flatten(), upright_size(f)).tolist()
             rows.append({'file': f, 'x': round(x, 1), 'y': round(y, 1)})
         elif several: rows.append({'file': f, 'labels': {vocab[i]: round(float(p[i]), 4) for i in p.argsort(descending=True).tolist() if p[i] > thresh}})
         else: rows.append({'file': f, 'label': str(vocab[int(p.argmax())]), 'probability': round(float(p.max()), 4)})

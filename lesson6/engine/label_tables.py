@@ -10,6 +10,7 @@ from pathlib import Path
 from warnings import warn
 import numpy as np
 import pandas as pd
+from .annotations import annotated_labels, annotations_in
 from ..files import PictureNames, composed
 from ..tables import check_columns, find_column, find_table, gap, read_rows, read_split
 
@@ -111,8 +112,16 @@ def _checked(names, labels, said, where, what, path, label_delim, seed, column):
     say_odd_labels(sorted(vocab), {l for i in split[0] for l in labels[i]}, stacklevel=4)
     return df.iloc[np.sort(np.concatenate(split))] # without those for a test
 
+def _annotated(path, vocab, empty_ok, label_delim, seed): # as for `read_labels`
+    "The same from an annotators' format"
+    names, texts, parts, places = zip(*annotated_labels(path, label_delim, empty_ok))
+    labels = [_check_text(t, w, vocab, label_delim, numbers_ok=True) for t,w in zip(texts, places)]
+    said = list(parts) if any(parts) else None
+    return _checked(names, labels, said, lambda i: places[i], path, path, label_delim, seed, 'split').reset_index(drop=True)
+
 def read_labels(
-    path:Path,               # the folder that holds the table, `train.csv` or `metadata.csv`, and the pictures in `train/`
+    path:Path,               # the folder that holds the table, `train.csv` or `metadata.csv`, and the
+                             # pictures in `train/`; or a folder of Pascal VOC XML, COCO JSON or YOLO
     vocab:list=None,         # labels that may occur; None: any, except numbers
     empty_ok:bool=False,     # whether a picture may have no label at all; its `labels` are then ''
     label_delim:str=None,    # what separates the labels of a picture; None: spaces
@@ -121,8 +130,10 @@ def read_labels(
                              # naming the line, if something is amiss
     "The table of labels, checked"
     path = Path(path)
-    file = find_table(path, 'labels')
-    rows = read_rows(file, ('fname', 'labels', 'is_valid'))
+    file = find_table(path, 'labels', needed=False)
+    if file is None and annotations_in(path): return _annotated(path, vocab, empty_ok, label_delim, seed)
+    rows = read_rows(file or find_table(path, 'labels'), ('fname', 'labels', 'is_valid'))
+    file = rows.file
     picture, column = (find_column(rows.columns, o, file) for o in ('picture', 'labels'))
     split = find_column(rows.columns, 'split', file, needed=False)
     texts, labels = rows.cells(column), []

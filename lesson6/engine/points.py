@@ -6,11 +6,10 @@
 __all__ = ['img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'published_frame', 'posed_frames', 'read_points', 'kept_out',
            'TablePoint', 'point_of', 'fit_size', 'person_splitter', 'stays_frozen', 'points_dls', 'biwi_dls',
            'HeatCentre', 'TwoMaps', 'two_maps', 'map_features', 'use_two_maps', 'say_recipe', 'plot_function',
-           'pixel_error', 'pixel_point', 'show_points', 'show_heat', 'point_errors']
+           'pixel_error', 'to_pixels', 'pixel_point', 'show_points', 'show_heat', 'point_errors']
 
 # %% ../../nbs/engine/points.ipynb #c3d83f17
 import re, warnings
-from xml.etree import ElementTree
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -30,8 +29,9 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic, points_source
+from .annotations import annotated_points, annotations_in
 from .picture_loaders import KeepItems, normalize
-from .pictures import UprightImage, check_picture
+from .pictures import UprightImage, check_picture, upright_size
 from ..files import PictureNames, composed, picture_files
 from ..tables import find_column, gap, plain_name, read_rows, short_list, usual_columns
 
@@ -187,7 +187,7 @@ def _guess_unit(points, root, what): # as from `_read_table`
                          'be pixels: multiply x by the width, and y by the height.')
     if low < 0 or high > 100 or len(points) < 2: return 'pixels'
     if high > 1:
-        w,h = np.median([_upright_size(root/n) for n in points], axis=0)
+        w,h = np.median([upright_size(root/n) for n in points], axis=0)
         if min(w, h) < 250 or len(points) < 8: return 'pixels'
     unit = 'percent' if high > 1 else 'shares'
     warnings.warn(f'All x and y of {what} are at most {_units[unit]}, so they were taken as '
@@ -199,35 +199,17 @@ def _in_pixels(points, root, unit, what): # as from `_read_table`; what the numb
     if unit not in (None, *_units): raise ValueError(f'unit is {unit!r}; it must be one of {", ".join(_units)}.')
     unit = unit or _guess_unit(points, root, what)
     if unit == 'pixels': return points
-    sizes = {n: np.array(_upright_size(root/n))/_units[unit] for n in points}
+    sizes = {n: np.array(upright_size(root/n))/_units[unit] for n in points}
     return {n: (x*sizes[n][0].item(), y*sizes[n][1].item(), group) for n,(x,y,group) in points.items()}
 
 # %% ../../nbs/engine/points.ipynb #5c62ecc9
-def _read_boxes(folder:Path) -> dict: # {name of the picture: (x, y, breed)}, from a folder of VOC XML; breed
-                                      # is None if the names hold none
-    root = folder.parent.parent
-    there = {f.stem: f.relative_to(root).as_posix() for f in picture_files(root)}
-    found = {}
-    for xml in sorted(f for f in folder.glob('*.xml') if not f.name.startswith('.')):
-        if xml.stem not in there:
-            raise FileNotFoundError(f'{xml}: there is no picture {xml.stem!r} in {root.name}/; put it there, or remove '
-                                    'the file.')
-        try:
-            parsed = ElementTree.parse(xml).getroot()
-            width,height = (float(parsed.findtext(f'size/{o}')) for o in ('width', 'height'))
-            boxes = [[float(b.findtext(o)) for o in _box] for b in parsed.iter('bndbox')]
-        except (ElementTree.ParseError, TypeError, ValueError): width,boxes = 0,[]
-        if not boxes or not 0 < width < np.inf or not 0 < height < np.inf:
-            raise ValueError(f'{xml} holds no box with the size of its picture; get it again, or remove it.')
-        largest = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))    # where there are several heads
-        (x,y),(w,h) = _middle(largest, xml),_upright_size(root/there[xml.stem])
-        breed = re.fullmatch(r'(.+)_[0-9]+', xml.stem)
-        found[there[xml.stem]] = x*w/width, y*h/height, breed and composed(breed[1])
-    if not found: raise FileNotFoundError(f'{folder} holds no .xml files; put the boxes there, or remove the folder.')
-    return found
+def _source(path:Path) -> Path: # a table, or the folder itself if annotators' files are in it; None: BIWI's poses
+    table = points_source(path)
+    if table and table.is_file(): return table
+    return path if annotations_in(path) else None
 
 def _read_source(source:Path, unit=None) -> dict: # {name of the picture: (x, y, group)}, in pixels
-    if source.is_dir(): return _read_boxes(source)
+    if source.is_dir(): return annotated_points(source)
     return _in_pixels(_read_table(source), source.parent, unit, source)
 
 # %% ../../nbs/engine/points.ipynb #152db001
@@ -236,17 +218,13 @@ def _read_frames(path:Path) -> dict: # {name of the frame: (x, y, person)}
     if not files:
         raise FileNotFoundError(f'{path} holds no frames; it should hold a folder for each person with files like '
                                 'frame_00003_rgb.jpg and frame_00003_pose.txt, a table points.csv with the columns '
-                                'fname, x and y, or boxes in annotations/xmls.')
+                                'fname, x and y, or annotations as Pascal VOC XML, COCO JSON or YOLO.')
     def person(f):
         return composed(f.parent.relative_to(path).as_posix() if f.parent != path else path.resolve().name)
     return {f.relative_to(path).as_posix(): (*get_ctr(f).tolist(), person(f)) for f in files}
 
-def _upright_size(f:Path) -> tuple: # width and height in pixels, as a viewer shows it
-    with Image.open(f) as im: (w,h),turned = im.size,im.getexif().get(0x0112) in (5, 6, 7, 8)
-    return (h,w) if turned else (w,h)
-
 def read_points(
-    path,            # a folder with a table of points or boxes, with `annotations/xmls`, or in BIWI's layout
+    path,            # a folder with a table of points or boxes, with annotators' files, or in BIWI's layout
     unit:str=None,   # of the numbers in a table: 'pixels', 'percent' or 'shares' of width and height;
                      # None: what they look like, which is said unless they are pixels
 ) -> pd.DataFrame:   # a row a picture: fname (below `path`), x and y in pixels of the upright picture,
@@ -254,11 +232,11 @@ def read_points(
                      # naming file or line
     "Every picture of a set with its point; one that can't be read is found here"
     path = Path(path)
-    source = points_source(path)
+    source = _source(path)
     points = _read_source(source, unit) if source else _read_frames(path)
     for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False):
         check_picture(path/n)
-    sizes = [_upright_size(path/n) for n in points]
+    sizes = [upright_size(path/n) for n in points]
     frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)],
                           columns=['fname', 'x', 'y', 'group', 'width', 'height'])
     frames['group'] = frames.group.astype(object).where(frames.group.notna(), None)
@@ -311,7 +289,7 @@ class TablePoint:
         f,        # a picture
     ) -> Tensor:  # (2,): right and down from the upper left corner of the upright picture, in pixels;
                   # ValueError if it has no row
-        root = self.table.parent.parent if self.table.is_dir() else self.table.parent
+        root = self.table if self.table.is_dir() else self.table.parent
         rows = _kept_table(self.table, self.table.stat().st_mtime_ns, self.unit)
         name = Path(f).relative_to(root).as_posix()
         if name not in rows: raise ValueError(f'{f} has no row in {self.table}; add one.')
@@ -322,7 +300,7 @@ def point_of(
     unit=None, # as for `read_points`
 ):             # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
-    source = points_source(Path(path))
+    source = _source(Path(path))
     return TablePoint(source, unit) if source else get_ctr
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
@@ -502,7 +480,11 @@ def pixel_error(
     return ((preds-targs) * size.flip(1)/2).norm(dim=1)
 
 # %% ../../nbs/engine/points.ipynb #c434c04b
-def _to_pixels(unit, size): # from -1..1 to pixels of pictures with these widths and heights
+def to_pixels(
+    unit,    # (n, 2) or (2,), from -1 to 1
+    size,    # width and height, of each or of all
+) -> Tensor: # of the same shape
+    "Points in pixels of their pictures"
     return (torch.as_tensor(unit).as_subclass(Tensor).cpu().float() + 1)*torch.as_tensor(size)/2
 
 def pixel_point(
@@ -513,7 +495,7 @@ def pixel_point(
     im = UprightImage.create(picture)
     with learn.no_bar(), learn.no_logging(): raw,_ = learn.get_preds(dl=learn.dls.test_dl([im], num_workers=0))
     if raw.numel() != 2: raise ValueError(f'This learner predicts {raw.numel()} numbers; a point has two.')
-    return _to_pixels(raw.view(2), im.size)
+    return to_pixels(raw.view(2), im.size)
 
 def show_points(
     learn,       # a learner that predicts a point
@@ -529,7 +511,7 @@ def show_points(
     for ax in axs.flat: ax.axis('off')
     for ax,i,f,pred in zip(axs.flat, some, files, preds):
         im = UprightImage.create(f)
-        guess, truth = _to_pixels(pred.view(2), im.size), held.tls[1][i].as_subclass(Tensor).view(2) # the point before it is scaled
+        guess, truth = to_pixels(pred.view(2), im.size), held.tls[1][i].as_subclass(Tensor).view(2) # the point before it is scaled
         ax.imshow(im)
         ax.plot(*truth, 'o', ms=14, mew=2, mfc='none', mec='lime', label='true point')
         ax.plot(*guess, 'x', ms=10, mew=3, c='red', label='prediction')
@@ -565,9 +547,9 @@ def point_errors(
     "Where a learner sees the points of the pictures that it was not trained on"
     train, valid = learn.dls.train_ds, learn.dls.valid_ds
     def points(ds): return torch.stack([o.as_subclass(Tensor).view(2) for o in ds.tls[1]])  # before they are scaled
-    def sizes(ds): return torch.tensor([_upright_size(f) for f in ds.items]).float()
+    def sizes(ds): return torch.tensor([upright_size(f) for f in ds.items]).float()
     size, truth = sizes(valid), points(valid)
-    with learn.no_bar(), learn.no_logging(): guess = _to_pixels(learn.get_preds(ds_idx=1)[0].view(-1, 2), size)
+    with learn.no_bar(), learn.no_logging(): guess = to_pixels(learn.get_preds(ds_idx=1)[0].view(-1, 2), size)
     constant = (points(train)/sizes(train)).mean(0)*size
     off, constant = ((o-truth).norm(dim=1) for o in (guess, constant))
     return pd.DataFrame(dict(file=list(valid.items), x=truth[:,0], y=truth[:,1], guess_x=guess[:,0], guess_y=guess[:,1], off=off, constant=constant))

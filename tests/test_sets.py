@@ -1,0 +1,79 @@
+"What is in a set: the report is the same for a section and for the command, for all four kinds of data."
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_annotations import made_up, write
+
+from lesson6.book import command
+from lesson6.data import folders
+from lesson6.engine.sets import about, look
+
+
+@pytest.fixture
+def mine(tmp_path, environment):
+    "A folder with all four kinds of data"
+    root, r = tmp_path/'mine', np.random.default_rng(0)
+    def picture(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(r.integers(0, 255, (24, 32, 3), np.uint8)).save(file)
+    for i in range(16): picture(root/folders['pets']/('train', 'train', 'valid', 'test')[i%4]/('Corgi', 'Pug')[i//4%2]/f'{i}.png')
+    write('COCO', root/folders['pascal'], made_up(tmp_path))
+    for i in range(6): picture(root/folders['biwi']/f'{i}.png')
+    (root/folders['biwi']/'points.csv').write_text('fname,x,y,group\n' + ''.join(f'{i}.png,{i+9},8,{"ab"[i%2]}\n' for i in range(5)))
+    (root/folders['movielens']).mkdir()
+    (root/folders['movielens']/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'{i%7},Book {i%11},{i%5*2}\n' for i in range(77)))
+    environment.setenv('LESSON6_DATA', str(root))
+    return root
+
+
+SAYS = {'pets': ['12 pictures, 2 breeds', 'the names of the folders', '8 to train on and 4 for validation', 'noticed: 4 pictures'],
+        'pascal': ['21 pictures, 4 labels', '15 to train on and 6 for validation', 'noticed: 3 of 24'],
+        'biwi': ['5 frames|5 pictures, 2 groups', 'points in pixels', 'the 2 pictures of b are held out', 'noticed: 1 of 6'],
+        'movielens': ['77 ratings, 7 users, 11 titles', '5 values from 0 to 8', 'a random fifth']}
+
+
+@pytest.mark.parametrize('name', SAYS)
+def test_a_section_says_what_was_found_in_five_lines(name, mine):
+    said = about(name)
+    assert all(re.search(o, said) for o in SAYS[name]), said
+    assert len(said.splitlines()) <= 5 and said.startswith(f'{name}: from your own folder')
+    fine, lines = look(name)
+    assert fine and lines[1:] == [l.strip() for l in said.splitlines()[1:]]
+
+
+def lesson6(monkeypatch, *words):
+    monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
+    try: return command.main() or 0
+    except SystemExit as e: return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
+
+
+def test_the_command_says_the_same(mine, environment, capsys):
+    environment.delenv('LESSON6_DATA')
+    assert lesson6(environment, 'data', '--check', mine) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(o, out) for some in SAYS.values() for o in some), out
+    assert lesson6(environment, 'data', 'collab', '--check', mine/folders['movielens']) == 0
+    assert '77 ratings' in capsys.readouterr().out
+    (mine/folders['pets']/'train'/'Pug'/'5.png').write_bytes(b'broken')
+    (mine/folders['biwi']/'points.csv').write_text('fname,x,y\n0.png,wide,8\n')
+    assert lesson6(environment, 'data', '--check', mine) == 1
+    out = capsys.readouterr().out
+    assert '5.png is no picture' in out and 'points.csv, line 2' in out and '77 ratings' in out
+
+
+@pytest.mark.parametrize('where, says', [('nowhere', 'there is no such folder'), ('.', 'it holds none of')])
+def test_a_folder_without_a_set(where, says, tmp_path, environment, capsys):
+    environment.chdir(tmp_path)
+    assert lesson6(environment, 'data', '--check', where) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_without_a_home_folder(mine, environment, capsys):
+    "As for a user that a container invents"
+    environment.setenv('HOME', '')
+    environment.setattr('os.path.expanduser', lambda p: p)
+    assert lesson6(environment, 'data', 'collab', '--look') == 0
+    assert 'your own folder' in capsys.readouterr().out
