@@ -24,7 +24,7 @@ setup(
     classifiers=lines('classifiers'),
     install_requires=lines('requirements'),
     extras_require={'distributed': lines('distributed_requirements'), 'book': lines('book_requirements'),
-                    'dev': lines('dev_requirements'), 'mutants': lines('mutants_requirements')},
+                    'class': lines('class_requirements'), 'dev': lines('dev_requirements'), 'mutants': lines('mutants_requirements')},
     entry_points={'console_scripts': lines('console_scripts')},
     packages=[*find_packages(include=['lesson6', 'lesson6.*']), *shipped],
     package_dir={'lesson6.nbs': 'nbs', 'lesson6.docs': 'docs'},

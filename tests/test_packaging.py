@@ -116,7 +116,7 @@ def test_constraints_are_names_and_versions():
     assert all(re.fullmatch(r'[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+', l) for l in lines), [l for l in lines if '==' not in l]
     held = {re.sub(r'[-_.]+', '-', l.split('==')[0]).lower(): l.split('==')[1] for l in lines}
     assert len(held) == len(lines)
-    for key in 'requirements', 'book_requirements', 'dev_requirements':
+    for key in 'requirements', 'book_requirements', 'class_requirements', 'dev_requirements':
         for r in map(Requirement, settings[key].strip().splitlines()):
             name = re.sub(r'[-_.]+', '-', r.name).lower()
             assert name in held and r.specifier.contains(held[name], prereleases=True), r
@@ -133,7 +133,8 @@ def test_what_is_imported_is_required():
     book = core | required('book_requirements') | {'nbformat', 'docutils'} # which the notebook tools and Sphinx bring along for good
     for path in (root/'lesson6').rglob('*.py'):
         of_book = 'book' in path.parts or path.name == 'train.py'
-        said = book | {'nbdev'} if path.name == 'testing.py' else book if of_book else core # testing is for a checkout
+        more = {'testing.py': {'nbdev'}, **dict.fromkeys(('confined.py', 'grading.py', 'classroom.py'), required('class_requirements'))} # testing is for a checkout
+        said = book | more.get(path.name, set()) if of_book else core
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {n.partition('.')[0] for n in names} - set(sys.stdlib_module_names):

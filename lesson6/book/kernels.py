@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from jupyter_client.provisioning import LocalProvisioner
+from traitlets import List
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage',
@@ -165,6 +166,7 @@ class Forked:
 
 # %% ../../nbs/book/kernels.ipynb #78a706df
 _inline = 'module://matplotlib_inline.backend_inline'
+_kernel_modules = ['ipykernel.ipkernel', 'ipykernel.zmqshell']
 
 def _kernel(argv): # as `python -m ipykernel_launcher`
     import matplotlib
@@ -176,15 +178,15 @@ def _kernel(argv): # as `python -m ipykernel_launcher`
 
 class WarmProvisioner(LocalProvisioner):
     "Starts a kernel of this Python as a copy of a process that has imported the libraries"
+    preload = List(_kernel_modules).tag(config=True)
     async def launch_kernel(self, cmd, **kwargs):
         env, cwd = kwargs.get('env') or dict(os.environ), kwargs.get('cwd')
-        fits = (can_fork and cmd[:3] == [sys.executable, '-m', 'ipykernel_launcher']
+        fits = (can_fork and cmd[:2] == [sys.executable, '-m']
                 and not kwargs.keys() - {'env', 'cwd', 'kernel_id'}
                 and _early(env) == (_server.get('env') or _early(environment()))
                 and re.fullmatch('[1-9][0-9]*', env.get('OMP_NUM_THREADS', '1')))
         if not fits: return await super().launch_kernel(cmd, **kwargs)
-        kernel = Forked(_kernel, cmd[2:], env=env, cwd=cwd,
-                        preload=('ipykernel.ipkernel', 'ipykernel.zmqshell'))
+        kernel = Forked(_kernel, cmd[2:], env=env, cwd=cwd, preload=self.preload)
         try: await kernel.started()
         except ServerDied: return await super().launch_kernel(cmd, **kwargs)
         self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid
@@ -193,8 +195,10 @@ class WarmProvisioner(LocalProvisioner):
 
 # %% ../../nbs/book/kernels.ipynb #80a81e60
 def kernel_manager(
-    warm:bool=True, # fork it from a process that has imported the libraries, where that can be done
-):                  # a jupyter_client `AsyncKernelManager`
+    warm:bool=True,    # fork it from a process that has imported the libraries, where that can be done
+    module:str='ipykernel_launcher', # what is run as `python -m`
+    preload:tuple=(),  # modules to import as well; the first process of all decides
+):                     # a jupyter_client `AsyncKernelManager`
     "Starts and ends a kernel of this Python"
     from importlib.metadata import EntryPoint
     from ipykernel.kernelspec import make_ipkernel_cmd
@@ -205,9 +209,10 @@ def kernel_manager(
     if warm and can_fork:
         ours = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', Factory.GROUP_NAME)
         Factory.instance().provisioners[name] = ours
-        metadata = {'kernel_provisioner': {'provisioner_name': name}}
+        modules = [*_kernel_modules, *preload]
+        metadata = {'kernel_provisioner': {'provisioner_name': name, 'config': {'preload': modules}}}
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(argv=make_ipkernel_cmd(), display_name='Python 3', language='python',
+            return KernelSpec(argv=make_ipkernel_cmd(module), display_name='Python 3', language='python',
                               metadata=metadata)
     return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())
