@@ -24,7 +24,7 @@ try:
     from nbgrader.preprocessors import Execute
 except ImportError: Execute = ExportPlugin = object # the extra `class` isn't installed
 
-# %% ../../nbs/book/grading.ipynb #3663be26
+# %% ../../nbs/book/grading.ipynb #59bcb6ef
 _folders = 'source', 'release', 'submitted', 'autograded', 'feedback', 'gradebook.db' # of a course: not for reading
 
 @cache
@@ -87,8 +87,11 @@ class Confined(Execute):
         return cell, resources
 
     def process_message(self, msg, cell, cell_index):
-        said = sum(len(str(o.get('text', ''))) for o in cell.outputs) if msg['msg_type'] == 'stream' else 0
-        if said < 1000*self.output_kb: return super().process_message(msg, cell, cell_index)
+        if msg['msg_type'] in ('stream', 'display_data', 'execute_result'):
+            room = 1000*self.output_kb - sum(len(str(o)) for o in cell.outputs)
+            if msg['msg_type'] == 'stream': msg['content']['text'] = msg['content']['text'][:max(room, 0)]
+            elif len(str(msg['content'])) > room: return None
+        return super().process_message(msg, cell, cell_index)
 
 def exercise_of(
     cell,    # of a notebook
@@ -187,7 +190,7 @@ class ExercisesExport(ExportPlugin):
         table.to_csv(self.to or 'grades.csv', float_format='%g')
         self.log.info('%d students and %d exercises in %s', len(table), table.shape[1]-1, self.to or 'grades.csv')
 
-# %% ../../nbs/book/grading.ipynb #9bdd9b5c
+# %% ../../nbs/book/grading.ipynb #f2d92675
 def sentences(
     folder:Path,   # of the course
 ) -> dict:         # {exercise: Counter of what `check` said to wrong answers}
@@ -205,7 +208,7 @@ def sentences(
             said = ''.join(o.text for o in outputs if o.output_type == 'stream')
             sentence = re.search(f'^{id}: not yet\\. (.*)', said, re.M)
             if not sentence and (f'{id} is right.' in said or not error): continue
-            sentence = error or sentence[1]
+            sentence = sentence[1] if sentence else error
             alike = first.setdefault((id, re.sub(r'[\d.]*\d', '#', sentence)), sentence)
             found.setdefault(id, Counter())[alike] += 1
     return found

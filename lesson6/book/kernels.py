@@ -11,6 +11,7 @@ import threading, warnings
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from types import ModuleType
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import List
 
@@ -50,8 +51,11 @@ def _as_the_server_starts():
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for k in ours: os.environ.pop(k, None)
     os.environ.update(_server_env, PYTHONWARNINGS=quiet)
+    # each copy would run the script of this process again, imports and all
+    script, sys.modules['__main__'] = sys.modules['__main__'], ModuleType('__main__')
     try: yield
     finally:
+        sys.modules['__main__'] = script
         for k,v in ours.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
