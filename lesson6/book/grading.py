@@ -6,8 +6,8 @@
 __all__ = ['Confined', 'exercise_of', 'is_test', 'not_marked', 'configure', 'submissions', 'mark_all', 'marks', 'ExercisesExport',
            'sentences', 'report']
 
-# %% ../../nbs/book/grading.ipynb #a5cec60f
-import os, re, shutil, sys, tempfile
+# %% ../../nbs/book/grading.ipynb #140d0717
+import os, re, shutil, sys, tempfile, warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -19,10 +19,13 @@ from nbclient.util import run_sync
 from nbformat.v4 import new_output
 from traitlets import Integer, List, Unicode
 from .confined import confined_manager, unprotected
-try:
-    from nbgrader.plugins import ExportPlugin
-    from nbgrader.preprocessors import Execute
-except ImportError: Execute = ExportPlugin = object # the extra `class` isn't installed
+with warnings.catch_warnings(): # what nbgrader imports changes the filters, and the module path
+    path = sys.path[:]
+    try:
+        from nbgrader.plugins import ExportPlugin
+        from nbgrader.preprocessors import Execute
+    except ImportError: Execute = ExportPlugin = object # the extra `class` isn't installed
+    finally: sys.path[:] = path
 
 # %% ../../nbs/book/grading.ipynb #59bcb6ef
 _folders = 'source', 'release', 'submitted', 'autograded', 'feedback', 'gradebook.db' # of a course: not for reading
