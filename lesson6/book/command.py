@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'print_claims', 'count_claims', 'run', 'site', 'notebooks', 'data', 'requirements_missing', 'slow_here',
-           'networks_here', 'doctor', 'train', 'predict', 'main']
+           'networks_here', 'doctor', 'train', 'predict', 'classroom', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
 import os, sys, time
@@ -284,7 +284,12 @@ def predict():
     from lesson6.book.predict import main
     return main()
 
-commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'predict': predict, 'doctor': doctor, 'site': site}
+def classroom():
+    "Write a course for nbgrader from the exercises, mark it, and say what was hard"
+    from lesson6.book.classroom import main
+    return main()
+
+commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'predict': predict, 'doctor': doctor, 'site': site, 'class': classroom}
 
 def main():
     "The command `lesson6`"
@@ -299,7 +304,7 @@ def main():
         return 0 if words in (['--help'], ['-h']) else 2
     sys.argv = [f'lesson6 {words[0]}', *words[1:]]
     command = commands[words[0]]
-    if command in (train, predict): command = import_module(f'lesson6.book.{words[0]}').main # whose import takes seconds, which the other commands needn't wait
+    if command in (train, predict, classroom): command = import_module(f'lesson6.book.{command.__name__}').main # whose import takes seconds, which the other commands needn't wait
     args, kwargs, _ = parse_cli(command.__wrapped__)
     try: return command.__wrapped__(*args, **kwargs)
     except CliError as e: sys.exit(str(e) or 1)
