@@ -317,7 +317,8 @@ def find_table(
         if not needed: return None
         raise FileNotFoundError(f'{folder} is missing; it should be a folder with {names[0]}.')
     there = sorted(o.name for o in folder.iterdir() if not o.name.startswith('.'))
-    ending = rf'\.(csv|tsv|xlsx{"|parquet" if kind == "ratings" else ""})({"|".join(_packed)})$'
+    more = '|parquet|dat|zip' if kind == 'ratings' else ''
+    ending = rf'\.(csv|tsv|xlsx{more})({"|".join(_packed)})$'
     tables = [o for o in there if re.search(ending, o.lower())]
     if alone and len(tables) == 1: return folder/tables[0]
     if not needed: return None

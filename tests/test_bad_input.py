@@ -2,6 +2,7 @@
 
 LESSON6_ROUNDS=50, or LESSON6_EXAMPLES=3000, tries a few thousand made-up files on each parser instead of 200.
 """
+import contextlib
 import os
 import re
 import sys
@@ -487,6 +488,92 @@ def test_there_are_enough_mistakes_and_all_are_told():
     if len(said) == len(table):
         kept('Bad input', 'A mistake gets one sentence', f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in table))}, as listed below", len(table),
              'each time one sentence that names the file, the line or the value, before any training', rows=[('In', 'Mistake', 'What it says'), *said.values()])
+
+
+# The same mistake in each of the four kinds of tables gets the same sentence
+
+def four_tables(p):
+    "A reader, the table it reads, and its right text, for each kind"
+    from lesson6.collab import ratings_dls
+    from lesson6.head_pose import read_points
+    from lesson6.multilabel import read_labels
+    from lesson6.pets import pet_labels
+    parts = ['train', 'train', 'valid', 'train', 'test', 'valid']
+    rows = {'ratings': ('ratings.csv', 'user,title,rating,split', [f'{i//2},tea{i},{i%5+1},{part}' for i, part in enumerate(parts)]),
+            'labels': ('train.csv', 'fname,labels,note,split', [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}' for i, part in enumerate(parts)]),
+            'pictures': ('metadata.csv', 'file_name,label,note,split', [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}' for i, part in enumerate(parts)]),
+            'points': ('points.csv', 'fname,x,y,group', [f'{i}.jpg,1{i},12,g{i%2}' for i in range(6)])}
+    read = {'ratings': lambda: ratings_dls(p/'ratings.csv', bs=2, valid='split'), 'labels': lambda: read_labels(p),
+            'pictures': lambda: pet_labels(p, by='table'), 'points': lambda: read_points(p)}
+    if not (p/'0.jpg').exists():
+        for i in range(6): picture(p/f'{i}.jpg')
+    return {kind: (read[kind], p/name, [head, *lines]) for kind, (name, head, lines) in rows.items()}
+
+def in_row(i, j, value): # the row, the column, what is written there
+    return lambda lines: '\n'.join(','.join([*w[:j], value, *w[j+1:]] if k == i else w) for k, w in enumerate(l.split(',') for l in lines))
+
+pictured, split = ('labels', 'pictures', 'points'), ('ratings', 'labels', 'pictures')
+same = [ # what is done to the lines, the sentence in which F is the file, the kinds that have such a thing
+    ('nothing in it', lambda ls: '', r'F is empty; its first line should name the columns\.'),
+    ('names of columns and no row', lambda ls: ls[0], r'F has no rows; it needs a line for each\.'),
+    ('a web page', lambda ls: '<!doctype html>\n<p>Log in</p>', r'F is a web page or XML and no table; get it again\.'),
+    ('a column twice', lambda ls: '\n'.join([re.sub('split|group', ls[0].split(',')[1], ls[0]), *ls[1:]]), r"F has two columns of the same name, '\w+'; leave one of them out\."),
+    ('a column missing', lambda ls: '\n'.join([ls[0].replace(ls[0].split(',')[1], 'colour'), *ls[1:]]), r'F has no column for the \w+, such as [\w, ]+; it has [\w, ]+\. Rename it, or name it as an argument\.'),
+    ('a field too many', lambda ls: '\n'.join([*ls[:2], ls[2] + ',z', *ls[3:]]), r'F, line 3 \(\S+\), has 5 fields where there should be 4\.'),
+    ('a row cut off', lambda ls: '\n'.join([*ls[:2], ls[2][:5], *ls[3:]]), r'F, line 3 \(\S+\), has \d fields where there should be 4\.'),
+    ('a quote that is not closed', lambda ls: '\n'.join([*ls[:2], '"' + ls[2]]), r'F, line 3, is no row of a table: unexpected end of data\.'),
+    ('a gap', lambda ls: in_row(2, 1 if 'label' in ls[0] else 3 if 'group' in ls[0] else 0, '')(ls), r'F, line 3 has no \w+; fill it in, or [\w= ]+\.'),
+    ('a picture that is not there', in_row(2, 0, '77.jpg'), r"F, line 3: there is no picture '77.jpg' in P/; put it there, or remove the row\.", *pictured),
+    ('a row without a picture', in_row(2, 0, ''), r'F, line 3 names no picture; fill it in, or remove the row\.', *pictured),
+    ('a picture twice', in_row(2, 0, '0.jpg'), r'F, line 3: 0\.jpg is there a second time.*; keep one of its rows.*\.', *pictured),
+    ('a split that is no word for one', in_row(2, 3, 'later'), r"(F, line 3|The table, row 1): the column split says 'later', which is no part of a set; write train, valid or test\.", *split),
+    ('a split with a gap', in_row(2, 3, ''), r'(F, line 3|The table, row 1) has no split; fill it in, or empty the whole column\.', *split),
+    ('a split that holds nothing back', lambda ls: re.sub('valid|test', 'train', '\n'.join(ls)), r'(F|The table): the column split leaves nothing to validate on; write valid in some rows\.', *split),
+    ('a split that is all held back', lambda ls: '\n'.join(ls).replace('train', 'valid'), r'(F|The table): the column split leaves nothing to train on; write train in some rows\.', *split),
+]
+
+@pytest.mark.parametrize('what, change, says, kinds', [(w, c, s, k or ('ratings', *pictured)) for w, c, s, *k in same], ids=[o[0] for o in same])
+def test_the_same_mistake_gets_the_same_sentence(what, change, says, kinds, tmp_path):
+    for kind in kinds:
+        read, file, lines = four_tables(tmp_path)[kind]
+        file.write_text(change(lines) + '\n')
+        with pytest.raises((ValueError, FileNotFoundError)) as e, warnings.catch_warnings(action='ignore'): read()
+        text = str(e.value).replace(str(file), 'F').replace(tmp_path.name, 'P')
+        assert re.fullmatch(says, text) and len(text) <= 300, (kind, text)
+        file.unlink()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('kind', ['ratings', *pictured])
+def test_two_hundred_wrong_tables_get_a_short_sentence_each(kind, tmp_path):
+    "Whatever was done to a table: it is read, or one sentence of at most 300 letters names the file, a row or a column"
+    import random
+    from lesson6.collab import read_ratings
+    read, file, right = four_tables(tmp_path)[kind]
+    if kind == 'ratings': read = lambda: read_ratings(file)
+    refused = seed = 0
+    while refused < 200:
+        r, seed = random.Random(seed), seed + 1
+        words = [l.split(',') for l in right]
+        for _ in range(r.randint(1, 3)):
+            row = r.choice(words)
+            if not row: continue
+            j, odd = r.randrange(len(row)), ['', 'nan', '"', 'x'*500, '\u0663', '-1', '1e999', 'a;b|c', '../0.jpg', '/etc/passwd', '0', 'später', '1,5', '\t', '<', '{}']
+            how = r.randrange(6)
+            if how <= 2: row[j] = r.choice(odd)
+            elif how == 3: del row[j]
+            elif how == 4: row.insert(j, r.choice(odd))
+            else: words.insert(r.randrange(len(words)), [r.choice(odd)])
+        text = '\n'.join(map(','.join, words))
+        file.write_bytes(text[:r.randint(0, len(text))].encode(r.choice(['utf-8', 'utf-16', 'latin-1']), 'replace') if r.random() < .2 else text.encode())
+        try:
+            with warnings.catch_warnings(action='ignore'), contextlib.redirect_stdout(None): read()
+        except Exception as e:
+            said = str(e).replace(str(file), file.name).replace(str(tmp_path), '...')
+            assert type(e) in (ValueError, FileNotFoundError) and '\n' not in said and said.endswith('.') and len(said) <= 300, (seed, words, repr(e))
+            assert re.search(rf'{file.name}|The table|row|column|ratings|batch|picture', said), (seed, said)
+            refused += 1
+    assert seed < 800
 
 
 # Training that diverges

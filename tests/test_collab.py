@@ -493,7 +493,7 @@ def test_bad_files(folder, data, item, says):
     (lambda t: t, {'valid_pct': '20 %'}, 'valid_pct is 20 %; it must be a share'),
     (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
     (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
-    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, 'The table, row 0 has no time that can be read'),
+    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, "The table, row 0: the time is 'soon'"),
     (lambda t: t[:4], {'bs': 2}, '4 ratings leave none for validation'),
     (lambda t: t.drop(columns='title'), {}, 'The table has no column for the title, such as title'),
     (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The table, row 7 has no user'),

@@ -1,4 +1,5 @@
 "Sets of pictures as people bring them: what was written is read, a model is trained, and the whole section runs to its end."
+import gzip
 import pickle
 import random
 import shutil
@@ -43,7 +44,7 @@ def tagged_set(folder, seed, delims=(None, None, ',', ';', '|')):
     ending, where, sep, coding = pick.choice(endings), pick.choice(['train/', '', 'train/deep/']), pick.choice([',', ';', '\t']), pick.choice(codings)
     delim = pick.choice([o for o in delims if o != sep])
     file = folder/pick.choice(['train.csv', 'metadata.csv', 'train/metadata.csv'])
-    columns = pick.choice([('fname', 'labels', 'is_valid'), ('file_name', 'tags', 'split'), ('Image', 'Classes', 'is_valid')])
+    columns = pick.choice([('fname', 'labels', 'is_valid'), ('file_name', 'tags', 'split'), ('Image', 'Classes', 'is_valid'), ('image_name', 'labels', 'subset')])
     names, tags = [], []
     for i in range(pick.randint(20, 50)):
         mine = pick.sample(labels, pick.randint(1, min(3, len(labels))))
@@ -52,10 +53,12 @@ def tagged_set(folder, seed, delims=(None, None, ',', ';', '|')):
         paint(folder/names[-1], sum(map(words.index, mine)), r, (24, 24+i % 5))
     has_split = pick.random() < .7
     valid = [has_split and i % 4 == 0 for i in range(len(names))]
-    held = {True: pick.choice(['True', '1'] if columns[2] == 'is_valid' else ['valid', 'test']), False: 'False' if columns[2] == 'is_valid' else 'train'}
-    rows = [columns[:2+has_split], *((n.removeprefix('train/'), (delim or ' ').join(t), held[v])[:2+has_split] for n, t, v in zip(names, tags, valid, strict=True))]
+    held = {True: pick.choice(['True', '1'] if columns[2] == 'is_valid' else ['valid', 'test', 'dev', 'held-out']), False: 'False' if columns[2] == 'is_valid' else 'train'}
+    end = pick.choice([ending, ''])   # many tables leave the ending out
+    rows = [columns[:2+has_split], *((n.removeprefix('train/').removesuffix(ending) + end, (delim or ' ').join(t), held[v])[:2+has_split] for n, t, v in zip(names, tags, valid, strict=True))]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text('\n'.join(sep.join(row) for row in rows), encoding=coding)
+    text = '\n'.join(sep.join(row) for row in rows).encode(coding)
+    file.write_bytes(text) if seed % 3 else Path(f'{file}.gz').write_bytes(gzip.compress(text))
     (folder/'train').mkdir(exist_ok=True)
     (folder/'train'/f'._hidden{ending}').write_bytes(b'not a picture')
     return pd.DataFrame({'fname': names, 'labels': [[composed(t) for t in mine] for mine in tags], 'is_valid': valid}), delim, has_split
@@ -79,7 +82,7 @@ def pointed_set(folder, seed):
             (folder/who/f'frame_{i:05d}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-width/2)/50*900} {(y-height/2)/70*900} 900\n')
     if layout != 'biwi':
         sep, coding, both = pick.choice([',', ';', '\t']), pick.choice(codings), layout != 'table'
-        rows = [('fname', 'x', 'y', 'group')[:3+both], *((n, f'{x:.3f}', f'{y:.3f}', group[n])[:3+both] for n, (x, y) in points.items())]
+        rows = [('fname', 'x', 'y', 'group')[:3+both], *((n.removesuffix(ending if seed % 2 else ''), *(f'{o:.3f}'.replace('.', ',' if sep == ';' else '.') for o in (x, y)), group[n])[:3+both] for n, (x, y) in points.items())]
         (folder/'points.csv').write_text('\n'.join(sep.join(row) for row in rows), encoding=coding)
     return points, group if layout != 'table' else {}
 
@@ -120,6 +123,7 @@ def test_any_set_with_several_labels_is_read_and_learnt(part, tmp_path):
         wrote, delim, has_split = tagged_set(folder, seed)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore' if not has_split else 'error', UserWarning)
+            warnings.filterwarnings('ignore', '.*validate on only')
             table = read_labels(folder, label_delim=delim)
             dls = pickle.loads(pickle.dumps(multilabel_dls(table, folder, size=24, label_delim=delim)))
         assert table.labels.str.split(delim or ' ').tolist() == wrote.labels.tolist(), seed

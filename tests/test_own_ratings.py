@@ -5,7 +5,9 @@ Two hundred sets through reading, loaders and a short training, and ten through 
     pytest tests/test_own_ratings.py
     pytest tests/test_own_ratings.py -m slow -s
 """
+import gzip
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from lesson6.engine.ratings import range_for
 
 words = 'Book Film Tea كتاب 本 Музей Café Straße Ølbrød हिन्दी "Quoted" Semi;colon Comma, Pipe'.split()
 scales = [(1, 5, 1), (.5, 5, .5), (1, 10, 1), (-10, 10, .5), (0, 1, 1), (0, 100, 1), (1, 7, 1), (2, 4, 1)]
-forms = ['u.data', 'ratings.dat', 'ratings.csv', 'csv', 'csv with semicolons', 'tsv', 'utf-16', 'parquet', 'split']
+forms = ['u.data', 'ratings.dat', 'ratings.csv', 'csv', 'csv with semicolons', 'tsv', 'utf-16', 'parquet', 'split', 'no names', 'a remark', 'gz', 'zip']
 
 
 def own_set(folder, seed, form=None, small=False):
@@ -49,6 +51,12 @@ def own_set(folder, seed, form=None, small=False):
         pd.DataFrame({'movieId': range(1, items+1), 'title': titles}).to_csv(folder/'movies.csv', index=False)
     elif form == 'parquet': whole.drop(columns='movie').to_parquet(folder/'shop.parquet')
     elif form == 'split': whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(columns={'title': 'item'}).to_csv(folder/'shop.csv', index=False)
+    elif form in ('no names', 'a remark', 'gz', 'zip'):
+        text = whole[['user', 'title', 'rating', 'timestamp']].to_csv(sep=';', decimal=',', index=False, header=form != 'no names')
+        if form == 'zip':
+            with zipfile.ZipFile(folder/'shop.csv.zip', 'w') as z: z.writestr('export/shop.csv', text)
+        elif form == 'gz': (folder/'shop.csv.gz').write_bytes(gzip.compress(text.encode()))
+        else: (folder/'shop.csv').write_text(('what we sold\n' if form == 'a remark' else '') + text, encoding='utf-8')
     else:
         sep, name, encoding = {'csv': (',', 'shop.csv', 'utf-8-sig'), 'csv with semicolons': (';', 'shop.csv', 'utf-8'), 'tsv': ('\t', 'shop.tsv', 'utf-8'), 'utf-16': (',', 'shop.csv', 'utf-16')}[form]
         whole.drop(columns='movie').to_csv(folder/name, sep=sep, index=False, encoding=encoding)
@@ -63,7 +71,7 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
         here = tmp_path/str(seed)
         here.mkdir()
         form, wrote, scale = own_set(here, seed)
-        table = read_ratings(here)
+        with warnings.catch_warnings(action='ignore'): table = read_ratings(here) # what is above the names, or that there are none, is said
         for column in ('user', 'title', 'rating'): assert table[column].tolist() == wrote[column].tolist(), (seed, form, column)
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)

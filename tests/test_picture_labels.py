@@ -300,14 +300,16 @@ def plausible(seed, folder):
     classes = r.sample(['pug', 'Corgi', 'great_pyrenees', 'chat perché', '柴犬', 'no.5', 'Bär', 'a-b', '12', 'кот'], r.randint(2, 5))
     ending, layout, split = r.choice(['.jpg', '.jpeg', '.JPG', '.png', '.webp', '.bmp']), r.choice(['name', 'folder', 'csv', 'jsonl']), r.random() < .4
     where, sep, coding = r.choice(['', 'images/']), r.choice([',', ';', '\t']), r.choice(['utf-8', 'utf-8-sig', 'utf-16'])
-    held, shows, rows = r.choice(['valid', 'validation', 'val', 'test']), {}, []
+    train, held = r.choice([('train', o) for o in ('valid', 'validation', 'val', 'test')] + [('training_set', 'test_set'), ('seg_train', 'seg_test'), ('train2017', 'val2017')])
+    around, shows, rows = r.choice(['', 'around/']), {}, []
     for i in range(r.randint(20, 40)):
-        b, part = classes[i % len(classes)], ('train' if i < 14 else held) if split else ''
-        top = where + (f'{part}/' if split and layout in ('name', 'folder') else '')
+        b, part = classes[i % len(classes)], (train if i < 14 else held) if split else ''
+        top = where + (f'{around}{part}/' if split and layout in ('name', 'folder') else '')
         name = f'{top}{b}_{i}{ending}' if layout == 'name' else f'{top}{b}/{i}{ending}' if layout == 'folder' else f'{where}{i}{ending}'
         shows[name] = (unicodedata.normalize('NFC', b), part == held)
-        rows.append((name, b, part))
+        rows.append((name.removesuffix(ending) if layout == 'csv' and seed % 3 == 0 else name, b, part))
     draw(folder, *shows)
+    if split and layout == 'folder' and seed % 2: draw(folder/where, *(f'{around}test/{i}{ending}' for i in range(3))) # a test without labels
     if layout == 'csv':
         (folder/'metadata.csv').write_text('\n'.join(sep.join(row) for row in [('file_name', 'label', 'split'), *rows]), encoding=coding)
     if layout == 'jsonl':

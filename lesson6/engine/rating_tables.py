@@ -65,12 +65,13 @@ def name_columns(
 ) -> pd.DataFrame:      # ValueError, naming the column that is missing or there twice
     "The table with its columns called user, title, rating and, where there are any, movie (the number of a title) and timestamp"
     check_columns(table.columns, what)
+    if '' in table: table = table.loc[:, [o != '' for o in table.columns]]
     asked = {key: name for key,name in (asked or {}).items() if name is not None}
     def find(key, needed=False): return find_column(table.columns, key, what, asked.get(key), needed)
     found = {key: find(key) for key in ('user', 'title', 'rating', 'timestamp')}
     number = find('item')
     if found['title'] is None: found['title'], number = number, None
-    many = [o for o in table.columns if pd.api.types.is_numeric_dtype(table[o].dtype)]
+    many = [o for o,kind in table.dtypes.items() if pd.api.types.is_numeric_dtype(kind)]
     if rated and found['rating'] is None and len(many) > 6:
         raise ValueError(f'{what} has {len(many):,} columns of numbers, as if each were a title; a row '
                          'should be one rating. DataFrame.melt of pandas makes such a table.')

@@ -250,7 +250,11 @@ def read_times(
             said = said.str.replace(r'^(\d\d?)[./-](\d\d?)[./-](\d{4})', order, regex=True)
         read = pd.to_datetime(said, errors='coerce', format='mixed', utc=True)
     empty = np.asarray(pd.isna(read))
-    if empty.any(): raise gap(where(int(empty.argmax())), 'time that can be read')
+    if empty.any():
+        i = int(empty.argmax())
+        if not str(times[i]).strip() or pd.isna(times[i]): raise gap(where(i), 'time')
+        raise ValueError(f'{where(i)}: the time is {str(times[i])[:30]!r}, which cannot be read as the others are; '
+                         'write dates as in 2024-05-13.')
     return np.asarray(read)
 
 def split_rows(
