@@ -43,7 +43,7 @@ def exercise(
     "Registers the decorated check as an exercise; ValueError if the name is taken"
     def register(check):
         if id in exercises:
-            raise ValueError(f'There are two exercises named {id!r}; give one of them another name.')
+            raise ValueError(f'There are two exercises named {id!r}; give one another name.')
         exercises[id] = Exercise(id, effort, ' '.join(task.split()), ' '.join(hint.split()),
                                  solution.strip(), check)
         return check
@@ -75,7 +75,7 @@ class Verdict:
         if not self.answered: return f'{self.id} {self.sentence}'
         return f'{self.id}{" is right." if self.solved else ": not yet."} {self.sentence}'.strip()
 
-listeners: list[Callable] = []  # each is called with ('tried' | 'hint' | 'solution', id, Verdict or None)
+listeners: list[Callable] = []  # called with ('tried' | 'hint' | 'solution', id, Verdict or None)
 
 def judge(
     id:str,      # which exercise, such as `pets-3`
@@ -165,7 +165,7 @@ def as_numbers(
 def call(
     f,       # the function that was handed in
     *args,   # what it is called with; tensors and arrays are handed over as copies
-):           # what it returns; `Missing` if it isn't a function, raises, or changes what it was given
+):           # what it returns; `Missing` if it is none, raises, or changes what it was given
     "Calls a function that was handed in as an answer"
     if not callable(f):
         raise Missing('The answer is a function itself, without brackets behind its name; '
@@ -207,7 +207,8 @@ def diagnose(
         if same(got, want): continue
         for said,wrong in mistakes.items():
             if same(got, np.asarray(wrong(*case), dtype=float)): return said
-        if want.shape == () and got.shape: return f'It should return one number; it returned {got.size}.'
+        if want.shape == () and got.shape:
+            return f'It should return one number; it returned {got.size}.'
         if got.shape != want.shape:
             return f'The shape of the result should be {want.shape}; it is {got.shape}.'
         return otherwise
@@ -220,10 +221,11 @@ def exercises_cells(
     own = [e for e in exercises.values() if e.id.startswith(f'{section}-')]
     if not own:
         known = dict.fromkeys(o.partition("-")[0] for o in exercises)
-        raise ValueError(f'There are no exercises of {section!r}; there are those of {", ".join(known)}.')
+        raise ValueError(f'There are no exercises of {section!r}; '
+                         f'there are those of {", ".join(known)}.')
     first = own[0].id
-    heading = (f"## Exercises\n\nEach task has a cell under it: put your answer in place of the three "
-               f"dots. `check` says whether it is right, or what is missing. `hint('{first}')` gives "
-               f"a hint, and `solution('{first}')` shows one way to do it.")
+    heading = ("## Exercises\n\nEach task has a cell under it: put your answer in place of the "
+               "three dots. `check` says whether it is right, or what is missing. "
+               f"`hint('{first}')` gives a hint, and `solution('{first}')` shows one way to do it.")
     return [(heading, 'from lesson6.exercises import check, hint, solution'),
             *((f'**{e.id}** ({e.effort}). {e.task}', f"check('{e.id}', ...)") for e in own)]

@@ -16,11 +16,11 @@ from .trainings import check_equal, decays, errors, learners
 
 # %% ../../nbs/exercises/collab.ipynb #c2b24ea3
 @exercise('collab-1', 'a line', '''
-    `user1 = (0.9, 0.8, -0.6)`. A film with large numbers can have a high score with everybody, so compare
-    films of the same length: the squares of their three numbers add up to 1. Which of these films does
-    this user like **most**? Hand in its three numbers.''',
-    hint='''The score is a dot product, the product of two lengths and the cosine of the angle between the
-    two vectors. The lengths are given. When is the cosine as large as it can be?''',
+    `user1 = (0.9, 0.8, -0.6)`. A film with large numbers can have a high score with
+    everybody, so compare films of the same length: the squares of their three numbers add up
+    to 1. Which of these films does this user like **most**? Hand in its three numbers.''',
+    hint='''The score is a dot product, the product of two lengths and the cosine of the angle
+    between the two vectors. The lengths are given. When is the cosine as large as it can be?''',
     solution='''
 import numpy as np
 user1 = np.array([0.9, 0.8, -0.6])
@@ -32,21 +32,29 @@ def _(answer):
     length, score = np.linalg.norm(a), float(a @ user)
     if abs(np.abs(a).sum() - 1) < .01 < abs(length - 1):
         return 'Without their signs the three numbers add up to 1; their squares should.'
-    if abs(length - 1) > .01: return f'The squares of the three numbers should add up to 1; they add up to {length**2:.2f}.'
+    if abs(length - 1) > .01:
+        return ('The squares of the three numbers should add up to 1; they add up to '
+                f'{length**2:.2f}.')
     best = np.linalg.norm(user)
     if score > .9995*best: return
     if score < 0: return f'This film scores {score:.3f}: the user dislikes it.'
-    if np.abs(a).max() > .99: return f'That puts everything on one taste and scores {score:.3f}; another film scores higher.'
-    if np.ptp(np.abs(a)) < .01: return f'The user doesn\'t like all three equally; this scores {score:.3f}, and another film higher.'
+    if np.abs(a).max() > .99:
+        return (f'That puts everything on one taste and scores {score:.3f}; another film scores '
+                'higher.')
+    if np.ptp(np.abs(a)) < .01:
+        return (f'The user doesn\'t like all three equally; this scores {score:.3f}, and another '
+                'film higher.')
     return f'This film scores {score:.3f}; another one of this length scores higher.'
 
 # %% ../../nbs/exercises/collab.ipynb #dee33592
 @exercise('collab-2', 'a function', '''
-    An epoch drawn **with replacement** leaves some rows out. Write `share_seen(n, epochs)`: what share of
-    `n` rows has been drawn at least once after so many epochs of `n` draws, on average? Work it out, or
-    draw and count. It should be right for ten rows as well as for 80,000.''',
-    hint='''One draw misses a certain row with probability 1 - 1/n. How often must it be missed to be
-    missed in all epochs? Or: `torch.randint(n, (n*epochs,)).unique()`, many times.''',
+    An epoch drawn **with replacement** leaves some rows out. Write `share_seen(n, epochs)`:
+    what share of `n` rows has been drawn at least once after so many epochs of `n` draws, on
+    average? Work it out, or draw and count. It should be right for ten rows as well as for
+    80,000.''',
+    hint='''One draw misses a certain row with probability 1 - 1/n. How often must it be
+    missed to be missed in all epochs? Or: `torch.randint(n, (n*epochs,)).unique()`, many
+    times.''',
     solution='''
 def share_seen(n, epochs):
     return 1 - (1 - 1/n)**(n*epochs)
@@ -70,9 +78,10 @@ def _(answer):
 
 # %% ../../nbs/exercises/collab.ipynb #70a67289
 @exercise('collab-3', 'a function', '''
-    Write `cosine(a, b)` without a loop: `a` is `(n, k)`, `b` is `(m, k)`, a row for each film. It returns
-    the `(n, m)` table of the cosines between all of their rows.''',
-    hint='''Bring every row to length 1; then all the dot products together are one matrix product.''',
+    Write `cosine(a, b)` without a loop: `a` is `(n, k)`, `b` is `(m, k)`, a row for each
+    film. It returns the `(n, m)` table of the cosines between all of their rows.''',
+    hint='''Bring every row to length 1; then all the dot products together are one matrix
+    product.''',
     solution='''
 def cosine(a, b):
     a = a / a.norm(dim=1, keepdim=True)
@@ -86,8 +95,10 @@ def _(answer):
              for n,m,k in ((4, 5, 3), (2, 3, 7))]
     def right(a, b): return torch.cosine_similarity(a[:,None], b[None], dim=2)
     return diagnose(answer, cases, right, {
-        'The table lies on its side: a row should belong to a row of `a`.': lambda a, b: right(b, a),
-        'Those are the dot products; long rows score higher there. Bring the rows to length 1 first.':
+        'The table lies on its side: a row should belong to a row of `a`.':
+            lambda a, b: right(b, a),
+        'Those are the dot products; long rows score higher there. Bring the rows to length 1 '
+        'first.':
             lambda a, b: a@b.t(),
         'That divides by the length of a row of `a`, but not of `b`.':
             lambda a, b: a@b.t()/a.norm(dim=1)[:,None],
@@ -95,16 +106,17 @@ def _(answer):
             lambda a, b: a@b.t()/(a.norm()*b.norm()),
         'That brings the columns to length 1; a row is a film.':
             lambda a, b: (a/a.norm(dim=0)) @ (b/b.norm(dim=0)).t(),
-        'Those are the distances; the cosine of a film with itself is 1.': lambda a, b: 1-right(a, b)},
+        'Those are the distances; the cosine of a film with itself is 1.':
+            lambda a, b: 1-right(a, b)},
         'For films made up here the table is wrong.')
 
 # %% ../../nbs/exercises/collab.ipynb #d45700ad
 @exercise('collab-4', 'a class', '''
-    How good is a model without any factors? Write `BiasOnly(n_users, n_movies, y_range=(0,5.5))`: it adds
-    a bias of the user and a bias of the film, and squeezes the sum into `y_range`. For a batch `(bs, 2)`
-    it returns `(bs, 1)`. Hand in the class.''',
-    hint='''Take `DotProductBias` and remove what has to do with factors. `Embedding(n, 1)` gives
-    `(bs, 1)` by itself.''',
+    How good is a model without any factors? Write `BiasOnly(n_users, n_movies,
+    y_range=(0,5.5))`: it adds a bias of the user and a bias of the film, and squeezes the sum
+    into `y_range`. For a batch `(bs, 2)` it returns `(bs, 1)`. Hand in the class.''',
+    hint='''Take `DotProductBias` and remove what has to do with factors. `Embedding(n, 1)`
+    gives `(bs, 1)` by itself.''',
     solution='''
 from fastai.collab import Module, Embedding
 from lesson6.head_pose import sigmoid_range
@@ -126,11 +138,17 @@ def _(answer):
     if got.shape == (5,):
         return ('It returns one number a row; with targets of shape (bs, 1) the loss would compare '
                 'everybody with everybody. Keep the second dimension.')
-    if got.shape != (5, 1): return f'For five rows it should return (5, 1); it returned {tuple(got.shape)}.'
+    if got.shape != (5, 1):
+        return f'For five rows it should return (5, 1); it returned {tuple(got.shape)}.'
     n = sum(p.numel() for p in model.parameters())
-    if n == 0: return 'The model has no parameters; what is to be learnt must be an `Embedding` or an `nn.Parameter`.'
-    if n > 15: return f'For 6 users and 9 films there are 15 numbers to learn, one for each; here there are {n}.'
-    if n < 15: return f'Every user and every film has a bias, 15 numbers for 6 and 9; here there are {n}.'
+    if n == 0:
+        return ('The model has no parameters; what is to be learnt must be an `Embedding` or an '
+                '`nn.Parameter`.')
+    if n > 15:
+        return ('For 6 users and 9 films there are 15 numbers to learn, one for each; here '
+                f'there are {n}.')
+    if n < 15:
+        return f'Every user and every film has a bias, 15 numbers for 6 and 9; here there are {n}.'
     return _sums(answer, model, x)
 
 @torch.no_grad()
@@ -139,21 +157,22 @@ def _sums(cls, model, x): # what it makes of given biases
     act = torch.logit(model(x)[:,0]/5.5)
     if not torch.isfinite(act).all(): return 'The predictions leave the range 0 to 5.5.'
     if abs(act[0]-act[1]-(act[2]-act[3])) > 1e-4:
-        return ('Before the squeezing it should be a plain sum: how much more one film is liked than '
-                'another must not depend on the user.')
+        return ('Before the squeezing it should be a plain sum: how much more one film is liked '
+                'than another must not depend on the user.')
     if abs(act[0]-act[2]) < 1e-6 or abs(act[0]-act[1]) < 1e-6:
         return 'The prediction should depend on both, the user and the film.'
     for p in model.parameters(): p.fill_(40.)
     if (model(x) > 5.5001).any(): return 'The predictions leave the range 0 to 5.5.'
     other = call(cls, 6, 9, (1, 2))
     for p in other.parameters(): p.zero_()
-    if not close(call(other, x), np.full((5, 1), 1.5)): return 'Its range should be what `y_range` says.'
+    if not close(call(other, x), np.full((5, 1), 1.5)):
+        return 'Its range should be what `y_range` says.'
 
 # %% ../../nbs/exercises/collab.ipynb #b1e6850c
 @exercise('collab-5', 'a function', '''
-    An embedding is an index, so one batch touches only some rows of `user_factors`; all others have a
-    gradient of exactly zero. Write `rows_touched(x)`: how many rows of `user_factors` does the batch `x`
-    of shape `(bs, 2)`, users in the first column, touch?''',
+    An embedding is an index, so one batch touches only some rows of `user_factors`; all
+    others have a gradient of exactly zero. Write `rows_touched(x)`: how many rows of
+    `user_factors` does the batch `x` of shape `(bs, 2)`, users in the first column, touch?''',
     hint='''A user who rated three of the films in the batch still has only one row.''',
     solution='''
 def rows_touched(x):
@@ -162,12 +181,14 @@ check('collab-5', rows_touched)
 ''')
 def _(answer):
     g = torch.Generator().manual_seed(9)
-    cases = [(torch.randint(1, n, (bs, 2), generator=g),) for n,bs in ((40, 64), (400, 16), (9, 20))]
+    cases = [(torch.randint(1, n, (bs, 2), generator=g),)
+             for n,bs in ((40, 64), (400, 16), (9, 20))]
     def users(x): return x[:,0].bincount()
     return diagnose(answer, cases, lambda x: (users(x) > 0).sum(), {
         'That is the number of rows of the batch; some of them belong to the same user.': len,
         'That counts the films, in the second column.': lambda x: x[:,1].unique().numel(),
-        'That counts the users who are in the batch more than once.': lambda x: (users(x) > 1).sum(),
+        'That counts the users who are in the batch more than once.':
+            lambda x: (users(x) > 1).sum(),
         'That counts the users who are in the batch exactly once.': lambda x: (users(x) == 1).sum(),
         'That counts numbers of users and of films together.': lambda x: x.unique().numel(),
         'That counts pairs of user and film.': lambda x: len(x.unique(dim=0)),
@@ -176,10 +197,11 @@ def _(answer):
 
 # %% ../../nbs/exercises/collab.ipynb #2a27e358
 @exercise('collab-6', 'a line or two of pandas', '''
-    What would you recommend to a newcomer? Write `best_films(ratings, least, n)`. From a table with the
-    columns user, title and rating it returns the titles of the `n` films with the highest mean rating
-    among those with **at least `least`** ratings, the best first. Return a list, or a table with the
-    titles as a column or as the index. Then try it on `read_ratings(lesson_path('movielens'))`.''',
+    What would you recommend to a newcomer? Write `best_films(ratings, least, n)`. From a
+    table with the columns user, title and rating it returns the titles of the `n` films with
+    the highest mean rating among those with **at least `least`** ratings, the best first.
+    Return a list, or a table with the titles as a column or as the index. Then try it on
+    `read_ratings(lesson_path('movielens'))`.''',
     hint='''`groupby("title")["rating"].agg(["mean", "count"])`, then choose rows, then sort.''',
     solution='''
 def best_films(ratings, least, n):
@@ -192,29 +214,36 @@ def _(answer):
         table, films = _ratings(seed, least)
         titles = _titles(call(answer, table, least, n))
         unknown = [t for t in titles if t not in films.index]
-        if unknown: return f'There is no film {short(unknown[0], 60)!r}; return titles as a list, a column or the index.'
+        if unknown:
+            return (f'There is no film {short(unknown[0], 60)!r}; return titles as a list, a '
+                    'column or the index.')
         often = films[films['count'] >= least].sort_values('mean', ascending=False)
         best = often.index[:n].tolist()
         if titles == best: continue
         rare = [t for t in titles if films.loc[t, 'count'] < least]
-        if rare: return f'A film has fewer than {least} ratings; a mean of a few ratings says little.'
+        if rare:
+            return f'A film has fewer than {least} ratings; a mean of a few ratings says little.'
         if len(titles) != n: return f'It should return {n} films; these are {len(titles)}.'
-        if titles == often.index[::-1][:n].tolist(): return 'Those are the worst; the best films should come first.'
-        if titles == best[::-1]: return 'The right films in the wrong order: the best should come first.'
+        if titles == often.index[::-1][:n].tolist():
+            return 'Those are the worst; the best films should come first.'
+        if titles == best[::-1]:
+            return 'The right films in the wrong order: the best should come first.'
         if set(titles) == set(best): return 'The right films, but not ordered by their mean rating.'
-        if titles == films[films['count'] > least].sort_values('mean', ascending=False).index[:n].tolist():
+        if titles == often[often['count'] > least].index[:n].tolist():
             return f'A film with exactly {least} ratings belongs to those with at least so many.'
         if titles == often.sort_values('count', ascending=False).index[:n].tolist():
             return 'Those are the films with the most ratings; the highest mean is asked for.'
         return 'Films with a higher mean rating and enough ratings are missing.'
 
-def _ratings(seed, least): # a table, and the mean and count of each film; one film has exactly `least` ratings and is the best
+def _ratings(seed, least): # a table, and mean and count of each film; the best has `least` ratings
     import pandas as pd
-    counts = {'Exactly so many': least, 'Seen once': 1, **{f'Film {i}': least+1+3*i for i in range(5)}}
+    counts = {'Exactly so many': least, 'Seen once': 1}
+    counts |= {f'Film {i}': least+1+3*i for i in range(5)}
     means = {'Exactly so many': 4.8, 'Seen once': 5 if least > 1 else 1}
     rows = [(u, t, np.clip(means.get(t, 4 - .3*(i*2 % 5)) + .01*i, 1, 5))
             for i,(t,k) in enumerate(counts.items()) for u in range(k)]
-    table = pd.DataFrame(rows, columns=['user', 'title', 'rating']).sample(frac=1, random_state=seed)
+    table = pd.DataFrame(rows, columns=['user', 'title', 'rating'])
+    table = table.sample(frac=1, random_state=seed)
     return table.reset_index(drop=True), table.groupby('title')['rating'].agg(['mean', 'count'])
 
 def _titles(got):
@@ -226,12 +255,14 @@ def _titles(got):
 
 # %% ../../nbs/exercises/collab.ipynb #3d5b1425
 @exercise('collab-7', 'an experiment of two minutes', '''
-    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by the same recipe: the same
-    `DataLoaders`, epochs and rate, and a weight decay of 0.1 (`wd=0.1`). Hand in two dicts in brackets:
-    from number of factors to learner, and from number of factors to its mean squared error on the
-    validation ratings. In the synthetic ratings two factors were planted; can you see that?''',
-    hint='''A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner. `item_errors(learn)`
-    from `lesson6.claims` gives the squared error of each validation rating.''',
+    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by the same recipe:
+    the same `DataLoaders`, epochs and rate, and a weight decay of 0.1 (`wd=0.1`). Hand in two
+    dicts in brackets: from number of factors to learner, and from number of factors to its
+    mean squared error on the validation ratings. In the synthetic ratings two factors were
+    planted; can you see that?''',
+    hint='''A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner.
+    `item_errors(learn)` from `lesson6.claims` gives the squared error of each validation
+    rating.''',
     solution='''
 from fastai.vision.all import set_seed
 from lesson6.claims import item_errors
@@ -250,9 +281,11 @@ check('collab-7', (by_factors, mse))
 def _(answer):
     both = list(answer) if isinstance(answer, (tuple, list)) else []
     if len(both) != 2 or not all(isinstance(o, dict) for o in both):
-        return 'The answer is two dicts in brackets, of learners and of errors, each with the keys 2, 10 and 50.'
+        return ('The answer is two dicts in brackets, of learners and of errors, each with the '
+                'keys 2, 10 and 50.')
     for o in both:
-        if {*o} != {2, 10, 50}: return f'The keys should be 2, 10 and 50; they are {", ".join(map(str, o))}.'
+        if {*o} != {2, 10, 50}:
+            return f'The keys should be 2, 10 and 50; they are {", ".join(map(str, o))}.'
     by_factors = dict(zip((2, 10, 50), learners([both[0][n] for n in (2, 10, 50)], 3)))
     for n,learn in by_factors.items():
         width = max((p.shape[1] for p in learn.model.parameters() if p.ndim == 2), default=0)
@@ -262,25 +295,31 @@ def _(answer):
     check_equal({f'{n}-factor': o for n,o in by_factors.items()}, 'ratings', most=.01)
     for n,learn in by_factors.items():
         if set(decays(learn)) != {.1}:
-            return f'The {n}-factor learner was trained with a weight decay of {decays(learn)[0]:g}; it should be 0.1.'
+            return (f'The {n}-factor learner was trained with a weight decay of '
+                    f'{decays(learn)[0]:g}; it should be 0.1.')
     found = {n: errors(o) for n,o in by_factors.items()}
     for n,learn in by_factors.items():
         if said := _learnt(learn, n) or _reported(as_number(both[1][n]), found, n): return said
     told = {n: compare(found[2], found[n], over='ratings') for n in (10, 50)}
     words = {HOLDS: 'worse than', EVEN: "can't be told from"}
     return Solved(f'Squared errors {", ".join(f"{n}: {e.mean():.3f}" for n,e in found.items())}; ' +
-                  ', '.join(f'{n} {words.get(o.verdict, "better than")} 2' for n,o in told.items()) + '.')
+                  ', '.join(f'{n} {words.get(o.verdict, "better than")} 2'
+                            for n,o in told.items()) + '.')
 
 def _learnt(learn, n): # a sentence if it has learnt nothing
     off = errors(learn, 0)
     y = torch.cat([b[1].flatten().cpu() for b in learn.dls.train.new(shuffle=False)]).float()
-    if len(y) == len(off) and compare(off, (y-y.mean())**2, over='ratings', trainings=False).verdict != HOLDS:
-        return f'The {n}-factor learner is no better than the mean rating, even on its training ratings.'
+    if len(y) != len(off): return
+    if compare(off, (y-y.mean())**2, over='ratings', trainings=False).verdict != HOLDS:
+        return (f'The {n}-factor learner is no better than the mean rating, even on its training '
+                'ratings.')
 
 def _reported(said, found, n): # a sentence if the error isn't the one that was measured
     mse = found[n].mean()
     if abs(said-mse) < .005*mse: return
-    if abs(said-mse**.5) < .005*mse**.5: return f'Under {n} is the root of the mean squared error; leave out the root.'
+    if abs(said-mse**.5) < .005*mse**.5:
+        return f'Under {n} is the root of the mean squared error; leave out the root.'
     other = next((k for k,e in found.items() if abs(said-e.mean()) < 1e-4), None)
     if other: return f'Under {n} is the error with {other} factors.'
-    return f'The validation error with {n} factors is not {said:.3f}; measure it after the training, on the validation ratings.'
+    return (f'The validation error with {n} factors is not {said:.3f}; measure it after the '
+            'training, on the validation ratings.')

@@ -17,9 +17,10 @@ from .trainings import check_split, learners, valid_preds
 
 # %% ../../nbs/exercises/head_pose.ipynb #914ee56d
 @exercise('pose-1', 'a line', '''
-    A head is a metre away from the camera of the section's first frame, and its centre is exactly on the
-    camera's axis: (0, 0, 1000) in millimetres. At which pixel does it land?''',
-    hint='''Put the three numbers into the formula of `get_ctr`. Which two entries of `cal` are left?''',
+    A head is a metre away from the camera of the section's first frame, and its centre is
+    exactly on the camera's axis: (0, 0, 1000) in millimetres. At which pixel does it land?''',
+    hint='''Put the three numbers into the formula of `get_ctr`. Which two entries of `cal`
+    are left?''',
     solution='''
 import tempfile
 from lesson6.data import lesson_path
@@ -41,10 +42,12 @@ def _(answer):
     def near(b, tol=.06): return np.abs(a-b).max() < tol
     if near(right): return
     if near(right[::-1]):
-        return 'The two are in the wrong order: the first counts from the left, the second from the top.'
+        return ('The two are in the wrong order: the first counts from the left, the second '
+                'from the top.')
     if near(0): return 'Pixel (0, 0) is the upper left corner of the picture.'
     if near([320, 240], .6):
-        return 'That is the middle of the picture; the camera\'s axis does not go exactly through it.'
+        return ('That is the middle of the picture; the camera\'s axis does not go exactly '
+                'through it.')
     if near(np.diag(cal)[:2], .6):
         return 'Those are the focal lengths; x and y of this point are zero, so they drop out.'
     if near(right/1000, .01) or near(right*1000, 60):
@@ -53,10 +56,11 @@ def _(answer):
 
 # %% ../../nbs/exercises/head_pose.ipynb #7619127c
 @exercise('pose-2', 'a function', '''
-    Write `distance(f)`: the straight-line distance between the camera and the head's centre in the frame
-    `f`, in **metres**. The centre is in the last line of the frame's pose file, in millimetres.''',
-    hint='''`img2pose(f)` is the pose file. A point (x, y, z) is the root of x² + y² + z² away from the
-    origin, and the camera is the origin.''',
+    Write `distance(f)`: the straight-line distance between the camera and the head's centre
+    in the frame `f`, in **metres**. The centre is in the last line of the frame's pose file,
+    in millimetres.''',
+    hint='''`img2pose(f)` is the pose file. A point (x, y, z) is the root of x² + y² + z² away
+    from the origin, and the camera is the origin.''',
     solution='''
 import numpy as np
 from lesson6.head_pose import img2pose
@@ -70,7 +74,8 @@ def _(answer):
     mistakes = {
         'That is in millimetres; a metre has a thousand of them.': lambda *o: 1000*far(*o),
         'That is in centimetres; a metre has a hundred of them.': lambda *o: 100*far(*o),
-        'That is how far the head is *in front of* the camera; it is also a little to the side, and up or '
+        'That is how far the head is *in front of* the camera; it is also a little to the '
+        'side, and up or '
         'down.': lambda x, y, z: z,
         'That is the way along the three axes, one after another; a straight line is shorter.':
             lambda x, y, z: abs(x)+abs(y)+abs(z),
@@ -80,19 +85,23 @@ def _(answer):
     with tempfile.TemporaryDirectory() as folder:
         frames = [_frame(Path(folder)/f'{i:02d}', c) for i,c in enumerate(centres)]
         def of(f): return lambda frame: f(*(o/1000 for o in centres[int(frame.parent.name)]))
-        return diagnose(answer, [(f,) for f in frames], of(far), {k: of(f) for k,f in mistakes.items()},
-                        'For a pose file made up here it comes out wrong; its last line is the centre.')
+        return diagnose(answer, [(f,) for f in frames], of(far),
+                        {said: of(f) for said,f in mistakes.items()},
+                        'For a pose file made up here it comes out wrong; its last line is the '
+                        'centre.')
 
 def _frame(folder, centre): # made up
     folder.mkdir()
     (folder/'rgb.cal').write_text('517.7 0 320 \n0 517.7 240.5 \n0 0 1 \n')
-    (folder/'frame_00003_pose.txt').write_text('1 0 0 \n0 1 0 \n0 0 1 \n\n{} {} {} \n'.format(*centre))
+    turned = '1 0 0 \n0 1 0 \n0 0 1 \n\n'
+    (folder/'frame_00003_pose.txt').write_text(turned + '{} {} {} \n'.format(*centre))
     return folder/'frame_00003_rgb.jpg'
 
 # %% ../../nbs/exercises/head_pose.ipynb #6f4cb08e
 @exercise('pose-3', 'a function', '''
-    The way back: write `unproject(point, depth, cal)`, which takes a pixel (x, y), the depth z in
-    millimetres and the calibration (3×3), and returns the point in space (x, y, z) in millimetres.''',
+    The way back: write `unproject(point, depth, cal)`, which takes a pixel (x, y), the depth
+    z in millimetres and the calibration (3×3), and returns the point in space (x, y, z) in
+    millimetres.''',
     hint='''Solve the two lines of `get_ctr` for the x and the y of the head's centre.''',
     solution='''
 def unproject(point, depth, cal):
@@ -109,7 +118,8 @@ def _(answer):
     def right(p, z, cal, f=(0, 1), c=(0, 1)):
         return np.array([*((p[i]-cal[c[i],2])*z/cal[f[i],f[i]] for i in (0, 1)), z])
     return diagnose(answer, cases, right, {
-        'The depth is missing: what is twice as far away is twice as far to the side for the same pixel.':
+        'The depth is missing: what is twice as far away is twice as far to the side for the '
+        'same pixel.':
             lambda p, z, cal: np.array([*right(p, 1, cal)[:2], z]),
         'That is only the direction; all three numbers are to be multiplied by the depth.':
             lambda p, z, cal: right(p, 1, cal),
@@ -123,15 +133,16 @@ def _(answer):
         'The signs are turned round.': lambda p, z, cal: right(p, z, cal)*[-1, -1, 1],
         'The third number should be the depth that was given.':
             lambda p, z, cal: np.array([*right(p, z, cal)[:2], 1])},
-        'A point projected and brought back came out somewhere else.', lambda a, b: close(a, b, 1e-3))
+        'A point projected and brought back came out somewhere else.',
+        lambda a, b: close(a, b, 1e-3))
 
 # %% ../../nbs/exercises/head_pose.ipynb #b78ec4c3
 @exercise('pose-4', 'a function', '''
-    Write `to_unit(points, size)`. It converts pixels `(n, 2)`, each (x, y), of a picture with `size` =
-    (height, width) to the scale that the network is trained on: -1 at the left and upper edge, 1 at the
-    right and lower one.''',
-    hint='''The middle of the picture becomes (0, 0). Mind the order: a point says x first, a size says
-    height first.''',
+    Write `to_unit(points, size)`. It converts pixels `(n, 2)`, each (x, y), of a picture with
+    `size` = (height, width) to the scale that the network is trained on: -1 at the left and
+    upper edge, 1 at the right and lower one.''',
+    hint='''The middle of the picture becomes (0, 0). Mind the order: a point says x first, a
+    size says height first.''',
     solution='''
 import torch
 def to_unit(points, size):
@@ -156,8 +167,8 @@ def _(answer):
 
 # %% ../../nbs/exercises/head_pose.ipynb #e570b135
 @exercise('pose-5', 'a function', '''
-    Write `inverse_range(y, lo, hi)`, the way back from `sigmoid_range`: the activation that it turns into
-    `y`. What activation would put a head exactly on the edge of the picture?''',
+    Write `inverse_range(y, lo, hi)`, the way back from `sigmoid_range`: the activation that
+    it turns into `y`. What activation would put a head exactly on the edge of the picture?''',
     hint='''First bring `y` back to 0..1; then solve p = 1/(1+exp(-x)) for x.''',
     solution='''
 import torch
@@ -181,7 +192,7 @@ def _(answer):
             'A logarithm alone is not the way back from a sigmoid.': lambda *o: torch.log(back(*o)),
             'That is a logarithm to another base; `exp` goes with the natural one.':
                 lambda *o: right(*o)/np.log(10)},
-            said if said != 'wrong' else 'For a range of -1..1 it does not lead back to the activations.',
+            said.replace('wrong', 'For a range of -1..1 it does not lead back to the activations.'),
             lambda a, b: a.shape == b.shape and bool(np.allclose(a, b, 1e-4, equal_nan=True)))
     for case in cases[1:]:
         if said := diagnose(answer, [case], right, {}, 'wrong'):
@@ -190,10 +201,10 @@ def _(answer):
 # %% ../../nbs/exercises/head_pose.ipynb #9299c6da
 @exercise('pose-6', 'a function', '''
     How large is the error without looking at the picture? Write `constant_error(train_points,
-    valid_points)` (both `(n, 2)`, in pixels): the mean distance in pixels between the validation points
-    and the mean of the *training* points.''',
-    hint='''A distance is the root of the sum of two squares, one distance for each point; the mean over
-    the distances comes last.''',
+    valid_points)` (both `(n, 2)`, in pixels): the mean distance in pixels between the
+    validation points and the mean of the *training* points.''',
+    hint='''A distance is the root of the sum of two squares, one distance for each point; the
+    mean over the distances comes last.''',
     solution='''
 def constant_error(train_points, valid_points):
     guess = train_points.mean(dim=0)
@@ -208,7 +219,8 @@ def _(answer):
     return diagnose(answer, cases, lambda t, v: d(t, v).mean(), {
         'That guess was made from the validation points, which it should not have seen.':
             lambda t, v: d(v, v).mean(),
-        'The validation points had a part in that guess.': lambda t, v: d(torch.cat([t, v]), v).mean(),
+        'The validation points had a part in that guess.':
+            lambda t, v: d(torch.cat([t, v]), v).mean(),
         'That is the error on the training points.': lambda t, v: d(t, t).mean(),
         'That is the mean *squared* distance.': lambda t, v: (d(t, v)**2).mean(),
         'That is the root of the mean square; asked for is the mean of the distances.':
@@ -218,15 +230,16 @@ def _(answer):
         'That is x and y added; a straight line is shorter.':
             lambda t, v: (v-t.mean(0)).abs().sum(1).mean(),
         'That is the distance between the two means, not the mean of the distances.':
-            lambda t, v: (t.mean(0)-v.mean(0)).norm()}, 'For points made up here it comes out wrong.')
+            lambda t, v: (t.mean(0)-v.mean(0)).norm()},
+        'For points made up here it comes out wrong.')
 
 # %% ../../nbs/exercises/head_pose.ipynb #3ef7fa23
 @exercise('pose-7', 'an experiment of a minute', '''
-    The lesson holds out one person for validation. Is another person easier or harder? Train a
-    model as in the opening (`pose_learner`, `fit_pose`), but hold out **another** person. Hand in the
-    learner.''',
-    hint='''`points_dls` takes `valid_group`, a person's name as in the column `group` of `read_points`.
-    Nothing else changes: `pose_learner` and `fit_pose` do the rest.''',
+    The lesson holds out one person for validation. Is another person easier or harder? Train
+    a model as in the opening (`pose_learner`, `fit_pose`), but hold out **another** person.
+    Hand in the learner.''',
+    hint='''`points_dls` takes `valid_group`, a person's name as in the column `group` of
+    `read_points`. Nothing else changes: `pose_learner` and `fit_pose` do the rest.''',
     solution='''
 from fastai.vision.all import set_seed
 from lesson6.data import lesson_path
@@ -247,16 +260,21 @@ def _(answer):
     path = lesson_path('biwi')
     frames = read_points(path)
     frames.index = [str(path/f) for f in frames.fname]
-    if frames.group.nunique() < 2: return 'These pictures are of one person or group; hold out one of several.'
+    if frames.group.nunique() < 2:
+        return 'These pictures are of one person or group; hold out one of several.'
     train, valid = check_split(learn, 'handed in', 'pictures')
     if strange := next((f for f in train+valid if f not in frames.index), None):
         return f'{Path(strange).name} is not among the pictures of the section; train on those.'
     seen, held = (set(frames.group[o]) for o in (train, valid))
-    if held & seen: return 'Pictures of the people who are validated on are also in the training set.'
-    if held == set(kept_out(frames)): return f'That is {", ".join(map(str, held))} again, whom the lesson holds out.'
-    if len(held) != 1: return f'Exactly one person should be held out for validation; here there are {len(held)}.'
+    if held & seen:
+        return 'Pictures of the people who are validated on are also in the training set.'
+    if held == set(kept_out(frames)):
+        return f'That is {", ".join(map(str, held))} again, whom the lesson holds out.'
+    if len(held) != 1:
+        return f'Exactly one person should be held out for validation; here there are {len(held)}.'
     if missing := set(frames.group) - seen - held:
-        return f'Nothing of {sorted(map(str, missing))[0]} was trained on; leave only the one person out.'
+        return (f'Nothing of {sorted(map(str, missing))[0]} was trained on; leave only the one '
+                'person out.')
     return _nearer(learn, frames, train, valid, *held)
 
 def _nearer(learn, frames, train, valid, who): # than the constant guess

@@ -24,8 +24,9 @@ def _labels():
 
 @exercise('multi-1', 'a line', '''
     How many pictures of the table have more than one label?''',
-    hint='''`df["labels"].str.split()` makes a list of each text, and `.str.len()` counts what is in a
-    list. Comparing a column gives a column of True and False, and those can be added up.''',
+    hint='''`df["labels"].str.split()` makes a list of each text, and `.str.len()` counts what
+    is in a list. Comparing a column gives a column of True and False, and those can be added
+    up.''',
     solution='''
 from lesson6.data import lesson_path
 from lesson6.multilabel import read_labels
@@ -46,10 +47,10 @@ def _(answer):
 
 # %% ../../nbs/exercises/multilabel.ipynb #bfc8de7e
 @exercise('multi-2', 'a line or two', '''
-    How often does each label occur in the **training** pictures? Hand in a Series or a dict from label
-    to number of pictures.''',
-    hint='''Split the texts, then `explode` gives each label a row of its own, and `value_counts` counts
-    them. Choose the training rows first.''',
+    How often does each label occur in the **training** pictures? Hand in a Series or a dict
+    from label to number of pictures.''',
+    hint='''Split the texts, then `explode` gives each label a row of its own, and
+    `value_counts` counts them. Choose the training rows first.''',
     solution='''
 from lesson6.data import lesson_path
 from lesson6.multilabel import read_labels
@@ -79,11 +80,11 @@ def _(answer):
 
 # %% ../../nbs/exercises/multilabel.ipynb #eea61f43
 @exercise('multi-3', 'a function', '''
-    Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose probability
-    is at least `thresh`, the most probable first. It returns a list, which is empty when no probability
-    is high enough.''',
-    hint='''`probs.argsort(descending=True)` gives the positions in order. Walk through them and keep
-    those that reach the threshold.''',
+    Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose
+    probability is at least `thresh`, the most probable first. It returns a list, which is
+    empty when no probability is high enough.''',
+    hint='''`probs.argsort(descending=True)` gives the positions in order. Walk through them
+    and keep those that reach the threshold.''',
     solution='''
 def names_over(probs, vocab, thresh):
     return [vocab[i] for i in probs.argsort(descending=True).tolist() if probs[i] >= thresh]
@@ -91,7 +92,8 @@ check('multi-3', names_over)
 ''')
 def _(answer):
     vocab = ['bird', 'boat', 'car', 'cat', 'dog']
-    cases = [([.125, .75, .25, .5, .9], .5), ([.7, .2, .8, .6, .1], .25), ([.1, .2, .3, .2, .1], .95)]
+    cases = [([.125, .75, .25, .5, .9], .5), ([.7, .2, .8, .6, .1], .25)]
+    cases += [([.1, .2, .3, .2, .1], .95)]
     for probs,thresh in cases:
         order = sorted(range(5), key=lambda i: -probs[i])
         right = [vocab[i] for i in order if probs[i] >= thresh]
@@ -100,23 +102,29 @@ def _(answer):
         except (TypeError, ValueError, IndexError):
             return f'It should return a list of names; it returned {kind(got)}.'
         if got == right: continue
-        if any(o.endswith('number') for o in got): return 'Those are positions; the names are in `vocab`.'
+        if any(o.endswith('number') for o in got):
+            return 'Those are positions; the names are in `vocab`.'
         if not right: return 'When no label reaches the threshold the list should be empty.'
-        if got == right[::-1]: return 'The right names, but the most probable should come first, not last.'
-        if sorted(got) == sorted(right): return 'The right names, but the most probable should come first.'
+        if got == right[::-1]:
+            return 'The right names, but the most probable should come first, not last.'
+        if sorted(got) == sorted(right):
+            return 'The right names, but the most probable should come first.'
         if got == [vocab[i] for i in order if probs[i] > thresh]:
             return 'A label that is exactly at the threshold belongs to the answer.'
-        if got == [vocab[order[0]]]: return 'That is the most probable label only; there may be several.'
+        if got == [vocab[order[0]]]:
+            return 'That is the most probable label only; there may be several.'
         if set(got) - set(right): return 'There are labels in it that do not reach the threshold.'
         return 'For five labels made up here the names are wrong.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #0e90b20d
 @exercise('multi-4', 'a function', '''
     Most labels are absent from most pictures, so a network learns to say "no". Write
-    `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a label
-    that is *present* counts `weight` times. It must stay finite for activations of ±200.''',
-    hint='''`F.logsigmoid(x)` is the logarithm of the probability of "yes", and `F.logsigmoid(-x)` that of
-    "no"; neither becomes infinite. The mean is taken over all activations, whatever their weight.''',
+    `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a
+    label that is *present* counts `weight` times. It must stay finite for activations of
+    ±200.''',
+    hint='''`F.logsigmoid(x)` is the logarithm of the probability of "yes", and
+    `F.logsigmoid(-x)` that of "no"; neither becomes infinite. The mean is taken over all
+    activations, whatever their weight.''',
     solution='''
 import torch
 import torch.nn.functional as F
@@ -128,7 +136,8 @@ check('multi-4', weighted_bce)
 def _(answer):
     g = torch.Generator().manual_seed(2)
     x, y = torch.randn(6, 4, generator=g), (torch.rand(6, 4, generator=g) > .6).float()
-    def right(x, y, w): return F.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor(float(w)))
+    def right(x, y, w):
+        return F.binary_cross_entropy_with_logits(x, y, pos_weight=torch.tensor(float(w)))
     said = diagnose(answer, [(x, y, 1), (x[:2], y[:2], 1)], right, {
         'The sign is turned round: a loss is positive.': lambda x, y, w: -right(x, y, w),
         'The sigmoid is taken twice.': lambda x, y, w: right(x.sigmoid(), y, w),
@@ -148,12 +157,13 @@ def _(answer):
 def _large(f, right, x, y):
     got = as_number(call(f, x, y, 5))
     if not math.isfinite(got): return 'Right for small activations, but infinite around 200.'
-    if not close(got, right(x, y, 5)): return 'Right for small activations, but not for those around 200.'
+    if not close(got, right(x, y, 5)):
+        return 'Right for small activations, but not for those around 200.'
 
 # %% ../../nbs/exercises/multilabel.ipynb #53b3e85d
 @exercise('multi-5', 'a function', '''
-    Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that predicts no
-    label at all for every picture. (Do you still find 95 % impressive?)''',
+    Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that
+    predicts no label at all for every picture. (Do you still find 95 % impressive?)''',
     hint='''Every zero in the targets is then right, and every one is wrong.''',
     solution='''
 def accuracy_of_nothing(targs):
@@ -163,13 +173,17 @@ check('multi-5', accuracy_of_nothing)
 def _(answer):
     g = torch.Generator().manual_seed(6)
     cases = [(torch.tensor([[1.,0,0,0,0], [0,1,1,1,0], [0,0,0,0,0], [1,0,0,0,1]]),)]
-    cases += [((torch.rand(n, k, generator=g) < p).float(),) for n,k,p in ((30, 20, .1), (7, 3, .6))]
+    cases += [((torch.rand(n, k, generator=g) < p).float(),)
+              for n,k,p in ((30, 20, .1), (7, 3, .6))]
     def right(t): return (t == 0).float().mean()
     return diagnose(answer, cases, right, {
-        'That is how often there is something, and there the answer "nothing" is wrong.': lambda t: t.mean(),
-        'That is in per cent; `accuracy_multi` gives a share between 0 and 1.': lambda t: 100*right(t),
+        'That is how often there is something, and there the answer "nothing" is wrong.':
+            lambda t: t.mean(),
+        'That is in per cent; `accuracy_multi` gives a share between 0 and 1.':
+            lambda t: 100*right(t),
         'That is a count; an accuracy is a share of all activations.': lambda t: (t == 0).sum(),
-        'That is the share of pictures that are right as a whole; `accuracy_multi` counts each label of '
+        'That is the share of pictures that are right as a whole; `accuracy_multi` counts each '
+        'label of '
         'each picture.': lambda t: (t.sum(1) == 0).float().mean(),
         'That has a number for each label; one for all of them is asked for.':
             lambda t: (t == 0).float().mean(0)},
@@ -183,12 +197,12 @@ def _f1(preds, targs, t): # probabilities; zeros and ones; a threshold
     return 2*hit/max(yes.sum().item() + targs.sum().item(), 1)
 
 @exercise('multi-6', 'a function', '''
-    Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the number of
-    labels found rightly, divided by the number of labels found plus the number of labels there are.
-    Write `best_f1_threshold(preds, targs)`, which returns the threshold with the highest F1 (all labels
-    taken together; `preds` are probabilities).''',
-    hint='''Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take the one with
-    the highest F1.''',
+    Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the
+    number of labels found rightly, divided by the number of labels found plus the number of
+    labels there are. Write `best_f1_threshold(preds, targs)`, which returns the threshold
+    with the highest F1 (all labels taken together; `preds` are probabilities).''',
+    hint='''Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take
+    the one with the highest F1.''',
     solution='''
 import torch
 def f1(preds, targs, thresh):
@@ -208,10 +222,12 @@ def _(answer):
         xs = torch.linspace(.01, .99, 99)
         f1s = torch.tensor([_f1(preds, targs, x) for x in xs])
         accs = torch.tensor([((preds >= x) == (targs == 1)).float().mean().item() for x in xs])
-        if t == f1s.argmax(): return 'That is the position of the threshold in a list, not the threshold.'
+        if t == f1s.argmax():
+            return 'That is the position of the threshold in a list, not the threshold.'
         if not 0 <= t <= 1: return f'A threshold is a probability between 0 and 1; this is {t:.3g}.'
         if _f1(preds, targs, t) >= f1s.max() - .01: continue
-        if abs(t - xs[accs.argmax()]) < .02: return f'At {t:.2f} the accuracy is highest, but not F1.'
+        if abs(t - xs[accs.argmax()]) < .02:
+            return f'At {t:.2f} the accuracy is highest, but not F1.'
         if abs(t - f1s.max()) < .01:
             return 'That is the highest F1 itself; asked for is the threshold where it is reached.'
         return f'At {t:.2f} F1 is {_f1(preds, targs, t):.2f}; another threshold does better.'
@@ -219,10 +235,11 @@ def _(answer):
 # %% ../../nbs/exercises/multilabel.ipynb #3be7cc9d
 @exercise('multi-7', 'a function', '''
     A threshold looks better than it is on the pictures on which it was chosen. Write
-    `honest_accuracy(preds, targs)`: it chooses the threshold with the highest accuracy on the first half
-    of the rows, and returns `(thresh, accuracy on the first half, accuracy on the second half)`.''',
-    hint='''`n = len(preds)//2`, and from there on, don't look at the second half until the threshold is
-    chosen.''',
+    `honest_accuracy(preds, targs)`: it chooses the threshold with the highest accuracy on the
+    first half of the rows, and returns `(thresh, accuracy on the first half, accuracy on the
+    second half)`.''',
+    hint='''`n = len(preds)//2`, and from there on, don't look at the second half until the
+    threshold is chosen.''',
     solution='''
 import torch
 def accuracy(preds, targs, thresh): return ((preds > thresh) == targs.bool()).float().mean()
@@ -267,13 +284,13 @@ def _honest(preds, targs, t, first, second):
 
 # %% ../../nbs/exercises/multilabel.ipynb #dc127049
 @exercise('multi-8', 'an experiment of two minutes', '''
-    Does the weighted loss of `multi-4` find more? Train the lesson's learner twice by the same recipe and
-    from the same seed: once as it is, once with a loss in which a present label counts 10 times
-    (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both learners, the plain one first. The
-    check compares the share of the present labels that each of them finds at a threshold of 0.5. Then
-    look at what else the second one "finds".''',
-    hint='''`multilabel_learner(..., loss_func=...)` takes a loss; the weight must be on the same device as
-    the data. Make the `DataLoaders` once.''',
+    Does the weighted loss of `multi-4` find more? Train the lesson's learner twice by the
+    same recipe and from the same seed: once as it is, once with a loss in which a present
+    label counts 10 times (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both
+    learners, the plain one first. The check compares the share of the present labels that
+    each of them finds at a threshold of 0.5. Then look at what else the second one "finds".''',
+    hint='''`multilabel_learner(..., loss_func=...)` takes a loss; the weight must be on the
+    same device as the data. Make the `DataLoaders` once.''',
     solution='''
 from fastai.vision.all import BCEWithLogitsLossFlat, set_seed, tensor
 from lesson6.data import lesson_path
@@ -294,10 +311,13 @@ def _(answer):
     check_equal({'first': a, 'second': b}, 'pictures')
     preds,targs = zip(valid_preds(a), valid_preds(b))
     weights = [_weight_of_yes(o, targs[0].shape[1]) for o in (a, b)]
-    if weights[0] > 1.01 and abs(weights[1]-1) < .01: return 'The weighted learner should come second.'
-    if abs(weights[0]-1) > .01: return 'In the loss of the first learner a present label counts more than an absent one.'
+    if weights[0] > 1.01 and abs(weights[1]-1) < .01:
+        return 'The weighted learner should come second.'
+    if abs(weights[0]-1) > .01:
+        return 'In the loss of the first learner a present label counts more than an absent one.'
     if abs(weights[1]-10) > .1:
-        return f'In the second loss a present label counts {weights[1]:.3g} times as much; it should be 10.'
+        return (f'In the second loss a present label counts {weights[1]:.3g} times as much; it '
+                'should be 10.')
     p,q = (o if 0 <= o.min() and o.max() <= 1 else o.sigmoid() for o in preds)
     found = compare(1.-((q > .5) & (targs[0] == 1)).sum(1)/targs[0].sum(1).clamp(min=1),
                     1.-((p > .5) & (targs[0] == 1)).sum(1)/targs[0].sum(1).clamp(min=1),
@@ -308,7 +328,7 @@ def _(answer):
                 'weighted loss?')
     return Solved(f"{found}{'; that can be chance' if found.verdict == EVEN else ''}.")
 
-def _weight_of_yes(learn, n): # a learner; how many labels. How much a present label counts in its loss, an absent one 1
+def _weight_of_yes(learn, n): # how much more a present label counts in its loss; `n` labels
     zeros = torch.zeros(2, n, device=learn.dls.device)
     yes, no = (as_number(learn.loss_func(zeros, zeros+o)) for o in (1, 0))
     return yes/no if no else math.inf

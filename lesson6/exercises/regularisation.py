@@ -15,10 +15,11 @@ from .trainings import check_equal, decays, errors, highest_rate, learners, trai
 
 # %% ../../nbs/exercises/regularisation.ipynb #5007df06
 @exercise('reg-1', 'a function', '''
-    Somebody adds the *mean* of the squares to the loss, `wd * (weights**2).mean()`, and not their sum.
-    Write `same_decay(wd, n)`: which `weight_decay` must `torch.optim.SGD` be given to do exactly the same,
-    if there are `n` weights?''',
-    hint='''What does the formula add to the gradient of one weight p, and what does PyTorch add?''',
+    Somebody adds the *mean* of the squares to the loss, `wd * (weights**2).mean()`, and not
+    their sum. Write `same_decay(wd, n)`: which `weight_decay` must `torch.optim.SGD` be given
+    to do exactly the same, if there are `n` weights?''',
+    hint='''What does the formula add to the gradient of one weight p, and what does PyTorch
+    add?''',
     solution='''
 def same_decay(wd, n):
     return 2*wd/n
@@ -26,8 +27,10 @@ check('reg-1', same_decay)
 ''')
 def _(answer):
     return diagnose(answer, [(.1, 10), (3., 4), (.5, 1)], lambda wd, n: 2*wd/n, {
-        'That is right for the sum of the squares; a mean is divided by their number.': lambda wd, n: 2*wd,
-        'PyTorch adds weight_decay*p to the gradient; what is the derivative of p²?': lambda wd, n: wd/n,
+        'That is right for the sum of the squares; a mean is divided by their number.':
+            lambda wd, n: 2*wd,
+        'PyTorch adds weight_decay*p to the gradient; what is the derivative of p²?':
+            lambda wd, n: wd/n,
         'PyTorch adds weight_decay*p to the gradient: neither the square nor the mean is in that.':
             lambda wd, n: wd,
         'The 2 goes the wrong way.': lambda wd, n: wd/n/2,
@@ -39,8 +42,8 @@ def _(answer):
 @exercise('reg-2', 'a line', '''
     A weight that has no influence on the loss is only decayed. With AdamW, `lr=0.01` and
     `weight_decay=0.1`, after how many steps is half of it left?''',
-    hint='''Each step multiplies it by `1 - lr*wd`. How often must that be multiplied with itself to make
-    one half?''',
+    hint='''Each step multiplies it by `1 - lr*wd`. How often must that be multiplied with
+    itself to make one half?''',
     solution='''
 import math
 check('reg-2', math.log(0.5)/math.log(1 - 0.01*0.1))
@@ -49,8 +52,8 @@ def _(answer):
     a = as_number(answer)
     if 691.9 <= a <= 694.1: return
     mistakes = {
-        500: 'That would be right if each step took the same *amount*; it takes the same *share* of what '
-             'is left.',
+        500: 'That would be right if each step took the same *amount*; it takes the same *share* '
+             'of what is left.',
         346.4: 'That has the 2 of the formula in it; AdamW multiplies by 1 - lr*wd.',
         6.58: 'The learning rate is missing: a step takes lr*wd of the weight.',
         69: 'The weight decay is missing: a step takes lr*wd of the weight.',
@@ -62,11 +65,11 @@ def _(answer):
 
 # %% ../../nbs/exercises/regularisation.ipynb #7ec36557
 @exercise('reg-3', 'a function', '''
-    Write `decay_step(p, grad, lr, wd)`: the weights after one step of plain SGD, when `wd` times the sum
-    of the squared weights has been added to the loss and `grad` is the gradient of the loss *without*
-    it.''',
-    hint='''The derivative of a sum is the sum of the derivatives. The step uses the weights as they were
-    before it.''',
+    Write `decay_step(p, grad, lr, wd)`: the weights after one step of plain SGD, when `wd`
+    times the sum of the squared weights has been added to the loss and `grad` is the gradient
+    of the loss *without* it.''',
+    hint='''The derivative of a sum is the sum of the derivatives. The step uses the weights
+    as they were before it.''',
     solution='''
 def decay_step(p, grad, lr, wd):
     return p - lr*(grad + 2*wd*p)
@@ -81,7 +84,8 @@ def _(answer):
     return diagnose(answer, cases, step, {
         'The derivative of p² is not p.': lambda *o: step(*o, 1),
         'That is the step without weight decay.': lambda *o: step(*o, 0),
-        'That goes up; the loss is lower on the other side.': lambda p, g, lr, wd: step(p, g, -lr, wd),
+        'That goes up; the loss is lower on the other side.':
+            lambda p, g, lr, wd: step(p, g, -lr, wd),
         'That makes the weights larger, not smaller.': lambda *o: step(*o, -2),
         'That decays after the step; the gradient belongs to the weights as they were before it.':
             lambda p, g, lr, wd: (p - lr*g)*(1 - 2*lr*wd),
@@ -94,10 +98,11 @@ def _(answer):
 
 # %% ../../nbs/exercises/regularisation.ipynb #feb92762
 @exercise('reg-4', 'a function', '''
-    Write `mirror(x, points)`. It mirrors pictures `(n, 3, h, w)` left to right and moves their points
-    `(n, 2)` with them. Each point is (x, y) in -1..1. Return both, and leave the arguments unchanged.''',
-    hint='''`x.flip(-1)` reverses the columns. The middle of the picture is 0: what becomes of a point just
-    left of it?''',
+    Write `mirror(x, points)`. It mirrors pictures `(n, 3, h, w)` left to right and moves
+    their points `(n, 2)` with them. Each point is (x, y) in -1..1. Return both, and leave the
+    arguments unchanged.''',
+    hint='''`x.flip(-1)` reverses the columns. The middle of the picture is 0: what becomes of
+    a point just left of it?''',
     solution='''
 import torch
 def mirror(x, points):
@@ -113,27 +118,33 @@ def _(answer):
             return 'It should return two things, the pictures and the points.'
         pixels, moved = as_numbers(got[0], *shape), as_numbers(got[1], shape[0], 2)
         if close(pixels, x): return 'The pictures are not mirrored.'
-        if close(pixels, x.flip(-2)): return 'The pictures stand on their heads; left and right should be exchanged.'
-        if close(pixels, x.flip(0)): return 'The pictures are in reverse order; each of them should be mirrored.'
+        if close(pixels, x.flip(-2)):
+            return 'The pictures stand on their heads; left and right should be exchanged.'
+        if close(pixels, x.flip(0)):
+            return 'The pictures are in reverse order; each of them should be mirrored.'
         if not close(pixels, x.flip(-1)): return 'The pictures are not mirrored left to right.'
         mx, my = moved.T
         px, py = points.numpy().T
         if close(mx, -px) and close(my, py): continue
-        if close(moved, points): return 'The pictures are mirrored, and the points have been forgotten.'
-        if close(mx, px) and close(my, -py): return 'The points moved up and down; x is the first of their two numbers.'
-        if close(mx, -px) and close(my, -py): return 'The points moved in both directions; a mirrored head is not lower.'
+        if close(moved, points):
+            return 'The pictures are mirrored, and the points have been forgotten.'
+        if close(mx, px) and close(my, -py):
+            return 'The points moved up and down; x is the first of their two numbers.'
+        if close(mx, -px) and close(my, -py):
+            return 'The points moved in both directions; a mirrored head is not lower.'
         if close(mx, 1-px): return 'That would be right if x ran from 0 to 1.'
-        if close(mx, shape[-1]-px) or close(mx, shape[-1]-1-px): return 'That would be right for points in pixels.'
+        if close(mx, shape[-1]-px) or close(mx, shape[-1]-1-px):
+            return 'That would be right for points in pixels.'
         return 'The points are not where their pixels are.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #a94d4e85
 @exercise('reg-5', 'a function', '''
-    Another augmentation keeps only a part of the picture. Write `crop_points(points, left, top, width,
-    height)`. The `points`, `(n, 2)`, are (x, y) in pixels of the whole picture. The four numbers, also in
-    pixels, say what part is kept. Return where the points are in that part, in -1..1. (What does a number
-    outside -1..1 mean then?)''',
-    hint='''First in pixels, counted from the corner of the part; then to -1..1 as for any picture of that
-    width and height.''',
+    Another augmentation keeps only a part of the picture. Write `crop_points(points, left,
+    top, width, height)`. The `points`, `(n, 2)`, are (x, y) in pixels of the whole picture.
+    The four numbers, also in pixels, say what part is kept. Return where the points are in
+    that part, in -1..1. (What does a number outside -1..1 mean then?)''',
+    hint='''First in pixels, counted from the corner of the part; then to -1..1 as for any
+    picture of that width and height.''',
     solution='''
 import torch
 def crop_points(points, left, top, width, height):
@@ -145,7 +156,8 @@ def _(answer):
              (torch.tensor([[10., 90.], [55, 20]]), 5, 15, 60, 100)]
     def right(p, l, t, w, h): return 2*(p.numpy() - [l, t])/[w, h] - 1
     return diagnose(answer, cases, right, {
-        'A point that was cut off should not be pulled back to the edge: it is no longer in the picture.':
+        'A point that was cut off should not be pulled back to the edge: it is no longer in '
+        'the picture.':
             lambda *o: right(*o).clip(-1, 1),
         'That is still in pixels.': lambda p, l, t, w, h: p.numpy() - [l, t],
         'That runs from 0 to 1; it should run from -1 to 1.': lambda *o: (right(*o)+1)/2,
@@ -161,12 +173,12 @@ def _(answer):
 
 # %% ../../nbs/exercises/regularisation.ipynb #bb2eb659
 @exercise('reg-6', 'a function', '''
-    Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a full training
-    *would* have, one for each epoch. Early stopping ends the training as soon as the loss has not fallen
-    below its lowest value so far for `patience` epochs in a row. Return the number of epochs that are run.
-    If that never happens, all epochs are run.''',
-    hint='''Walk through the losses and keep two numbers: the lowest so far, and how many epochs ago that
-    was.''',
+    Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a
+    full training *would* have, one for each epoch. Early stopping ends the training as soon
+    as the loss has not fallen below its lowest value so far for `patience` epochs in a row.
+    Return the number of epochs that are run. If that never happens, all epochs are run.''',
+    hint='''Walk through the losses and keep two numbers: the lowest so far, and how many
+    epochs ago that was.''',
     solution='''
 def stopped_after(losses, patience):
     lowest, waited = float('inf'), 0
@@ -178,12 +190,13 @@ def stopped_after(losses, patience):
 check('reg-6', stopped_after)
 ''')
 def _(answer):
+    lowest = 'mind that epochs are compared with the *lowest* so far, not with the one before'
     for losses,patience,right,why in (
-            ([.9,.8,.7,.75,.72,.71,.69,.74], 2, 5, 'mind that epochs are compared with the *lowest* so far, '
-             'not with the one before'), ([.9,.8,.85,.7,.75,.76,.77], 3, 7, 'a lower loss starts the '
-             'count anew'), ([.9,.8,.7,.6], 1, 4, 'these losses fall all the time'),
-            ([.9,.8,.8,.7], 1, 3, 'an equal loss is not lower'), ([.9,.95,.94,.93,.92], 3, 4, 'mind that '
-             'epochs are compared with the *lowest* so far, not with the one before'),
+            ([.9,.8,.7,.75,.72,.71,.69,.74], 2, 5, lowest),
+            ([.9,.8,.85,.7,.75,.76,.77], 3, 7, 'a lower loss starts the count anew'),
+            ([.9,.8,.7,.6], 1, 4, 'these losses fall all the time'),
+            ([.9,.8,.8,.7], 1, 3, 'an equal loss is not lower'),
+            ([.9,.95,.94,.93,.92], 3, 4, lowest),
             ([.9,.8,.85,.84], 3, 4, 'it waits for more epochs than there are')):
         a = as_number(call(answer, list(losses), patience))
         if a == right: continue
@@ -191,16 +204,18 @@ def _(answer):
         if a == right-1: return said + 'perhaps the count begins at 0, or stops too early.'
         if a == int(np.argmin(losses))+1:
             return said + 'that is where the lowest loss is; one has to wait to know that.'
-        if a == len(losses): return said + 'all epochs are run only if the patience is never used up.'
+        if a == len(losses):
+            return said + 'all epochs are run only if the patience is never used up.'
         return said + why + '.'
 
 # %% ../../nbs/exercises/regularisation.ipynb #70cf5274
 @exercise('reg-7', 'a function', '''
-    Write `dropout(x, p, training)` without `F.dropout`. While training, each number of `x` becomes 0 with
-    probability `p`, whatever becomes of the others. Those that are left are scaled so that the mean stays
-    the same on average. If not training, it returns `x` as it is.''',
-    hint='''`torch.rand_like(x)` is below `p` with probability `p`, for each number anew. If a share of 1-p
-    is left, by what must it be divided?''',
+    Write `dropout(x, p, training)` without `F.dropout`. While training, each number of `x`
+    becomes 0 with probability `p`, whatever becomes of the others. Those that are left are
+    scaled so that the mean stays the same on average. If not training, it returns `x` as it
+    is.''',
+    hint='''`torch.rand_like(x)` is below `p` with probability `p`, for each number anew. If a
+    share of 1-p is left, by what must it be divided?''',
     solution='''
 import torch
 def dropout(x, p, training):
@@ -217,16 +232,22 @@ def _(answer):
         got, again = drop(x), drop(x)
         kept = got != 0
         if kept.all(): return 'While training, nothing became 0.'
-        if not kept.any(): return 'Everything became 0 at once; each number should have its own chance.'
-        if abs(kept.mean() - p) < .02: return 'A share of p was *kept*; it is the share that should go.'
-        if abs(kept.mean() - (1-p)) > .02 and not _together(kept, p): return f'With p = {p} a share of {1-kept.mean():.2f} became 0.'
+        if not kept.any():
+            return 'Everything became 0 at once; each number should have its own chance.'
+        if abs(kept.mean() - p) < .02:
+            return 'A share of p was *kept*; it is the share that should go.'
+        if abs(kept.mean() - (1-p)) > .02 and not _together(kept, p):
+            return f'With p = {p} a share of {1-kept.mean():.2f} became 0.'
         if said := _scaled(got[kept]/x.numpy()[kept], p): return said
         if (kept == (again != 0)).all():
-            return 'The second call dropped the same numbers as the first; the choice should be new each time.'
+            return ('The second call dropped the same numbers as the first; the choice should '
+                    'be new each time.')
         if said := _together(kept, p): return said
         if abs(np.corrcoef(kept.ravel(), x.numpy().ravel())[0,1]) > .04:
-            return 'Whether a number is dropped depends on how large it is; only chance should decide.'
-    return _counts([np.count_nonzero(as_numbers(call(answer, torch.ones(50), .4, True), 50)) for _ in range(200)])
+            return ('Whether a number is dropped depends on how large it is; only chance should '
+                    'decide.')
+    def left(): return np.count_nonzero(as_numbers(call(answer, torch.ones(50), .4, True), 50))
+    return _counts([left() for _ in range(200)])
 
 def _scaled(scale, p): # what those that are left were multiplied by
     for s,said in ((1/(1-p), None), (1, 'What is left is not scaled, so the mean becomes smaller.'),
@@ -241,7 +262,8 @@ def _together(kept, p): # a sentence if rows, columns or neighbours are dropped 
     for axis in [*axes, *(tuple(i for i in axes if i != o) for o in axes)]:
         means = kept.mean(axis=axis) # of m independent draws: they vary by sd/sqrt(m)
         if means.std() > (1 + 5/(2*means.size)**.5)*sd/(n/means.size)**.5:
-            return 'Whole rows or columns are dropped together; each number should have its own chance.'
+            return ('Whole rows or columns are dropped together; each number should have its '
+                    'own chance.')
     flat = kept.ravel() - kept.mean()
     for lag in 1, 2, n//2:
         if abs((flat[lag:]*flat[:-lag]).mean()) > 5*sd**2/(n-lag)**.5:
@@ -255,14 +277,16 @@ def _counts(left): # how many of 50 were kept, in each of 200 calls; by chance t
 
 # %% ../../nbs/exercises/regularisation.ipynb #3a73a62d
 @exercise('reg-8', 'an experiment of five minutes', '''
-    Make the rating model better. Train `DotProductBias` with the lesson's recipe and only fastai's own
-    weight decay of 0.01: 50 factors, batches of 64, `fit_one_cycle(5, 5e-3)`. Then train a second model on
-    the same `DataLoaders` with whatever you have learnt here, be it weight decay, dropout, early stopping
-    or fewer factors. Hand in both learners, the plain one first. The second must have a lower
-    validation error by more than three standard errors, paired on the validation ratings. To exclude the
-    luck of a seed, `check` trains the plain recipe twice more and compares with those, too.''',
-    hint='''The curve of `wd_sweep` shows how much decay is good. Does everything have to decay? The two
-    groups of `ratings_learner` are the factors and the biases, and `wd` takes a number for each.''',
+    Make the rating model better. Train `DotProductBias` with the lesson's recipe and only
+    fastai's own weight decay of 0.01: 50 factors, batches of 64, `fit_one_cycle(5, 5e-3)`.
+    Then train a second model on the same `DataLoaders` with whatever you have learnt here, be
+    it weight decay, dropout, early stopping or fewer factors. Hand in both learners, the
+    plain one first. The second must have a lower validation error by more than three standard
+    errors, paired on the validation ratings. To exclude the luck of a seed, `check` trains
+    the plain recipe twice more and compares with those, too.''',
+    hint='''The curve of `wd_sweep` shows how much decay is good. Does everything have to
+    decay? The two groups of `ratings_learner` are the factors and the biases, and `wd` takes
+    a number for each.''',
     solution='''
 from fastai.vision.all import set_seed
 from lesson6.collab import ratings_dls, ratings_learner
@@ -285,22 +309,26 @@ def _(answer):
     plain = (_plain(a.dls, 1) + _plain(a.dls, 2))/2
     same = compare(first, plain, over='ratings')
     if abs(same.difference) > max(6*same.standard_error, .005*same.second):
-        return (f'The first learner has a validation error of {same.first:.3f}; trained here by the '
-                f'plain recipe it is {same.second:.3f}. Train the first as the task says.')
+        return (f'The first learner has a validation error of {same.first:.3f}; trained here by '
+                f'the plain recipe it is {same.second:.3f}. Train the first as the task says.')
     if HOLDS != found.verdict or compare(second, plain, over='ratings').verdict != HOLDS:
         return f'{found}: that can be the luck of a seed. There is more to be had.'
     return Solved(f'{found}.')
 
 def _not_plain(learn): # what keeps a learner from being the lesson's, in a sentence
     if set(decays(learn)) != {.01}:
-        return f'The first learner was trained with a weight decay of {max(decays(learn)):g}; the plain one has 0.01.'
+        return (f'The first learner was trained with a weight decay of {max(decays(learn)):g}; '
+                'the plain one has 0.01.')
     sizes = sorted(p.shape[1] for p in learn.model.parameters() if p.ndim == 2)
     if sizes != [1, 1, 50, 50]: return 'The first model should be `DotProductBias` with 50 factors.'
-    if learn.dls.train.bs != 64: return f'The lesson\'s recipe has batches of 64; these have {learn.dls.train.bs}.'
+    if learn.dls.train.bs != 64:
+        return f'The lesson\'s recipe has batches of 64; these have {learn.dls.train.bs}.'
     if abs(highest_rate(learn) - 5e-3) > 1e-4:
-        return f'The first learner was trained at a rate of {highest_rate(learn):.2g}; the plain recipe has 5e-3.'
+        return (f'The first learner was trained at a rate of {highest_rate(learn):.2g}; the '
+                'plain recipe has 5e-3.')
     epochs = trained_steps(learn)/len(learn.dls.train)
-    if epochs != 5: return f'The first learner was trained for {epochs:g} epochs; the plain recipe has 5.'
+    if epochs != 5:
+        return f'The first learner was trained for {epochs:g} epochs; the plain recipe has 5.'
 
 def _plain(dls, seed): # squared errors of the plain recipe on the same loaders
     from lesson6.collab import ratings_learner

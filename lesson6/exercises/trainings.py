@@ -71,7 +71,8 @@ def decays(
     learn,   # a trained `Learner`
 ) -> list:   # a number for each group of parameters
     "The weight decay of the last training"
-    return [float(o.get('wd', 0)) for o in learn.opt.hypers] if learn.opt else [float(learn.wd or 0)]
+    if learn.opt: return [float(o.get('wd', 0)) for o in learn.opt.hypers]
+    return [float(learn.wd or 0)]
 
 # %% ../../nbs/exercises/trainings.ipynb #4b09c467
 def items(
@@ -91,15 +92,15 @@ def check_split(
     name:str,         # such as `first`
     what:str,         # such as `pictures`
     most:float=0.,    # the share of the validation items that may be in both
-) -> tuple:           # its items to train on and to validate on; `Missing` if it may not be compared
+) -> tuple:           # its items to train on, and to validate on; `Missing` if it won't do
     "A learner that was trained, and on nothing that it is validated on"
     if not trained_steps(learn): raise Missing(f'The {name} learner has not been trained yet.')
     train,valid = items(learn, 0),items(learn)
     seen = set(train)
     both = sum(o in seen for o in valid)/max(1, len(valid))
     if both > most:
-        raise Missing(f'{both:.0%} of the {what} that the {name} learner is validated on are also in '
-                      'its training set.')
+        raise Missing(f'{both:.0%} of the {what} that the {name} learner is validated on are also '
+                      'in its training set.')
     return train,valid
 
 def check_equal(
@@ -113,19 +114,19 @@ def check_equal(
     (first,(train,valid)),*others = splits.items()
     for name,(t,v) in others:
         if Counter(v) != Counter(valid):
-            raise Missing(f'The {first} and the {name} learner were not validated on the same {what}; '
-                          'make the DataLoaders once.')
+            raise Missing(f'The {first} and the {name} learner were not validated on the same '
+                          f'{what}; make the DataLoaders once.')
         if v != valid:
             raise Missing(f'The {first} and the {name} learner have their validation {what} in a '
                           'different order; make the DataLoaders once.')
         if Counter(t) != Counter(train):
-            raise Missing(f'The {first} and the {name} learner were not trained on the same {what}; '
-                          'make the DataLoaders once.')
+            raise Missing(f'The {first} and the {name} learner were not trained on the same '
+                          f'{what}; make the DataLoaders once.')
     if not recipe: return
     steps = {name: trained_steps(o) for name,o in named.items()}
     if len(set(steps.values())) > 1:
         told = ', '.join(f'{name} {n}' for name,n in steps.items())
-        raise Missing(f'Train both by the same recipe; the last trainings took different numbers of '
+        raise Missing('Train both by the same recipe; the last trainings took different numbers of '
                       f'steps ({told}).')
     rates = {name: highest_rate(o) for name,o in named.items()}
     if max(rates.values()) > 1.001*min(rates.values()):
