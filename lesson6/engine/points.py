@@ -123,8 +123,8 @@ def posed_frames(
     folder,  # where the published frame is written if it is needed
 ) -> list:   # those that have a pose beside them, or else the published frame alone, which is said in a line
     "Frames to show a camera with"
-    posed = [f for f in files if Path(f).stem.endswith('_rgb') and img2pose(f).exists()]
-    if not posed: print('These pictures have no poses, so the camera is shown with a frame of the real set whose pose and pixel were published.')
+    posed = [f for f in files if Path(f).stem.endswith('_rgb') and Path(f'{str(f)[:-7]}pose.txt').exists()]   # as the lesson finds them
+    if not posed: print('These pictures have no poses named as in the lesson, so the camera is shown with a frame of the real set whose pose and pixel were published.')
     return posed or [published_frame(folder)]
 
 # %% ../../nbs/engine/points.ipynb #b846ffd6
