@@ -5,7 +5,7 @@ import torch
 from fastai.data.core import TfmdLists, Transform
 from PIL import Image
 
-from lesson6.engine.picture_loaders import KeepBatches, KeepItems
+from lesson6.engine.picture_loaders import KeepBatches, KeepItems, KeepPictures
 
 
 def test_kept_batches_are_made_once_and_are_the_same():
@@ -19,6 +19,32 @@ def test_kept_batches_are_made_once_and_are_the_same():
     first, second = [b.tolist() for b in dl], [b.tolist() for b in dl]
     assert first == second == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
     assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+
+
+def test_kept_batches_serve_a_loader_of_the_same_batches_only():
+    "As `get_preds` makes one"
+    dl = KeepBatches(TfmdLists(range(5), lambda i: torch.tensor([i])), bs=2, num_workers=0)
+    for _ in dl: pass
+    assert next(iter(dl.new(get_idxs=lambda: [0, 1, 2, 3, 4]))) is dl.kept[0]
+    assert [b.tolist() for b in dl.new(get_idxs=lambda: [4, 3, 2, 1, 0])] == [[[4], [3]], [[2], [1]], [[0]]]
+    assert [b.tolist() for b in dl.new(bs=5)] == [[[0], [1], [2], [3], [4]]]
+    assert [b.tolist() for b in dl.new(drop_last=True)] == [[[0], [1]], [[2], [3]]]
+
+
+def test_pictures_are_read_once_while_there_is_room(monkeypatch):
+    "And cropped anew each time; a loader of other pictures has its own"
+    made = []
+    def item(i): made.append(i); return Image.new('RGB', (10, 10), (i, 0, 0))
+    class Crops(Transform):
+        def encodes(self, x): made.append('crop'); return torch.tensor(x.getpixel((0, 0))[0])
+    class Pairs(TfmdLists):
+        def __getitem__(self, i): return (super().__getitem__(i),)
+    monkeypatch.setattr(KeepPictures, 'most', 900)
+    dl = KeepPictures(Pairs(range(5), item), bs=5, num_workers=0, after_item=[Crops()])
+    assert dl.new(bs=2).read is dl.read and dl.new(Pairs(range(2), item)).read is not dl.read
+    made.clear()
+    for _ in range(3): assert [b[0].tolist() for b in dl] == [[0, 1, 2, 3, 4]]
+    assert [o for o in made if o != 'crop'] == [1, 2, 3, 4, 3, 4, 3, 4] and made.count('crop') == 15, 'item 0 was read when the loader was made'
 
 
 class AddsTen(Transform):

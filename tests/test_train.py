@@ -130,6 +130,67 @@ def test_the_opening_calls_what_train_calls(file):
         assert {k: given.get(k) if v is None else v for k,v in said.items()} == given, name # None: a variable
 
 
+# What a caller of a recipe may say: where the data are, how they are divided, where to write, and what to watch. The rest is the recipe's choice.
+FACTS = {'path', 'folder', 'df', 'table', 'ratings', 'seed', 'by', 'column', 'label_delim', 'vocab', 'valid_group', 'valid_person', 'valid', 'valid_idx',
+         'dls', 'learn', 'arch', 'frozen', 'cbs', 'metrics', 'saved'}
+# Where a section or a benchmark chooses differently, that is what it is about; the choices, and the calls in their file that make them.
+ABOUT = {'04_collab': {'ratings_dls': {'bs'}, 'ratings_learner': {'kwargs'}}, # larger batches; models of other kinds
+         '05_regularisation': {'ratings_dls': {'bs'}, 'fit_ratings': {'epochs', 'lr', 'wd'}}, # the lesson's own recipe, as `train` has it
+         '02_multi_label': {'fit_multilabel': {'epochs', 'head_epochs'}}, # one epoch for a head that is trained on
+         'train': {'multilabel_dls': {'kwargs'}}, # what somebody asks for at the command line
+         'laptop': {'pets_dls': {'presize', 'size', 'bs', 'valid_pct', 'num_workers', 'keep_valid'}, 'pets_learner': {'kwargs'}}, # the time of one loader and another
+         'ratings': {'ratings_dls': {'bs'}}} # the time of batches of other sizes
+
+
+def recipes():
+    "The three functions of each section, and what else makes loaders of its kind"
+    from lesson6.book.train import recipe
+    from lesson6.head_pose import biwi_dls
+    from lesson6.multilabel import multilabel_dls
+    parts = [getattr(f, 'func', f) for file in files for f in recipe(file)[1:]] + [biwi_dls, multilabel_dls]
+    return {f.__name__: f for f in parts if f.__name__ != 'dls'}
+
+
+def choices(sources):
+    "{recipe: the arguments, other than facts, that code gives it}; an argument without a name goes by that of its place"
+    import ast
+    import inspect
+    known, found = recipes(), {}
+    for node in (n for code in sources for n in ast.walk(ast.parse(code))):
+        if not isinstance(node, ast.Call): continue
+        name, args = getattr(node.func, 'attr', getattr(node.func, 'id', None)), node.args
+        if name == 'partial' and args: name, args = getattr(args[0], 'id', None), args[1:]
+        if name not in known: continue
+        places = list(inspect.signature(known[name]).parameters)
+        given = {*places[:len(args)], *(k.arg or 'kwargs' for k in node.keywords)}
+        if '_learner' in name and 'kwargs' in places: given -= {'path'} # where its files go
+        if given - FACTS: found.setdefault(name, set()).update(given - FACTS)
+    return found
+
+
+def sources():
+    "{name: code} of the sections, of what `train` calls, and of the benchmarks"
+    from pathlib import Path
+    root = Path(__file__).parent.parent
+    found = {file: [re.sub(r'^(\s*)[%!].*$', r'\1pass', c.source, flags=re.M) for c in code_of(file)] for file in files}
+    return found | {p.stem: [p.read_text(encoding='utf-8')] for p in [root/'lesson6'/'book'/'train.py', *sorted((root/'benchmarks').glob('*.py'))]
+                    if 'def pets_learner' not in p.read_text(encoding='utf-8')}
+
+
+def test_sections_train_and_benchmarks_leave_the_choices_to_the_recipe():
+    "Network, pixels, head, epochs and views; so they cannot choose differently, unless that is what they are about."
+    assert {name: found for name,code in sources().items() if (found := choices(code))} == ABOUT
+
+
+@pytest.mark.parametrize('code, found', [
+    ('pets_dls(path, seed=seed, size=128)', {'pets_dls': {'size'}}), ('pets_dls(path, 460, 224)', {'pets_dls': {'presize', 'size'}}),
+    ("pets.pets_learner(dls, head='lesson')", {'pets_learner': {'head'}}), ('fit_pets(learn, 3)', {'fit_pets': {'epochs'}}),
+    ('partial(fit_multilabel, views=1)', {'fit_multilabel': {'views'}}), ('points_dls(path, **how)', {'points_dls': {'kwargs'}}),
+    ('pets_learner(pets_dls(path, seed=1, frozen=False), arch, path=work); fit_pets(learn, cbs=keep)', {})])
+def test_a_choice_is_noticed(code, found):
+    assert choices([code]) == found
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize('file', files)
 def test_train_ends_at_the_figure_of_the_notebook(file, tmp_path):

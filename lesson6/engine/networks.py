@@ -130,10 +130,12 @@ def lesson_size(
     arch,        # the network, such as `lesson_arch` gives
     size:int,    # pixels, the side of a picture in the lesson
     folder=None, # where the pictures are; None: some folder of real ones
-) -> int:        # 64 for synthetic pictures and the network that saw only those; else `size`, or more
+    frozen:bool=True, # False: the body is trained too
+) -> int:        # 64 for synthetic pictures and the network that saw only those; else `size`, or more; 128 if without a GPU the body is trained too
     "How large a picture should be when it reaches the network"
     drawn = is_synthetic(folder) or getattr(arch, '__name__', '') in ('drawnet10', 'drawnet18')
-    return 64 if drawn else max(size, _sizes.get(arch, size))
+    if drawn: return 64
+    return 128 if not frozen and default_device().type == 'cpu' else max(size, _sizes.get(arch, size))
 
 def stays_frozen(
     dls, # loaders that know the folder of their pictures as `dls.folder`, as a section's recipe makes them
