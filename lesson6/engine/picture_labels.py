@@ -22,7 +22,7 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
-from .picture_loaders import KeepBatches, normalize
+from .picture_loaders import KeepBatches, KeepPictures, normalize
 from .label_tables import say_odd_labels
 from .pictures import UprightImage, check_picture
 from .training import StopAtNaN, load_weights, order_anew
@@ -308,12 +308,13 @@ def pets_dls(
     keep_valid:bool=None,  # keep the validation batches in memory; None: if they take 256 MB at most
     by:str=None,           # where the breed is, as in `pet_labels`
     column:str=None,       # the table's column with the breed
+    frozen:bool=True,      # False: the body will be trained too; smaller pictures where that is slow
 ) -> DataLoaders:          # ValueError if there is one breed only, or less to train on than a batch
     "Batches of pets, presized, augmented and labelled with their breeds"
     pets = pet_labels(path, by, column).check()
     if len(pets.vocab) < 2:
         raise ValueError(f'{path} holds one breed only, {pets.vocab[0]}; it takes two.')
-    size = size or lesson_size(lesson_arch('resnet34', path, pretrained=False), 224, path)
+    size = size or lesson_size(lesson_arch('resnet34', path, pretrained=False), 224, path, frozen)
     presize = presize or (460 if size == 224 else size*5//4)
     if valid_pct is None: valid_pct = 2/3 if is_synthetic(path) else 0.2
     split = pets.split(valid_pct, seed)
@@ -328,7 +329,8 @@ def pets_dls(
     dblock = DataBlock(blocks=(ImageBlock(UprightImage), CategoryBlock(vocab=pets.vocab)),
                        get_y=pets.label, splitter=lambda _: split, item_tfms=Resize(presize),
                        batch_tfms=[*aug_transforms(size=size, min_scale=0.75), normalize()])
-    dls = dblock.dataloaders(pets.files, bs=bs, num_workers=num_workers)
+    dls = dblock.dataloaders(pets.files, bs=bs, val_bs=max(bs, 64), num_workers=num_workers)
+    if not num_workers: dls.loaders[0] = dls.train.new(cls=KeepPictures)
     if keep_valid is None: keep_valid = len(split[1])*3*size**2*4 <= 256e6
     if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)
     dls.folder,dls.presize,dls.pixels = Path(path),presize,size   # the recipe below asks them
