@@ -28,7 +28,8 @@ with warnings.catch_warnings(): # what nbgrader imports changes the filters, and
     finally: sys.path[:] = path
 
 # %% ../../nbs/book/grading.ipynb #59bcb6ef
-_folders = 'source', 'release', 'submitted', 'autograded', 'feedback', 'gradebook.db' # of a course: not for reading
+# of a course: not for reading
+_hidden = ('source', 'submitted', 'downloaded', 'autograded', 'feedback', 'gradebook.db', 'grades.csv', 'report.html')
 
 @cache
 def _draw(): # a confined kernel can't write the data sets: they must be there before it starts
@@ -52,7 +53,7 @@ class Confined(Execute):
         finally: shutil.rmtree(self.own, ignore_errors=True)
 
     def create_kernel_manager(self):
-        hidden = [Path.cwd()/o for o in _folders]
+        hidden = [Path.cwd()/o for o in _hidden]
         self.km, self.env = confined_manager(self.own, hidden, self.memory_gb*2**30)
         return self.km
 
