@@ -17,47 +17,69 @@ from .site import first_cell, open_links
 def parts(
     url:str,  # the address of the repository, or ''
 ) -> dict:    # {'clone': Markdown, ...}
-    "What stands between `<!-- address: NAME -->` and `<!-- end -->` in README.md and CONTRIBUTING.md"
+    "What is between `<!-- address: NAME -->` and `<!-- end -->` in README and CONTRIBUTING"
     name = url.rstrip('/').rpartition('/')[2].removesuffix('.git')
-    clone = f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url else 'Clone this repository, and in its folder:\n\n```sh\nmake run\n```'
+    clone = (f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url
+             else 'Clone this repository, and in its folder:\n\n```sh\nmake run\n```')
     where = {section: open_links(section, url) for section in sections}
-    links = [f"- {section}: " + ' · '.join(f'[{place}]({link})' for place,link in o.items()) for section,o in where.items() if o]
-    cloud = ('Open a section there; its first cell installs the package:\n\n' + '\n'.join(links)) if links else (
+    links = [f"- {section}: " + ' · '.join(f'[{place}]({link})' for place,link in o.items())
+             for section,o in where.items() if o]
+    cloud = ('Open a section there; its first cell installs the package:\n\n'
+             + '\n'.join(links)) if links else (
         f'Upload a section: its first cell installs the package from {url}.' if url else
-        'Upload a section and, next to it, a wheel (`python -m build` in a clone makes one): its first cell installs it.')
-    return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url else '```sh\npip install /path/to/the/clone\n```',
+        'Upload a section and, next to it, a wheel (`python -m build` in a clone makes one): its '
+        'first cell installs it.')
+    return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url
+            else '```sh\npip install /path/to/the/clone\n```',
             'first-cell': f'```python\n{first_cell("pets", url)}\n```'}
 
 # %% ../../nbs/book/address.ipynb #d4b85491
 def set_address(
     url:str,           # such as https://git.example.org/our/lesson6; '' takes it out
     root:Path=Path(), # the folder of the checkout
-) -> list:             # the files that changed; ValueError for what is no address, or if a place for it is missing
+    # the files that changed; ValueError for what is no address, or if a place for it is missing
+) -> list:
     "Writes the address of the repository into every place that has to spell it out"
     url, root = url.strip().rstrip('/'), Path(root)
-    if url and not re.fullmatch(r'https://[\w.-]+(:\d+)?(/[\w.~-]+)+', url): raise ValueError(f'{url!r} is no address of a repository; it should look like https://git.example.org/our/lesson6.')
-    texts = {root/name: (root/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md')}
+    if url and not re.fullmatch(r'https://[\w.-]+(:\d+)?(/[\w.~-]+)+', url):
+        raise ValueError(f'{url!r} is no address of a repository; it should look like '
+                         'https://git.example.org/our/lesson6.')
+    texts = {root/name: (root/name).read_text(encoding='utf-8')
+             for name in ('pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md')}
     new = dict(texts)
-    new[root/'pyproject.toml'] = _line(texts[root/'pyproject.toml'], r'\n\[project\.urls\]\nRepository = "[^"]*"\n', f'\n[project.urls]\nRepository = "{url}"\n' if url else '', before='\n[tool.')
-    new[root/'CITATION.cff'] = _line(texts[root/'CITATION.cff'], r'repository-code: [^\n]*\n', f'repository-code: {url}\n' if url else '', before='references:')
+    new[root/'pyproject.toml'] = _line(texts[root/'pyproject.toml'],
+                                       r'\n\[project\.urls\]\nRepository = "[^"]*"\n',
+                                       f'\n[project.urls]\nRepository = "{url}"\n' if url else '',
+                                       before='\n[tool.')
+    new[root/'CITATION.cff'] = _line(texts[root/'CITATION.cff'], r'repository-code: [^\n]*\n',
+                                     f'repository-code: {url}\n' if url else '',
+                                     before='references:')
     for name in 'README.md', 'CONTRIBUTING.md':
         def put(m):
-            if m[1] not in parts(url): raise ValueError(f'{root/name} has a place for {m[1]!r}, and there is no such part of the address.')
+            if m[1] not in parts(url):
+                raise ValueError(f'{root/name} has a place for {m[1]!r}, and there is no such '
+                                 'part of the address.')
             return f'<!-- address: {m[1]} -->\n{parts(url)[m[1]]}\n<!-- end -->'
-        new[root/name], n = re.subn(r'<!-- address: ([\w-]+) -->\n.*?\n<!-- end -->', put, texts[root/name], flags=re.DOTALL)
-        if not n: raise ValueError(f'{root/name} has no place for the address; it stands between `<!-- address: clone -->` and `<!-- end -->`.')
+        new[root/name], n = re.subn(r'<!-- address: ([\w-]+) -->\n.*?\n<!-- end -->', put,
+                                    texts[root/name], flags=re.DOTALL)
+        if not n:
+            raise ValueError(f'{root/name} has no place for the address; it stands between `<!-- '
+                             'address: clone -->` and `<!-- end -->`.')
     for file in sorted((root/'nbs').glob('0[1-9]_*.ipynb')):
         texts[file] = file.read_text(encoding='utf-8')
         nb = json.loads(texts[file])
         cell = next(c for c in nb['cells'] if c['cell_type'] == 'code')
-        if 'import lesson6' not in ''.join(cell['source']): raise ValueError(f'{file}: its first code cell is not the one that installs the package.')
+        if 'import lesson6' not in ''.join(cell['source']):
+            raise ValueError(f'{file}: its first code cell is not the one that installs the '
+                             'package.')
         cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
         new[file] = json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
     changed = [f for f in texts if new[f] != texts[f]]
     for f in changed: write_whole(f, new[f])
     return changed
 
-def _line(text, pattern, new, before=None): # the text with what matches replaced, or with the new put before `before`, or at its end
+# the text with what matches replaced, or with the new put before `before`, or at its end
+def _line(text, pattern, new, before=None):
     if re.search(pattern, text): return re.sub(pattern, lambda _: new, text)
     at = text.find(before) if before else len(text)
     return text[:at] + new + text[at:]
@@ -65,10 +87,12 @@ def _line(text, pattern, new, before=None): # the text with what matches replace
 # %% ../../nbs/book/address.ipynb #5a84b678
 @call_parse
 def main(
-    url:str='', # The address of the repository, such as https://git.example.org/our/lesson6; none takes it out
+    # The address of the repository, such as https://git.example.org/our/lesson6; none takes it out
+    url:str='',
 ):
     "Write the address of the repository into every place that has to spell it out"
     try: changed = set_address(url)
     except (ValueError, OSError) as e: raise CliError(str(e)) from None
     for f in changed: print(f)
-    print(f'{len(changed)} files changed: look at them with git diff, then commit.' if changed else 'Nothing to change.')
+    print(f'{len(changed)} files changed: look at them with git diff, then commit.' if changed
+          else 'Nothing to change.')

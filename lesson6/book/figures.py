@@ -9,51 +9,81 @@ __all__ = ['figure_type', 'kinds', 'charts', 'numbers_of', 'figure_places', 'fig
 import json
 from collections import Counter
 
-figure_type = 'application/vnd.lesson6.figure+json' # as `lesson6.engine.figures` has it, which imports torch; the command line starts without it
+# as `lesson6.engine.figures` has it, which imports torch; the command line starts without it
+figure_type = 'application/vnd.lesson6.figure+json'
 
 # %% ../../nbs/book/figures.ipynb #68333b2c
-def _rule(alt, param): # an upright line where the slider stands
-    return alt.Chart(alt.Data(values=[{}])).transform_calculate(at=param).mark_rule(strokeDash=[4,3], strokeWidth=2).encode(x='at:Q')
+def _table(alt, name): return alt.Chart(alt.NamedData(name=name)) # of the figure's numbers
+def _orange(**kw): return dict(color='#d9741b', **kw)
+
+def _rule(alt, param, **at): # an upright line where the slider stands
+    line = alt.Chart(alt.Data(values=[{}])).transform_calculate(at=param)
+    return line.mark_rule(strokeDash=[4,3], strokeWidth=2).encode(alt.X('at:Q', **at))
 
 def _learning_rate(alt):
-    rate, w = alt.param(name='rate', value=1e-3), alt.X('w:Q', title='weight', scale=alt.Scale(domain=[-2.6, 2.6]))
+    rate, log = alt.param(name='rate', value=1e-3), alt.Scale(type='log')
+    w = alt.X('w:Q', title='weight', scale=alt.Scale(domain=[-2.6, 2.6]))
     height = alt.Y('loss:Q', title='loss', scale=alt.Scale(domain=[0, 7], clamp=True))
-    floor = alt.Chart(alt.sequence(-2.6, 2.61, .1, as_='w')).transform_calculate(loss='datum.w*datum.w').mark_line(opacity=.4).encode(w, height)
-    steps = alt.Chart(alt.NamedData(name='steps')).mark_line(point={'color': '#d9741b'}, color='#d9741b', clip=True).encode(w, height, order='step:Q')
-    x, y = alt.X('rate:Q', title='learning rate', scale=alt.Scale(type='log'), axis=alt.Axis(format='.0e', tickCount=6)), alt.Y('loss:Q', title="the finder's loss", scale=alt.Scale(type='log', nice=False))
-    losses = alt.Chart(alt.NamedData(name='losses')).mark_line().encode(x, y)
-    return {'valley': floor + steps, 'losses': (losses + _rule(alt, 'rate').encode(alt.X('at:Q', scale=alt.Scale(type='log')))).add_params(rate)}
+    floor = alt.Chart(alt.sequence(-2.6, 2.61, .1, as_='w'))
+    floor = floor.transform_calculate(loss='datum.w*datum.w').mark_line(opacity=.4)
+    steps = _table(alt, 'steps').mark_line(point=_orange(), clip=True, **_orange())
+    x = alt.X('rate:Q', title='learning rate', scale=log, axis=alt.Axis(format='.0e', tickCount=6))
+    y = alt.Y('loss:Q', title="the finder's loss", scale=alt.Scale(type='log', nice=False))
+    losses = _table(alt, 'losses').mark_line().encode(x, y)
+    return {'valley': floor.encode(w, height) + steps.encode(w, height, order='step:Q'),
+            'losses': (losses + _rule(alt, 'rate', scale=log)).add_params(rate)}
 
 def _threshold(alt):
     thresh, best = alt.param(name='thresh', value=.5), alt.param(name='best', value=.5)
     x = alt.X('threshold:Q', title='threshold', scale=alt.Scale(domain=[0, 1]))
-    lines = alt.Chart(alt.NamedData(name='curves')).mark_line().encode(x, alt.Y('share:Q', title='share', scale=alt.Scale(domain=[0, 1])), alt.Color('measure:N', title=None, legend=alt.Legend(orient='bottom')),
-                                                                       alt.StrokeDash('measure:N', legend=None))
-    top = alt.Chart(alt.NamedData(name='curves')).transform_filter("datum.measure == 'accuracy' && abs(datum.threshold - best) < 1e-9").mark_point(size=120, filled=True).encode(x, alt.Y('share:Q'), alt.Color('measure:N'))
+    y = alt.Y('share:Q', title='share', scale=alt.Scale(domain=[0, 1]))
+    colour = alt.Color('measure:N', title=None, legend=alt.Legend(orient='bottom'))
+    lines = _table(alt, 'curves').mark_line()
+    lines = lines.encode(x, y, colour, alt.StrokeDash('measure:N', legend=None))
+    top = "datum.measure == 'accuracy' && abs(datum.threshold - best) < 1e-9"
+    top = _table(alt, 'curves').transform_filter(top).mark_point(size=120, filled=True)
+    top = top.encode(x, alt.Y('share:Q'), alt.Color('measure:N'))
     return {'curves': (lines + top + _rule(alt, 'thresh')).add_params(thresh, best)}
 
 def _map(alt):
     chosen, near = alt.param(name='chosen', value=''), alt.param(name='near', value=[])
     lit = 'datum.title == chosen || indexof(near, datum.title) >= 0'
-    base = alt.Chart(alt.NamedData(name='titles')).encode(alt.X('x:Q', title='first direction'), alt.Y('y:Q', title='second direction'))
-    dots = base.mark_circle().encode(alt.Color('mean:Q', title='mean rating', scale=alt.Scale(scheme='viridis'), legend=alt.Legend(orient='bottom')), alt.Size('ratings:Q', legend=None),
-                                     opacity=alt.condition(f"chosen == '' || {lit}", alt.value(.9), alt.value(.2)),
-                                     tooltip=[alt.Tooltip('title:N'), alt.Tooltip('mean:Q', format='.2f', title='mean rating'), alt.Tooltip('ratings:Q')])
-    names = base.mark_text(dy=-9, fontSize=11).encode(text=alt.condition(lit, 'title:N', alt.value('')))
+    x, y = alt.X('x:Q', title='first direction'), alt.Y('y:Q', title='second direction')
+    base = _table(alt, 'titles').encode(x, y)
+    colour = alt.Color('mean:Q', title='mean rating', scale=alt.Scale(scheme='viridis'),
+                       legend=alt.Legend(orient='bottom'))
+    dots = base.mark_circle().encode(
+        colour, alt.Size('ratings:Q', legend=None),
+        opacity=alt.condition(f"chosen == '' || {lit}", alt.value(.9), alt.value(.2)),
+        tooltip=[alt.Tooltip('title:N'), alt.Tooltip('mean:Q', format='.2f', title='mean rating'),
+                 alt.Tooltip('ratings:Q')])
+    names = base.mark_text(dy=-9, fontSize=11)
+    names = names.encode(text=alt.condition(lit, 'title:N', alt.value('')))
     return {'map': (dots + names).add_params(chosen, near).properties(height=380)}
 
 def _weight_decay(alt):
-    wd, size, steepest = alt.param(name='wd', value=.1), alt.param(name='size', value=.1), alt.param(name='steepest', value=1)
-    x = alt.X('wd:Q', title='weight decay', scale=alt.Scale(type='log'))
-    lines = alt.Chart(alt.NamedData(name='sweep')).mark_line(point=True).encode(x, alt.Y('loss:Q', title='loss', scale=alt.Scale(zero=False)), alt.Color('of:N', title=None, legend=alt.Legend(orient='bottom')),
-                                                                               alt.StrokeDash('of:N', title=None, legend=alt.Legend(orient='bottom')))
-    w, penalty = alt.X('w:Q', title='a weight', scale=alt.Scale(domain=[-.5, .5])), alt.Y('penalty:Q', title='penalty, wd·w²')
-    bowl = alt.Chart(alt.sequence(-.5, .51, .02, as_='w')).transform_calculate(penalty='wd*datum.w*datum.w').mark_line().encode(w, penalty)
-    highest = alt.Chart(alt.Data(values=[{}])).transform_calculate(w='0', penalty='steepest/4').mark_point(opacity=0).encode(w, penalty) # keeps the axis as it is
-    dots = alt.Chart(alt.Data(values=[{'side': -1}, {'side': 1}])).transform_calculate(w='datum.side*size', penalty='wd*size*size').mark_circle(size=110, color='#d9741b', opacity=1).encode(w, penalty)
-    return {'losses': (lines + _rule(alt, 'wd').encode(alt.X('at:Q', scale=alt.Scale(type='log')))).add_params(wd), 'parabola': (bowl + highest + dots).add_params(wd, size, steepest)}
+    wd, size = alt.param(name='wd', value=.1), alt.param(name='size', value=.1)
+    steepest, log = alt.param(name='steepest', value=1), alt.Scale(type='log')
+    how = dict(title=None, legend=alt.Legend(orient='bottom'))
+    lines = _table(alt, 'sweep').mark_line(point=True).encode(
+        alt.X('wd:Q', title='weight decay', scale=log),
+        alt.Y('loss:Q', title='loss', scale=alt.Scale(zero=False)),
+        alt.Color('of:N', **how), alt.StrokeDash('of:N', **how))
+    w = alt.X('w:Q', title='a weight', scale=alt.Scale(domain=[-.5, .5]))
+    penalty = alt.Y('penalty:Q', title='penalty, wd·w²')
+    def points(rows, **of): return alt.Chart(rows).transform_calculate(**of)
+    bowl = points(alt.sequence(-.5, .51, .02, as_='w'), penalty='wd*datum.w*datum.w').mark_line()
+    # a point that nobody sees keeps the axis as it is
+    highest = points(alt.Data(values=[{}]), w='0', penalty='steepest/4').mark_point(opacity=0)
+    sides = alt.Data(values=[{'side': -1}, {'side': 1}])
+    dots = points(sides, w='datum.side*size', penalty='wd*size*size')
+    dots = dots.mark_circle(size=110, opacity=1, **_orange())
+    bowl, highest, dots = (o.encode(w, penalty) for o in (bowl, highest, dots))
+    return {'losses': (lines + _rule(alt, 'wd', scale=log)).add_params(wd),
+            'parabola': (bowl + highest + dots).add_params(wd, size, steepest)}
 
-_charts = {'learning_rate': _learning_rate, 'threshold': _threshold, 'map': _map, 'weight_decay': _weight_decay}
+_charts = {'learning_rate': _learning_rate, 'threshold': _threshold, 'map': _map,
+           'weight_decay': _weight_decay}
 kinds = [*_charts, 'confusion', 'camera'] # the last two have no chart: pictures, and lines of light
 
 def charts(
@@ -61,10 +91,13 @@ def charts(
 ) -> dict:    # {name: a Vega-Lite specification}
     "The charts of a figure"
     import altair as alt
-    if kind not in kinds: raise ValueError(f'There is no figure of the kind {kind!r}; there are {", ".join(kinds)}.')
+    if kind not in kinds:
+        raise ValueError(f'There is no figure of the kind {kind!r}; there are {", ".join(kinds)}.')
     made = _charts[kind](alt) if kind in _charts else {}
     def whole(chart):
-        chart = chart.properties(width='container', **({} if 'height' in chart.to_dict(validate=False) else {'height': 240}))
+        chart = chart.properties(width='container',
+                                 **({} if 'height' in chart.to_dict(validate=False)
+                                    else {'height': 240}))
         return {**chart.to_dict(), 'autosize': {'type': 'fit-x', 'contains': 'padding'}}
     return {name: whole(chart) for name,chart in made.items()}
 
@@ -103,10 +136,12 @@ def figure_file(
     data:dict, # its numbers
 ) -> str:      # a script
     "The numbers and the charts of a figure, for the page to load"
-    whole = json.dumps({**data, 'charts': charts(data['kind'])}, ensure_ascii=False, separators=(',', ':')).replace('</', '<\\/')
+    whole = json.dumps({**data, 'charts': charts(data['kind'])}, ensure_ascii=False,
+                       separators=(',', ':')).replace('</', '<\\/')
     return f'lesson6.figures[{json.dumps(file)}]={whole};\n'
 
 def vega_bundle() -> str: # a script
     "Vega-Lite and what shows its charts, as the package vl-convert-python brings it"
     import vl_convert
-    return '(function(){' + vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;') + '})();\n' 
+    return ('(function(){' + vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')
+            + '})();\n' )

@@ -23,9 +23,12 @@ def start_test(
     cold:bool=False, # in a new Python, also where a process can be forked
 ):                   # the process: a `Forked` or a `Popen`
     "Starts the test of a notebook in a process of its own"
-    from lesson6.book import testing # as a command this module is `__main__`, which is another one in the new process
+    # as a command this module is `__main__`, which is another one in the new process
+    from lesson6.book import testing
     if can_fork and not cold:
-        try: return Forked(testing.test_notebook, str(path), preload=('nbdev.test', 'fastai.vision.all', 'fastai.collab')).start()
+        try:
+            return Forked(testing.test_notebook, str(path),
+                          preload=('nbdev.test', 'fastai.vision.all', 'fastai.collab')).start()
         except ServerDied: pass
     code = f'from lesson6.book.testing import test_notebook; test_notebook({str(path)!r})'
     return subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
@@ -33,11 +36,13 @@ def start_test(
 # %% ../../nbs/book/testing.ipynb #6e495481
 def _how(code): # how a test ended
     if code >= 0: return 'passed' if code == 0 else 'failed'
-    return f'was ended by {signal.Signals(-code).name}' + ('; the machine may have run out of memory' if code == -9 else '')
+    return (f'was ended by {signal.Signals(-code).name}'
+            + ('; the machine may have run out of memory' if code == -9 else ''))
 
 def _end(process):
     try: os.killpg(process.pid, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError): process.kill() # on Windows, or before it has a group of its own
+    except (AttributeError, ProcessLookupError): # on Windows, or before it has its own group
+        process.kill()
 
 def test_together(
     paths:list,      # notebooks
@@ -55,7 +60,8 @@ def test_together(
                 if process.poll() is None: continue
                 ended.append((path, process.wait(), time.time()-began))
                 del running[path]
-                if ended[-1][1]: print(f'{path}: the test {_how(ended[-1][1])}.', file=sys.stderr, flush=True)
+                if ended[-1][1]:
+                    print(f'{path}: the test {_how(ended[-1][1])}.', file=sys.stderr, flush=True)
             time.sleep(.05)
     finally:
         for process,_ in running.values():
@@ -71,11 +77,15 @@ def main(
     cold:bool=False,  # Each in a new Python, which imports everything itself
 ):
     "Test notebooks as nbdev does, each in a process of its own"
-    if at_once < 1: raise CliError(f'--at-once {at_once}: give how many notebooks may be tested at the same time.')
+    if at_once < 1:
+        raise CliError(f'--at-once {at_once}: give how many notebooks may be tested at the same '
+                       'time.')
     paths = []
     for name in map(Path, notebooks):
         if not name.exists(): raise CliError(f'There is no {name}.')
-        found = [p for p in long_ones_first(sorted(name.rglob('*.ipynb'))) if not any(part[0] in '._' for part in p.relative_to(name).parts)] if name.is_dir() else [name]
+        def hidden(p): return any(part[0] in '._' for part in p.relative_to(name).parts)
+        found = [name] if name.is_file() else [
+            p for p in long_ones_first(sorted(name.rglob('*.ipynb'))) if not hidden(p)]
         if not found: raise CliError(f'There is no notebook in {name}.')
         paths += found
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
@@ -84,7 +94,9 @@ def main(
     began = time.time()
     try: ended = test_together(paths, at_once, cold)
     except KeyboardInterrupt: sys.exit(130)
-    for path,code,seconds in sorted(ended, key=lambda e: -e[2]): print(f'{seconds:6.1f} s  {path}' + f'  {_how(code)}'*(code != 0))
+    for path,code,seconds in sorted(ended, key=lambda e: -e[2]):
+        print(f'{seconds:6.1f} s  {path}' + f'  {_how(code)}'*(code != 0))
     failed = [str(path) for path,code,_ in ended if code]
-    if failed: raise CliError(f'{len(failed)} of {len(paths)} notebooks failed: {", ".join(failed)}')
+    if failed:
+        raise CliError(f'{len(failed)} of {len(paths)} notebooks failed: {", ".join(failed)}')
     print(f'{len(paths)} notebook{"s"*(len(paths)!=1)} passed, {time.time()-began:.0f} s.')

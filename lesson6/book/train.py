@@ -29,7 +29,8 @@ def _pets():
 
 def _multilabel():
     from lesson6.multilabel import fit_multilabel, multilabel_dls, multilabel_learner, read_labels
-    def dls(path, seed, **kwargs): return multilabel_dls(read_labels(path, seed=seed), path, seed=seed, **kwargs)
+    def dls(path, seed, **kwargs):
+        return multilabel_dls(read_labels(path, seed=seed), path, seed=seed, **kwargs)
     return 'pascal', dls, multilabel_learner, fit_multilabel
 
 def _head_pose():
@@ -40,7 +41,8 @@ def _collab():
     from lesson6.collab import fit_ratings, ratings_dls, ratings_learner
     return 'movielens', ratings_dls, ratings_learner, fit_ratings
 
-def _regularisation(): # the lesson's own batches, epochs, rate and weight decay, as the section's opening has them
+# the lesson's own batches, epochs, rate and weight decay, as the section's opening has them
+def _regularisation():
     data, dls, learner, fit = _collab()
     return data, partial(dls, bs=64), learner, partial(fit, epochs=5, lr=5e-3, wd=0.1)
 
@@ -54,7 +56,8 @@ def recipe(
     "The functions that a section exports and that its opening calls"
     name = section_name(section)
     if name not in sections:
-        raise ValueError(f'There is no section {section!r} to train; there are {", ".join(sections)}.')
+        raise ValueError(f'There is no section {section!r} to train; there are '
+                         f'{", ".join(sections)}.')
     return sections[name]()
 
 def section_learner(
@@ -73,7 +76,7 @@ def _given(**kwargs): return {k: v for k,v in kwargs.items() if v is not None}
 
 # %% ../../nbs/book/train.ipynb #3f8001a8
 class ShareBatches(Callback):
-    "Of every training batch keeps this process's share: items `rank`, `rank+world`, `rank+2*world`, ..."
+    "Keeps this process's share of a training batch: items `rank`, `rank+world`, ..."
     order = -4
     def __init__(self,
         rank:int,  # number of this process, from 0
@@ -81,7 +84,9 @@ class ShareBatches(Callback):
     ): self.rank, self.world = rank, world
     def before_batch(self):
         if not self.training: return
-        if len(self.yb[0]) < self.world: raise ValueError(f'A batch of {len(self.yb[0])} cannot be shared by {self.world} processes; take a larger --bs.')
+        if len(self.yb[0]) < self.world:
+            raise ValueError(f'A batch of {len(self.yb[0])} cannot be shared by {self.world} '
+                             'processes; take a larger --bs.')
         self.learn.xb = tuple(x[self.rank::self.world] for x in self.xb)
         self.learn.yb = tuple(y[self.rank::self.world] for y in self.yb)
 
@@ -107,28 +112,36 @@ def train_section(
     *_, fit = recipe(section)
     section = section_name(section)
     ratings = section in ('collab', 'regularisation')
-    if epochs is not None and epochs < 1: raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
+    if epochs is not None and epochs < 1:
+        raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
     if bs is not None and bs < 2*world:
-        raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least {2*world}.')
-    if lr is not None and not 0 < lr < math.inf: raise ValueError(f'--lr {lr}: a learning rate is a number above 0.')
+        raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least '
+                         f'{2*world}.')
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f'--lr {lr}: a learning rate is a number above 0.')
     if world > 1 and not ratings and not torch.cuda.is_available():
-        raise ValueError(f'{section} on {world} processes needs a GPU for each; without GPUs, several processes train '
+        raise ValueError(f'{section} on {world} processes needs a GPU for each; without GPUs, '
+                         'several processes train '
                          'collab and regularisation only.')
     folder = Path(out)/section
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'--out {out}: {e.strerror}; choose another folder.') from None
-    if not os.access(folder, os.W_OK): raise OSError(f'--out {out}: {folder} cannot be written; choose another folder.')
+    except OSError as e:
+        raise OSError(f'--out {out}: {e.strerror}; choose another folder.') from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f'--out {out}: {folder} cannot be written; choose another folder.')
     if world > 1: _join(rank)
     with redirect_stdout(None if rank else sys.stdout): # one of them speaks for all
         learn = section_learner(section, bs, seed)
-        settings = {'section': section, 'epochs': epochs, 'bs': bs, 'lr': lr, 'seed': seed, 'data': profile.data,
+        settings = {'section': section, 'epochs': epochs, 'bs': bs, 'lr': lr, 'seed': seed,
+                    'data': profile.data,
                     'learns': _learns(learn)}
         keep = Checkpoint(folder/'checkpoint.pt', settings, rank == 0)
         learn.add_cb(keep)
         if rank: learn.remove_cb(ProgressCallback)
         if n := keep.resume(): print(f'{n} epochs were done before, and are skipped.', flush=True)
         if world > 1 and ratings: learn.add_cbs([ShareBatches(rank, world), Parallel()])
-        if world > 1 and not ratings: from fastai import distributed  # noqa: F401  adds distrib_ctx to Learner
+        if world > 1 and not ratings:
+            from fastai import distributed  # noqa: F401  adds distrib_ctx to Learner
         with learn.distrib_ctx(in_notebook=False) if world > 1 and not ratings else nullcontext():
             fit(learn, **_given(epochs=epochs, lr=lr))
     if rank == 0: _export(learn, folder/'learner.pkl')
@@ -136,12 +149,16 @@ def train_section(
     return keep.history
 
 # %% ../../nbs/book/train.ipynb #940eafeb
-def _learns(learn): # what a training is of: with another body, other items or names its weights would mean something else
+# what a training is of: with another body, other items or names its weights would mean something
+# else
+def _learns(learn):
     dls, arch = learn.dls, getattr(learn, 'arch', type(learn.model))
     names = getattr(dls, 'classes', None) or getattr(dls, 'vocab', None)
     names = names if isinstance(names, dict) else {'': names or []}
     text = json.dumps({k: [str(o) for o in v] for k,v in names.items()})
-    return f'{getattr(arch, "__name__", arch)}, {len(dls.train_ds)} items of {sum(map(len, names.values()))} names ({hashlib.sha256(text.encode()).hexdigest()[:8]})'
+    known, code = sum(map(len, names.values())), hashlib.sha256(text.encode()).hexdigest()[:8]
+    arch = getattr(arch, '__name__', arch)
+    return f'{arch}, {len(dls.train_ds)} items of {known} names ({code})'
 
 def _join(rank):
     gpu = torch.cuda.device_count() >= int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -150,14 +167,16 @@ def _join(rank):
     torch.distributed.init_process_group('nccl' if gpu else 'gloo')
 
 def _export(learn, path):
-    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, (Checkpoint, ShareBatches, Parallel))])
+    learn.remove_cbs([cb for cb in learn.cbs
+                      if isinstance(cb, (Checkpoint, ShareBatches, Parallel))])
     write_whole(path, lambda part: learn.export(part.resolve()))
     remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06
 @call_parse
 def main(
-    section:str,      # pets, multilabel, head_pose, collab or regularisation; the name of its file will do too
+    # pets, multilabel, head_pose, collab or regularisation; the name of its file will do too
+    section:str,
     epochs:int=None,  # How many epochs; none, here and below: what the section takes
     bs:int=None,      # Items in a batch, over all processes together
     lr:float=None,    # Highest learning rate
@@ -166,7 +185,10 @@ def main(
 ):
     "Train a section of the lesson; run it again to go on where it stopped"
     try: history = train_section(section, epochs, bs, lr, seed, out)
-    except (ValueError, OSError, FloatingPointError) as e: raise CliError(str(e).splitlines()[-1].strip()) from None # fastai puts a line before what a callback raises
+    except (ValueError, OSError, FloatingPointError) as e:
+        # fastai puts a line before what a callback raises
+        raise CliError(str(e).splitlines()[-1].strip()) from None
     if int(os.environ.get('RANK', 0)) == 0:
         by = int(os.environ.get('WORLD_SIZE', 1))
-        print(f'validation loss {history[-1][1]:.4f} after {len(history)} epochs, trained by {by} process{"es"*(by>1)}; the learner is in {Path(out)/section}')
+        print(f'validation loss {history[-1][1]:.4f} after {len(history)} epochs, trained by {by} '
+              f'process{"es"*(by>1)}; the learner is in {Path(out)/section}')

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
-import fastai.callback.progress, fastai.callback.schedule # noqa: F401, give Learner its no_bar and its fit_one_cycle
+# noqa: F401, give Learner its no_bar and its fit_one_cycle
+import fastai.callback.progress, fastai.callback.schedule
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.block import DataBlock
 from fastai.data.transforms import FuncSplitter
@@ -31,7 +32,8 @@ def dots(
     n:int=32,               # how many pictures
     size:tuple=(60,80),     # (height, width) in pixels
     generator=None,         # a `torch.Generator`; default: torch's own
-) -> tuple:                 # pictures (n, 3, h, w) with one bright dot each, and the dots' places (n, 1, 2) in -1..1
+    # pictures (n, 3, h, w) with one bright dot each, and the dots' places (n, 1, 2) in -1..1
+) -> tuple:
     "Dark pictures with one soft bright dot each, within the middle half, and where it is"
     h,w = size
     p = torch.rand(n, 1, 2, generator=generator) - 0.5
@@ -55,27 +57,35 @@ def find_dots(
 # %% ../../nbs/engine/augmentation.ipynb #19451b06
 def affine_picture(
     x:Tensor,    # pictures, (n, c, h, w)
-    mat:Tensor,  # (2, 3) or (n, 2, 3): for each place of the new picture, where to look in the old one, in -1..1
+    # (2, 3) or (n, 2, 3): for each place of the new picture, where to look in the old one, in -1..1
+    mat:Tensor,
 ) -> Tensor:     # (n, c, h, w); what comes from outside is mirrored in
     "Rotates, shifts, zooms or mirrors pictures"
     mat = mat.expand(len(x), 2, 3).to(x)
-    return F.grid_sample(x, F.affine_grid(mat, list(x.shape), align_corners=True), padding_mode='reflection', align_corners=True)
+    return F.grid_sample(x, F.affine_grid(mat, list(x.shape), align_corners=True),
+                         padding_mode='reflection', align_corners=True)
 
 def affine_points(
     points:Tensor,  # (n, ..., 2), each (x, y) in -1..1
     mat:Tensor,     # the same matrix that moved the pictures
-) -> Tensor:        # the same shape: where the points are in the new pictures; ValueError if the map can't be inverted
+    # the same shape: where the points are in the new pictures; ValueError if the map can't be
+    # inverted
+) -> Tensor:
     "Moves points as `affine_picture` moves pixels"
     mat = mat.expand(len(points), 2, 3).to(points)
     A,t = mat[:,:,:2], mat[:,:,2]
-    if (A.det().abs() < 1e-6).any(): raise ValueError('This matrix squeezes the picture into a line, so its points have no place to go; its determinant must not be 0.')
+    if (A.det().abs() < 1e-6).any():
+        raise ValueError('This matrix squeezes the picture into a line, so its points have no '
+                         'place to go; its determinant must not be 0.')
     flat = points.reshape(len(points), -1, 2) - t[:,None]
     return (flat @ A.inverse().transpose(1, 2)).reshape(points.shape)
 
 # %% ../../nbs/engine/augmentation.ipynb #60710e80
 def point_drift(
     tfms:list,           # batch transforms, as `aug_transforms` makes them
-    kind=TensorPoint,    # the type of the targets: `TensorPoint` from `PointBlock`, a plain tensor from `RegressionBlock`
+    # the type of the targets: `TensorPoint` from `PointBlock`, a plain tensor from
+    # `RegressionBlock`
+    kind=TensorPoint,
     n:int=64,            # how many dots
     size:tuple=(60,80),  # (height, width) of the pictures in pixels
     generator=None,      # a `torch.Generator` for the dots; the transforms use the global ones
@@ -102,13 +112,17 @@ class FewFrames:
     ):
         path, self.size = Path(path), size
         frames, point = read_points(path), point_of(path)
-        by = 'group' if frames.group.nunique() > 1 else 'fname' # frames of one person, or of nobody: each counts as a person
+        # frames of one person, or of nobody: each counts as a person
+        by = 'group' if frames.group.nunique() > 1 else 'fname'
         people = {o: list(f.fname) for o,f in frames.groupby(by)}
         names = list(people)
-        def take(names, n): return [(path/f, who) for who in _spread(names, n) for f in _spread(people[who], max(1, n//len(names)))]
+        def take(names, n):
+            return [(path/f, who) for who in _spread(names, n)
+                    for f in _spread(people[who], max(1, n//len(names)))]
         seen, unseen = take(names[:len(names)//2], n), take(names[len(names)//2:], n_unseen)
         self.seen, self.unseen = [f for f,_ in seen], [f for f,_ in unseen]
-        self.people = [who for _,who in unseen] if by == 'group' else None # of the frames to validate on; None: unknown
+        # of the frames to validate on; None: unknown
+        self.people = [who for _,who in unseen] if by == 'group' else None
         self.n_people = len({who for _,who in seen}), len({who for _,who in unseen})
         self.pictures, self.points, self.sizes = {}, {}, {}
         for f in self.seen+self.unseen:
@@ -118,7 +132,8 @@ class FewFrames:
 
     def __str__(self):
         seen, unseen = ('' if self.people is None else f' of {n} people' for n in self.n_people)
-        return f'{len(self.seen)} frames{seen} to train on, {len(self.unseen)} frames{unseen} never seen'
+        return (f'{len(self.seen)} frames{seen} to train on, '
+                f'{len(self.unseen)} frames{unseen} never seen')
 
     def unit(self, f): return 2*self.points[f]/self.sizes[f] - 1 # a point in -1..1
     def picture(self, f): # its pixels at their full size, (1, 3, h, w) in 0..1
@@ -132,9 +147,12 @@ class FewFrames:
         def in_pixels(f): return self.points[f]*tensor(self.size[::-1])/self.sizes[f]
         def in_unit(f): return self.unit(f)
         unseen = set(self.unseen)
-        frames = DataBlock(blocks=(ImageBlock, block), get_x=lambda f: self.pictures[f], get_y=in_pixels if block is PointBlock else in_unit, dl_type=KeepItems,
-            splitter=FuncSplitter(lambda f: f in unseen), batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
-        return frames.dataloaders(self.seen+self.unseen, bs=min(8, max(2, len(self.seen)//3)), num_workers=0)
+        frames = DataBlock(blocks=(ImageBlock, block), get_x=lambda f: self.pictures[f],
+            get_y=in_pixels if block is PointBlock else in_unit, dl_type=KeepItems,
+            splitter=FuncSplitter(lambda f: f in unseen),
+            batch_tfms=[*tfms, Normalize.from_stats(*imagenet_stats)])
+        return frames.dataloaders(self.seen+self.unseen, bs=min(8, max(2, len(self.seen)//3)),
+                                  num_workers=0)
 
 def show_augmented(
     few:FewFrames, # whose first frame is shown
@@ -142,9 +160,11 @@ def show_augmented(
 ):                 # the figure
     "One frame several times, augmented differently each time, with its point"
     import matplotlib.pyplot as plt
-    x,y = next(iter(few.dls(PointBlock, aug_transforms()).train.new(bs=n, shuffle=False, get_idxs=lambda: [0]*n)))
+    x,y = next(iter(few.dls(PointBlock, aug_transforms()).train.new(bs=n, shuffle=False,
+                                                                    get_idxs=lambda: [0]*n)))
     x,y = x.cpu(), y.cpu()
-    x,y = (x*tensor(imagenet_stats[1]).view(3, 1, 1) + tensor(imagenet_stats[0]).view(3, 1, 1)).clamp(0, 1), (y.view(-1, 2) + 1)/2*tensor(few.size[::-1])
+    mean, std = (tensor(o).view(3, 1, 1) for o in imagenet_stats)
+    x,y = (x*std + mean).clamp(0, 1), (y.view(-1, 2) + 1)/2*tensor(few.size[::-1])
     fig,axs = plt.subplots(-(-n//4), 4, figsize=(9, 1.75*-(-n//4)), layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,picture,point in zip(axs.flat, x, y): # noqa: B905, the last row may be longer
@@ -162,12 +182,16 @@ def train_on_few_frames(
     tfms,             # batch transforms
     epochs:int=50,    # how many
     lr:float=3e-3,    # the highest learning rate of `fit_one_cycle`
-) -> tuple:           # two arrays: how far off the model is on each frame of `few.seen` and of `few.unseen`, in pixels of the whole frame
-    "Trains a model on a few frames without a word, and measures it on these and on the people never seen"
+    # two arrays: how far off the model is on each frame of `few.seen` and of `few.unseen`, in
+    # pixels of the whole frame
+) -> tuple:
+    "Trains a model on a few frames, and measures it on these and on the people never seen"
     learn = Learner(few.dls(block, tfms), model, loss_func=MSELossFlat())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=_OnlyTrain())
     def off(files):
-        with learn.no_bar(): preds = learn.get_preds(dl=learn.dls.test_dl(files))[0].as_subclass(Tensor)
-        units, sizes = (torch.stack(o) for o in zip(*[(few.unit(f), few.sizes[f]) for f in files], strict=True))
+        with learn.no_bar():
+            preds = learn.get_preds(dl=learn.dls.test_dl(files))[0].as_subclass(Tensor)
+        units, sizes = (torch.stack(o)
+                        for o in zip(*[(few.unit(f), few.sizes[f]) for f in files], strict=True))
         return ((preds - units)*sizes/2).norm(dim=1).double().numpy()
     return off(few.seen), off(few.unseen)

@@ -30,7 +30,8 @@ def plain(
 def show_with_data(
     figure,    # of matplotlib, or axes of one
     kind:str,  # what the site makes of it, such as `threshold`
-    data:dict, # what that needs, as `plain` takes it; left out, and said so, where it is more than 300 kB
+    # what that needs, as `plain` takes it; left out, and said so, where it is more than 300 kB
+    data:dict,
 ):
     "Shows a figure as a notebook does, and puts the data beside its picture"
     import matplotlib.pyplot as plt
@@ -38,8 +39,11 @@ def show_with_data(
     from IPython.display import display
     figure, data = getattr(figure, 'figure', figure), {'kind': kind, **plain(data)}
     size = len(json.dumps(data))
-    if size > most_bytes: print(f'This figure stays a picture on the site: to be moved it would need {size:,} bytes, more than {most_bytes:,}.')
-    picture = {'image/png': print_figure(figure, base64=True).replace('\n', ''), 'text/plain': repr(figure)}
+    if size > most_bytes:
+        print(f'This figure stays a picture on the site: to be moved it would need {size:,} '
+              f'bytes, more than {most_bytes:,}.')
+    picture = {'image/png': print_figure(figure, base64=True).replace('\n', ''),
+               'text/plain': repr(figure)}
     plt.close(figure)
     display(picture if size > most_bytes else {**picture, figure_type: data}, raw=True)
 
@@ -51,10 +55,12 @@ def picture_sheet(
     "Small versions of pictures, side by side in one picture"
     columns = max(1, min(len(files), 10))
     sheet = Image.new('RGB', (side*columns, side*max(1, math.ceil(len(files)/columns))))
-    for i,f in enumerate(files): sheet.paste(ImageOps.fit(read_picture(f), (side, side)), (i%columns*side, i//columns*side))
+    for i,f in enumerate(files):
+        sheet.paste(ImageOps.fit(read_picture(f), (side, side)), (i%columns*side, i//columns*side))
     out = io.BytesIO()
     sheet.save(out, 'webp', quality=70)
-    return {'src': f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}', 'side': side, 'columns': columns, 'n': len(files)}
+    return {'src': f'data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}',
+            'side': side, 'columns': columns, 'n': len(files)}
 
 # %% ../../nbs/engine/figures.ipynb #635b63e8
 def learning_rate_data(
@@ -66,7 +72,8 @@ def learning_rate_data(
     lrs, losses = (np.asarray([float(v) for v in o]) for o in (lrs, losses))
     good = np.isfinite(losses)
     lrs, losses = lrs[good], losses[good]
-    return {'lrs': lrs, 'losses': losses, 'suggestions': suggestions or {}, 'steepness': 1/lrs[losses.argmin()]}
+    return {'lrs': lrs, 'losses': losses, 'suggestions': suggestions or {},
+            'steepness': 1/lrs[losses.argmin()]}
 
 # %% ../../nbs/engine/figures.ipynb #826f825f
 def confusion_data(
@@ -76,19 +83,23 @@ def confusion_data(
     files,        # the n pictures
     each:int=5,   # pictures of one field, at most
     most:int=200, # pictures in all, at most
-) -> dict:        # vocab, fields (actual, guess, count, pictures as [place on the sheet, probability]), sheet
+    # vocab, fields (actual, guess, count, pictures as [place on the sheet, probability]), sheet
+) -> dict:
     "What is in each field of a confusion matrix"
     sure, guess = torch.as_tensor(preds).as_subclass(torch.Tensor).cpu().max(1)
     actual = torch.as_tensor(targs).as_subclass(torch.Tensor).cpu().flatten()
     fields = {}
-    for i in sure.argsort(descending=True, stable=True).tolist(): fields.setdefault((int(actual[i]), int(guess[i])), []).append(i)
+    for i in sure.argsort(descending=True, stable=True).tolist():
+        fields.setdefault((int(actual[i]), int(guess[i])), []).append(i)
     order = sorted(fields, key=lambda f: (f[0] == f[1], -len(fields[f]), f))
     shown, rows = [], []
     for field in order:
         some = fields[field][:max(0, min(each, most-len(shown)))]
-        rows.append({'actual': field[0], 'guess': field[1], 'count': len(fields[field]), 'pictures': [[len(shown)+k, float(sure[i])] for k,i in enumerate(some)]})
+        rows.append({'actual': field[0], 'guess': field[1], 'count': len(fields[field]),
+                     'pictures': [[len(shown)+k, float(sure[i])] for k,i in enumerate(some)]})
         shown += some
-    return {'vocab': [str(v) for v in vocab], 'fields': rows, 'sheet': picture_sheet([files[i] for i in shown])}
+    return {'vocab': [str(v) for v in vocab], 'fields': rows,
+            'sheet': picture_sheet([files[i] for i in shown])}
 
 # %% ../../nbs/engine/figures.ipynb #23d223f2
 def threshold_data(
@@ -97,7 +108,9 @@ def threshold_data(
     vocab,     # the labels, in order
     files,     # the n pictures
     some:int=8, # of them are shown, spread evenly
-) -> dict:     # thresholds, accuracy, precision (None where nothing is named) and recall at each; best; vocab; sheet, and for each of its pictures the labels that are there, and [label, probability]
+    # thresholds, accuracy, precision (None where nothing is named) and recall at each; best; vocab;
+    # sheet, and for each of its pictures the labels that are there, and [label, probability]
+) -> dict:
     "What each threshold does"
     p, t = (torch.as_tensor(o).as_subclass(torch.Tensor).cpu().float() for o in (preds, targs))
     t, thresholds = t > 0, torch.arange(1, 100)/100
@@ -106,9 +119,13 @@ def threshold_data(
     right = torch.stack([(n & t).sum() for n in named]).float()
     best = thresholds[accuracy == accuracy.max()]
     at = np.unique(np.linspace(0, len(files)-1, min(some, len(files))).round().astype(int)).tolist()
-    pictures = [{'labels': t[i].nonzero().flatten(), 'said': [[l, p[i,l].item()] for l in p[i].argsort(descending=True).tolist() if p[i,l] > .01]} for i in at]
-    return {'thresholds': thresholds, 'accuracy': accuracy, 'precision': right/torch.stack([n.sum() for n in named]), 'recall': right/t.sum(),
-            'best': best[len(best)//2], 'vocab': [str(v) for v in vocab], 'pictures': pictures, 'sheet': picture_sheet([files[i] for i in at], 96)}
+    pictures = [{'labels': t[i].nonzero().flatten(),
+                 'said': [[l, p[i,l].item()] for l in p[i].argsort(descending=True).tolist()
+                          if p[i,l] > .01]} for i in at]
+    return {'thresholds': thresholds, 'accuracy': accuracy,
+            'precision': right/torch.stack([n.sum() for n in named]), 'recall': right/t.sum(),
+            'best': best[len(best)//2], 'vocab': [str(v) for v in vocab], 'pictures': pictures,
+            'sheet': picture_sheet([files[i] for i in at], 96)}
 
 # %% ../../nbs/engine/figures.ipynb #39a9394f
 def camera_data(
@@ -118,7 +135,8 @@ def camera_data(
 ) -> dict:       # fx, fy, cx, cy, centre, width, height
     "A camera and a head in front of it"
     cal = np.asarray(calibration)
-    return {'fx': cal[0,0], 'fy': cal[1,1], 'cx': cal[0,2], 'cy': cal[1,2], 'centre': [float(o) for o in centre], 'width': size[0], 'height': size[1]}
+    return {'fx': cal[0,0], 'fy': cal[1,1], 'cx': cal[0,2], 'cy': cal[1,2],
+            'centre': [float(o) for o in centre], 'width': size[0], 'height': size[1]}
 
 # %% ../../nbs/engine/figures.ipynb #234a0f05
 def map_data(
@@ -126,15 +144,22 @@ def map_data(
     ratings,       # the table that it was trained on, with user, title, rating
     n:int=100,     # titles on the map, those with the most ratings
     users:int=12,  # those with the most ratings
-) -> dict:         # titles (title, x, y, mean, ratings, near: [title, cosine]), users (user, liked: [title, rating], shown: [title, prediction])
+    # titles (title, x, y, mean, ratings, near: [title, cosine]), users (user, liked: [title,
+    # rating], shown: [title, prediction])
+) -> dict:
     "What the map of titles shows"
     user, title, rating = (ratings[c] for c in ('user', 'title', 'rating'))
     found = rating.groupby(title).agg(['mean', 'size'])
-    titles = [{'title': str(row.title), 'x': row.x, 'y': row.y, 'mean': found['mean'][row.title], 'ratings': int(found['size'][row.title]),
-               'near': [[str(o.title), o.cosine] for o in similar_items(learn, row.title).itertuples()]} for row in factor_map(learn, n).itertuples()]
+    titles = [{'title': str(row.title), 'x': row.x, 'y': row.y, 'mean': found['mean'][row.title],
+               'ratings': int(found['size'][row.title]),
+               'near': [[str(o.title), o.cosine]
+                        for o in similar_items(learn, row.title).itertuples()]}
+                        for row in factor_map(learn, n).itertuples()]
     people = []
     for who in user.value_counts(sort=True).index[:users]:
         best = ratings[user == who].nlargest(5, 'rating', keep='first')
-        people.append({'user': str(who), 'rated': int((user == who).sum()), 'liked': [[str(t), float(r)] for t,r in zip(best.title, best.rating)],
-                       'shown': [[str(o.title), o.prediction] for o in recommend(learn, who).itertuples()]})
+        people.append({'user': str(who), 'rated': int((user == who).sum()),
+                       'liked': [[str(t), float(r)] for t,r in zip(best.title, best.rating)],
+                       'shown': [[str(o.title), o.prediction]
+                                 for o in recommend(learn, who).itertuples()]})
     return {'titles': titles, 'users': people}

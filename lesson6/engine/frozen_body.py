@@ -28,13 +28,15 @@ from fastcore.foundation import L
 from .training import Checkpoint, StopAtNaN, device_of
 
 # %% ../../nbs/engine/frozen_body.ipynb #eb023dd9
-_functions = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, Flatten, nn.Flatten, nn.Identity)
+_functions = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d,
+              nn.MaxPool2d, Flatten, nn.Flatten, nn.Identity)
 
 def _parts(learn):
-    "What is computed once, and what is trained: a learner's body with the first layers of its head, and the rest"
+    "What is computed once (the body and the first layers of the head), and what is trained"
     m = learn.model
     if not (isinstance(m, nn.Sequential) and len(m) == 2):
-        raise ValueError(f'fit_head needs a network of two parts, body and head, as vision_learner makes it; this one is a {type(m).__name__}.')
+        raise ValueError('fit_head needs a network of two parts, body and head, as '
+                         f'vision_learner makes it; this one is a {type(m).__name__}.')
     body,head = m
     if not isinstance(head, nn.Sequential): return nn.Sequential(body), head
     n = next((i for i,layer in enumerate(head) if not isinstance(layer, _functions)), len(head))
@@ -44,18 +46,25 @@ def _parts(learn):
 def _gb(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 
 def _stores(ns, shape, device):
-    "Room for features, a tensor for each of `ns`, and words that say where it is; OSError if there is none"
+    "Room for features, a tensor for each of `ns`, and where it is; OSError if there is none"
     need = sum(ns)*math.prod(shape)*4
     if device.type == 'cuda' and need < torch.cuda.mem_get_info(device)[0]/4:
-        return [torch.empty(n, *shape, device=device) for n in ns], f"{_gb(need)} of the GPU's memory"
+        return [torch.empty(n, *shape, device=device)
+                for n in ns], f"{_gb(need)} of the GPU's memory"
     room,free = psutil.virtual_memory().available/2, psutil.disk_usage(tempfile.gettempdir()).free
     if need <= room: return [torch.empty(n, *shape) for n in ns], f'{_gb(need)} of memory'
     need //= 2
-    if need <= room: return [torch.empty(n, *shape, dtype=torch.half) for n in ns], f'{_gb(need)} of memory, in 16 bits instead of 32'
+    if need <= room:
+        return [torch.empty(n, *shape, dtype=torch.half)
+                for n in ns], f'{_gb(need)} of memory, in 16 bits instead of 32'
     if need > free:
-        raise OSError(f'The features would take {_gb(need)}; there are {_gb(room)} of memory and {_gb(free)} in {tempfile.gettempdir()}: take fewer views or smaller pictures, or make room.')
-    files = [np.memmap(tempfile.TemporaryFile(), np.float16, 'w+', shape=(n, *shape)) if n else np.empty((0, *shape), np.float16) for n in ns]
-    return [torch.from_numpy(np.asarray(f)) for f in files], f'{_gb(need)} of a temporary file, in 16 bits instead of 32'
+        raise OSError(f'The features would take {_gb(need)}; there are {_gb(room)} of memory and '
+                      f'{_gb(free)} in {tempfile.gettempdir()}: take fewer views or smaller '
+                      'pictures, or make room.')
+    files = [np.memmap(tempfile.TemporaryFile(), np.float16, 'w+', shape=(n, *shape)) if n
+             else np.empty((0, *shape), np.float16) for n in ns]
+    return [torch.from_numpy(np.asarray(f))
+            for f in files], f'{_gb(need)} of a temporary file, in 16 bits instead of 32'
 
 # %% ../../nbs/engine/frozen_body.ipynb #6d666256
 def _compute(body, x, pool=None):
@@ -77,7 +86,7 @@ def _seconds(body, x): # for a picture
     return (_clock(x.device)-start)/len(some)
 
 def _faster_layout(body, x):
-    "The layout of memory in which `body` is faster, which is a question on a CPU only, and its seconds for a picture"
+    "The layout of memory in which `body` is faster (on a CPU), and its seconds for a picture"
     if x.device.type != 'cpu': return torch.contiguous_format, _seconds(body, x)
     layouts = torch.channels_last, torch.contiguous_format
     seconds = [_seconds(body.to(memory_format=o), x.contiguous(memory_format=o)) for o in layouts]
@@ -112,7 +121,7 @@ def _ahead(batches):
 
 @contextmanager
 def _threads(dls, device):
-    "As many threads as torch uses for one layer, each of which then uses but one; None on a GPU, or beside processes that read"
+    "Threads that use one core each; None on a GPU, or beside processes that read"
     n = torch.get_num_threads()
     if device.type != 'cpu' or any(dl.fake_l.num_workers for dl in dls.loaders): yield None; return
     torch.set_num_threads(1)
@@ -124,8 +133,11 @@ def _threads(dls, device):
 def body_features(
     learn:Learner, # a network of body and head, and pictures; it stays as it was
     views:int=1,   # how many augmented versions of each training picture
-) -> list:         # [(features, targets...), (features, targets...)], of the training and of the validation pictures, in their order, one view after another;
-                   # ValueError if the learner has no body and head or its items are no pictures, OSError if the features find no room
+    # [(features, targets...), (features, targets...)], of the training and of the validation
+    # pictures, in their order, one view after another;
+) -> list:
+                   # ValueError if the learner has no body and head or its items are no pictures,
+                   # OSError if the features find no room
     "What the frozen body makes of every picture, computed once, in evaluation mode"
     body,_ = _parts(learn)
     device,shows = device_of(learn), hasattr(learn, 'progress')
@@ -139,8 +151,10 @@ def body_features(
         batches,start = passes(), time.perf_counter()
         first = next(batches)
         x = first[1][0]
-        if not (isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()) or getattr(learn.dls, 'n_inp', 1) != 1:
-            raise ValueError(f'fit_head takes one picture an item, (channels, height, width); here a batch begins with {tuple(getattr(x, "shape", ()))}.')
+        if not (isinstance(x, Tensor) and x.ndim == 4
+                and x.is_floating_point()) or getattr(learn.dls, 'n_inp', 1) != 1:
+            raise ValueError('fit_head takes one picture an item, (channels, height, width); '
+                             f'here a batch begins with {tuple(getattr(x, "shape", ()))}.')
         x = x.as_subclass(Tensor).to(device)
         reading = (time.perf_counter()-start)/len(x)
         layout,seconds = _faster_layout(body, x)
@@ -149,11 +163,17 @@ def body_features(
         cores = min(torch_threads+1, os.cpu_count()) if pool else 1
         seconds = max(reading, (reading+seconds)/cores)
         n = train.n*views + valid.n
-        if shows: print(f'{n:,} pictures, {1000*seconds:.0f} ms each, will take about {n*seconds:.0f} s; their features take {where}.')
+        if shows:
+            print(f'{n:,} pictures, {1000*seconds:.0f} ms each, will take about {n*seconds:.0f} '
+                  f's; their features take {where}.')
 
         batches = chain([first], batches)
         if pool: batches = _ahead(batches)
-        if shows: batches = progress_bar(batches, total=views*(len(train) if train.fake_l.num_workers else -(-train.n//min(train.bs, 16))) + len(valid), leave=False)
+        if shows:
+            batches = progress_bar(batches,
+                                   total=views*(len(train) if train.fake_l.num_workers
+                                                else -(-train.n//min(train.bs, 16))) + len(valid),
+                                                leave=False)
         at,targets = [0]*len(rooms), [[] for _ in rooms]
         for i,(x,*ys) in batches:
             x = x.as_subclass(Tensor).to(device).contiguous(memory_format=layout)
@@ -161,8 +181,10 @@ def body_features(
             at[i] += len(x)
             targets[i].append([y.as_subclass(Tensor).to(rooms[i].device) for y in ys])
     whole = sum(at[:views]) == len(stores[0]) # unless a loader passes over a picture
-    xs = stores[0] if whole else torch.cat([x[:n] for x,n in zip(rooms[:views], at)]), stores[1][:at[-1]]
-    return [(x, *(torch.cat(y) for y in zip(*ys))) for x,ys in zip(xs, (sum(targets[:views], []), targets[-1]))]
+    xs = (stores[0] if whole else torch.cat([x[:n] for x,n in zip(rooms[:views], at)]),
+          stores[1][:at[-1]])
+    return [(x, *(torch.cat(y) for y in zip(*ys))) for x,
+            ys in zip(xs, (sum(targets[:views], []), targets[-1]))]
 
 # %% ../../nbs/engine/frozen_body.ipynb #9475911b
 class FeaturesDL(DataLoader):
@@ -177,34 +199,46 @@ class FeaturesDL(DataLoader):
         super().__init__(xs, bs=bs, shuffle=train, drop_last=train)
         self.ys = ys
     def create_batches(self, rows):
-        for r in chunked(rows, self.bs, self.drop_last): yield self.dataset[r].float(), *(y[r] for y in self.ys)
+        for r in chunked(rows, self.bs, self.drop_last):
+            yield self.dataset[r].float(), *(y[r] for y in self.ys)
 
 # %% ../../nbs/engine/frozen_body.ipynb #ff8d2851
 def fit_head(
-    learn:Learner,  # a network of body and head, as `vision_learner` makes it, with pictures in its loaders
+    # a network of body and head, as `vision_learner` makes it, with pictures in its loaders
+    learn:Learner,
     epochs:int,     # how often the head sees the stored features
     lr:float=None,  # the largest learning rate; None: the learner's own
-    views:int=1,    # how many augmented versions of each training picture; an epoch sees all of them
+    # how many augmented versions of each training picture; an epoch sees all of them
+    views:int=1,
     cbs=None,       # callbacks for the training of the head
-):                  # ValueError if there is nothing to train or too little to train on, FloatingPointError if the training diverges
-    "Trains the head alone: the body is run once over every picture, and stays as it is. Interrupted, it leaves `learn` as it was"
+    # ValueError if there is nothing to train or too little to train on, FloatingPointError if the
+    # training diverges
+):
+    "Trains the head: the body runs once over every picture; interrupted, `learn` is as it was"
     _,head = _parts(learn)
     if views < 1: raise ValueError(f'views is {views}; each picture needs at least one.')
-    if not any(p.requires_grad for p in head.parameters()): raise ValueError("This learner's head has no weights that can be trained.")
+    if not any(p.requires_grad for p in head.parameters()):
+        raise ValueError("This learner's head has no weights that can be trained.")
     n,bs = learn.dls.train.n*views, learn.dls.train.bs
-    if n < bs: raise ValueError(f'There are {n} pictures to train on, fewer than a batch of {bs}; take smaller batches.')
+    if n < bs:
+        raise ValueError(f'There are {n} pictures to train on, fewer than a batch of {bs}; take '
+                         'smaller batches.')
     (x,*y),(valid_x,*valid_y) = body_features(learn, views)
-    dls = DataLoaders(FeaturesDL(x, *y, bs=bs, train=True), FeaturesDL(valid_x, *valid_y, bs=max(bs, 256)), device=device_of(learn))
-    inner = Learner(dls, deepcopy(head).to(dls.device), learn.loss_func, learn.opt_func, learn.lr, metrics=learn.metrics, wd=learn.wd,
+    dls = DataLoaders(FeaturesDL(x, *y, bs=bs, train=True),
+                      FeaturesDL(valid_x, *valid_y, bs=max(bs, 256)), device=device_of(learn))
+    inner = Learner(dls, deepcopy(head).to(dls.device), learn.loss_func, learn.opt_func, learn.lr,
+                    metrics=learn.metrics, wd=learn.wd,
                     wd_bn_bias=learn.wd_bn_bias, moms=learn.moms, cbs=StopAtNaN())
     inner.logger = learn.logger
-    kept = [cb for cb in learn.cbs if isinstance(cb, Checkpoint)] # these count the epochs of the head too
+    # these count the epochs of the head too
+    kept = [cb for cb in learn.cbs if isinstance(cb, Checkpoint)]
     with nullcontext() if hasattr(learn, 'progress') else inner.no_bar():
         inner.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept])
     for cb in kept: cb.learn = learn # which `inner` has taken away
     head.load_state_dict(inner.model.state_dict())
     learn.model.to(dls.device)
-    for name in ('lrs', 'iters', 'losses', 'values', 'metric_names', 'hps'): setattr(learn.recorder, name, getattr(inner.recorder, name))
+    for name in ('lrs', 'iters', 'losses', 'values', 'metric_names', 'hps'):
+        setattr(learn.recorder, name, getattr(inner.recorder, name))
 
 # %% ../../nbs/engine/frozen_body.ipynb #5b1a7c02
 plain_head = dict(concat_pool=False, lin_ftrs=[], first_bn=False, ps=0., init=nn.init.zeros_)

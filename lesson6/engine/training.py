@@ -29,7 +29,9 @@ class StopAtNaN(Callback):
     "Ends a training with FloatingPointError as soon as its loss is infinite or no number"
     order = -9
     def __init__(self,
-        every:int=20, # on a GPU, how many losses are looked at together, because each look waits for the device; on a CPU each is looked at by itself
+        # on a GPU, how many losses are looked at together, because each look waits for the device;
+        # on a CPU each is looked at by itself
+        every:int=20,
     ): self.every, self.losses = every, []
 
     def before_epoch(self): self.losses = []
@@ -37,33 +39,41 @@ class StopAtNaN(Callback):
     def after_loss(self):
         if not self.training or not len(self.yb) or hasattr(self.learn, 'lr_finder'): return
         self.losses.append(self.loss.detach().mean())
-        if self.loss.device.type == 'cpu' or len(self.losses) == self.every or self.iter == self.n_iter-1: self._look()
+        on_cpu, last = self.loss.device.type == 'cpu', self.iter == self.n_iter-1
+        if on_cpu or last or len(self.losses) == self.every:
+            self._look()
 
     def _look(self):
         losses, self.losses = torch.stack(self.losses).float().cpu(), []
         if losses.isfinite().all(): return
         at = int(losses.isfinite().logical_not().nonzero()[0])
-        raise FloatingPointError(f'The loss became {float(losses[at])} in epoch {self.epoch}, batch {self.iter-len(losses)+1+at}: the training has diverged and was stopped; make a new learner '
-                                 f'and take a lower learning rate than {max(h["lr"] for h in self.opt.hypers):.2g}, or look for numbers in the data that are none.')
+        raise FloatingPointError(f'The loss became {float(losses[at])} in epoch {self.epoch}, '
+                                 f'batch {self.iter-len(losses)+1+at}: the training has diverged '
+                                 'and was stopped; make a new learner '
+                                 'and take a lower learning rate than '
+                                 f'{max(h["lr"] for h in self.opt.hypers):.2g}, or look for '
+                                 'numbers in the data that are none.')
 
 # %% ../../nbs/engine/training.ipynb #72cc9a1e
 class Checkpoint(Callback):
-    "Keeps everything a training needs in `path` after every epoch, so that at most one epoch is ever lost"
+    "Keeps all that a training needs in `path` after every epoch: at most one epoch is ever lost"
     order = 70 # after the recorder and the progress bar
     def __init__(self,
         path:Path,          # the file
-        settings:dict,      # what the training was asked for; a checkpoint of another training is refused
+        # what the training was asked for; a checkpoint of another training is refused
+        settings:dict,
         writes:bool=True,   # False in all but the first of several processes
     ):
         self.path, self.settings, self.writes, self.history = Path(path), settings, writes, []
         self.kept, self.done = None, 0 # what was read; epochs done or skipped, over all fits
 
     def resume(self) -> int: # how many epochs are done; 0 where there is nothing to resume
-        "Reads the file, for the next `fit`; ValueError, naming the file, if it belongs to another training, or can't be read"
+        "Reads the file for the next `fit`; ValueError if it is of another training, or unreadable"
         if not self.path.exists(): return 0
         try:
             kept = torch.load(self.path, map_location='cpu', weights_only=True)
-            settings, self.history, *_ = (kept[o] for o in ('settings', 'history', 'model', 'opt', 'random', 'order'))
+            settings, self.history, *_ = (kept[o] for o in ('settings', 'history', 'model', 'opt',
+                                                            'random', 'order'))
         except Exception as e:
             raise ValueError(f'{self.path} is no checkpoint that can be read ({type(e).__name__}); '
                              'remove it to begin anew.') from None
@@ -87,26 +97,31 @@ class Checkpoint(Callback):
         self.history.append([float(v) for v in self.learn.recorder.values[-1]])
         if not self.writes: return
         smooth, state = self.learn.recorder.smooth_loss, get_random_states()
-        kept = {'settings': self.settings, 'history': self.history, 'model': self._model.state_dict(),
-                'opt': self.learn.opt.state_dict(), 'random': state, 'mps': _mps_state(), 'order': [o.rng.getstate() for o in self._loaders],
+        kept = {'settings': self.settings, 'history': self.history,
+                'model': self._model.state_dict(),
+                'opt': self.learn.opt.state_dict(), 'random': state, 'mps': _mps_state(),
+                'order': [o.rng.getstate() for o in self._loaders],
                 'smooth': (smooth.count, smooth.val.as_subclass(Tensor))}
         write_whole(self.path, lambda part: torch.save(_plain(kept), part))
 
     def after_fit(self):
-        if self.done == len(self.history): self._restore() # the break was between two fits, or after the last
+        # the break was between two fits, or after the last
+        if self.done == len(self.history): self._restore()
 
     @property
     def _model(self): return getattr(self.learn.model, 'module', self.learn.model)
 
     @property
-    def _loaders(self): return [vars(o).get('dl', o) for o in self.learn.dls.loaders] # on several GPUs fastai wraps them
+    # on several GPUs fastai wraps them
+    def _loaders(self): return [vars(o).get('dl', o) for o in self.learn.dls.loaders]
 
     def _restore(self):
         kept, self.kept = self.kept, None
         if not kept: return
         try: self._model.load_state_dict(kept['model'])
         except RuntimeError:
-            raise ValueError(f'{self.path} belongs to another network; choose another --out, or remove it.') from None
+            raise ValueError(f'{self.path} belongs to another network; choose another --out, or '
+                             'remove it.') from None
         self.learn.opt.load_state_dict(kept['opt'])
         _to_device(self.learn.opt)
         smooth = self.learn.recorder.smooth_loss
@@ -120,20 +135,23 @@ def _mps_state(): # which fastai leaves out
 
 def _words(settings): return ', '.join(f'{k} {v}' for k,v in settings.items())
 
-def _plain(o): # without NumPy, whose numbers and arrays torch would not load again without running a pickle's code
+# without NumPy, whose numbers and arrays torch would not load again without running a pickle's code
+def _plain(o):
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
-    if isinstance(o, (list, tuple, L)): return (tuple if isinstance(o, tuple) else list)(map(_plain, o))
+    if isinstance(o, (list, tuple, L)):
+        return (tuple if isinstance(o, tuple) else list)(map(_plain, o))
     return o.tolist() if isinstance(o, (np.generic, np.ndarray)) else o
 
 def _to_device(opt):
     for p,*_ in opt.all_params():
-        opt.state[p] = {k: v.to(p.device) if torch.is_tensor(v) else v for k,v in opt.state[p].items()}
+        opt.state[p] = {k: v.to(p.device) if torch.is_tensor(v) else v for k,
+                        v in opt.state[p].items()}
 
 # %% ../../nbs/engine/training.ipynb #d8d6a28e
 def order_anew(
     dls, # `DataLoaders`
 ):
-    "Lets the seed that was set last decide the order of the batches, whatever has been shown of them before"
+    "Lets the seed that was set last decide the batches' order, whatever was shown before"
     for o in dls.loaders: o.rng = random.Random(random.randint(0, 2**32-1))
 
 # %% ../../nbs/engine/training.ipynb #8782b0f8
@@ -147,16 +165,22 @@ def training_time(
     learn:Learner,   # what would be trained, frozen or not as it is
     epochs:float=1,  # how many epochs
     batches:int=3,   # how many batches are timed, after one that is not
-    part:str='all',  # 'all', or only 'load' (reading and augmenting) or 'step' (forward, backward and the optimizer's step)
-) -> float:          # seconds, about; with worker processes loading goes on beside the steps, and the slower of the two sets the pace
-    "How long a training will take on this device, from a few batches whose loading and steps are timed apart; the learner stays as it was"
-    if part not in ('all', 'load', 'step'): raise ValueError(f"part is {part!r}; it must be 'all', 'load' or 'step'.")
+    # 'all', or only 'load' (reading and augmenting) or 'step' (forward, backward and the
+    # optimizer's step)
+    part:str='all',
+    # seconds, about; with worker processes loading goes on beside the steps, and the slower of the
+    # two sets the pace
+) -> float:
+    "How long a training will take on this device, from a few batches; `learn` stays as it was"
+    if part not in ('all', 'load', 'step'):
+        raise ValueError(f"part is {part!r}; it must be 'all', 'load' or 'step'.")
     load, step = (epochs*o for o in _load_and_step(learn, batches))
     if part != 'all': return load if part == 'load' else step
     workers = learn.dls.train.fake_l.num_workers
     return max(load/workers, step) if workers else load+step
 
-def _load_and_step(learn, batches): # seconds that an epoch spends on loading in one process, and on steps
+# seconds that an epoch spends on loading in one process, and on steps
+def _load_and_step(learn, batches):
     dls, device = learn.dls, device_of(learn)
     model = deepcopy(learn.model).to(device)
     opt = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.)
@@ -165,12 +189,14 @@ def _load_and_step(learn, batches): # seconds that an epoch spends on loading in
         for dl,train in (dls.train, True),(dls.valid, False):
             if not len(dl): continue
             model.train(train)
-            alone = dl.new(num_workers=0) if train else dl # workers would have the next batches ready, and nothing to time
+            # workers would have the next batches ready, and nothing to time
+            alone = dl.new(num_workers=0) if train else dl
             spent, before = [], time_on(device)
             for *xb,yb in islice(alone, batches+1):
                 loaded = time_on(device)
                 with torch.set_grad_enabled(train):
-                    loss = learn.loss_func(model(*(x.as_subclass(Tensor) for x in xb)), yb.as_subclass(Tensor))
+                    loss = learn.loss_func(model(*(x.as_subclass(Tensor) for x in xb)),
+                                           yb.as_subclass(Tensor))
                 if train: loss.backward(); opt.step(); opt.zero_grad()
                 spent.append((loaded-before, time_on(device)-loaded))
                 before = time_on(device)
@@ -187,40 +213,63 @@ def suggest_lr(
     learn:Learner,    # a learner, which stays as it was
     num_it:int=100,   # how many batches to try, at least 20
     start_lr:float=1e-7, end_lr:float=10., # the rates to try, from, to
-) -> float:           # a learning rate; ValueError if there is no batch to try, or no rate that lowers the loss
-    "The learning rate that the finder suggests (its `valley`), without a figure, and without leaving files behind"
-    if num_it < 20: raise ValueError(f'num_it is {num_it}; the learning rate finder needs at least 20 batches to mean anything.')
-    if not len(learn.dls.train): raise ValueError(f'There are {learn.dls.train.n} pictures to train on, fewer than a batch of {learn.dls.train.bs}; the finder has nothing to try.')
+    # a learning rate; ValueError if there is no batch to try, or no rate that lowers the loss
+) -> float:
+    "The learning rate that the finder suggests (its `valley`), without a figure or files"
+    if num_it < 20:
+        raise ValueError(f'num_it is {num_it}; the learning rate finder needs at least 20 batches '
+                         'to mean anything.')
+    if not len(learn.dls.train):
+        raise ValueError(f'There are {learn.dls.train.n} pictures to train on, fewer than a batch '
+                         f'of {learn.dls.train.bs}; the finder has nothing to try.')
     home = learn.path
     with tempfile.TemporaryDirectory() as folder, learn.no_bar():
         learn.path = Path(folder)
-        try: return float(learn.lr_find(start_lr=start_lr, end_lr=end_lr, num_it=num_it, show_plot=False).valley)
+        try:
+            return float(learn.lr_find(start_lr=start_lr, end_lr=end_lr, num_it=num_it,
+                                       show_plot=False).valley)
         except KeyboardInterrupt: # fastai puts the weights back only if nothing stops it
             for kept in Path(folder).rglob('_tmp.pth'): load_weights(learn, kept)
             raise
-        except IndexError: raise ValueError(f'The loss exploded before any rate lowered it; begin with a rate smaller than {start_lr:g}.') from None
+        except IndexError:
+            raise ValueError('The loss exploded before any rate lowered it; begin with a rate '
+                             f'smaller than {start_lr:g}.') from None
         finally: learn.path = home
 
 # %% ../../nbs/engine/training.ipynb #338672da
-_in_optimizers = [L, np._core.multiarray.scalar, np.dtype, *(getattr(np.dtypes, o) for o in np.dtypes.__all__)] # what the optimizer beside the weights may hold
+# what the optimizer beside the weights may hold
+_in_optimizers = [L, np._core.multiarray.scalar, np.dtype,
+                  *(getattr(np.dtypes, o) for o in np.dtypes.__all__)]
 
 def load_weights(
     learn:Learner,  # a learner
     file:str|Path,  # weights, as `learn.save` writes them
-    of:str='this network', # what the learner is, for the sentence that says why the file doesn't fit
-) -> Learner:       # the same one; FileNotFoundError if the file isn't there, ValueError if it can't be read or doesn't fit
+    # what the learner is, for the sentence that says why the file doesn't fit
+    of:str='this network',
+    # the same one; FileNotFoundError if the file isn't there, ValueError if it can't be read or
+    # doesn't fit
+) -> Learner:
     "Takes a learner's weights from a file, all of them or none"
     file = Path(file)
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there; it should hold the weights that `learn.save` wrote.')
+    if not file.is_file():
+        raise FileNotFoundError(f'{file} is not there; it should hold the weights that '
+                                '`learn.save` wrote.')
     try:
-        with torch.serialization.safe_globals(_in_optimizers): state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception: raise ValueError(f'{file} holds no weights that can be read; write it with `learn.save`.') from None
+        with torch.serialization.safe_globals(_in_optimizers):
+            state = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception:
+        raise ValueError(f'{file} holds no weights that can be read; '
+                         'write it with `learn.save`.') from None
     if isinstance(state, dict): state = state.get('model', state)
     ours, there = learn.model.state_dict(), state if isinstance(state, dict) else {}
-    wrong = [n for n in [*ours, *there] if n not in there or n not in ours or getattr(there[n], 'shape', None) != ours[n].shape]
+    wrong = [n for n in [*ours, *there] if n not in there or n not in ours
+             or getattr(there[n], 'shape', None) != ours[n].shape]
     if wrong:
-        shapes = [str(tuple(getattr(d[wrong[0]], 'shape', ()))) if wrong[0] in d else 'missing' for d in (there, ours)]
-        raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} tensors differ, the first is {wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the network; use what it was saved with.")
+        shapes = [str(tuple(getattr(d[wrong[0]], 'shape', ()))) if wrong[0] in d else 'missing'
+                  for d in (there, ours)]
+        raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} tensors differ, the first is "
+                         f"{wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the network; "
+                         "use what it was saved with.")
     learn.model.load_state_dict(state)
     return learn
 
@@ -253,18 +302,21 @@ class StillBatchNorm(Callback):
 
 # %% ../../nbs/engine/training.ipynb #7702baf1
 class CPUMixedPrecision(Callback):
-    "Computes predictions in bfloat16 on the CPU (or another device for which fastai's own `MixedPrecision` isn't made), and everything else in float32"
+    "Predictions in bfloat16 where fastai's own `MixedPrecision` isn't made for the device"
     order = MixedPrecision.order
     def before_batch(self):
         model, device = self.model, device_of(self.learn)
-        def forward(*args, **kwargs): # of this one batch, so that an interruption leaves nothing behind
+        # of this one batch, so that an interruption leaves nothing behind
+        def forward(*args, **kwargs):
             del model.forward
-            with torch.autocast(device.type, dtype=torch.bfloat16): return model.forward(*args, **kwargs)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                return model.forward(*args, **kwargs)
         model.forward = forward
     def after_pred(self): self.learn.pred = to_float(self.pred)
 
 def mixed_precision(
     learn:Learner, # a learner
-) -> Learner:      # the same one; from now on it computes in 16 bits: float16 on CUDA, bfloat16 elsewhere
+    # the same one; from now on it computes in 16 bits: float16 on CUDA, bfloat16 elsewhere
+) -> Learner:
     "Mixed precision as the learner's device can do it"
     return learn.to_fp16() if device_of(learn).type == 'cuda' else learn.add_cb(CPUMixedPrecision())

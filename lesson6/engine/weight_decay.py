@@ -74,18 +74,24 @@ def wd_sweep(
 
 # %% ../../nbs/engine/weight_decay.ipynb #0af21e24
 class SideBySide(Module):
-    "`n` copies of each of several models like `DotProductBias`, as one; a prediction has a column for each copy"
+    "`n` copies of several models like `DotProductBias`, as one that predicts a column for each"
     def __init__(self,
-        models, # of one width, with `user_factors`, `user_bias`, `movie_factors`, `movie_bias` and `y_range`
+        # of one width, with `user_factors`, `user_bias`, `movie_factors`, `movie_bias` and
+        # `y_range`
+        models,
         n:int,  # how many copies
     ):
         self.n, self.y_range = n, models[0].y_range
-        def table(name): return nn.Parameter(torch.cat([getattr(m, name).weight.detach().repeat(1, n) for m in models]))
+        def table(name):
+            return nn.Parameter(torch.cat([getattr(m, name).weight.detach().repeat(1, n)
+                                           for m in models]))
         self.users, self.user_biases = table('user_factors'), table('user_bias')
         self.movies, self.movie_biases = table('movie_factors'), table('movie_bias')
-        rows = torch.tensor([[m.user_factors.weight.shape[0], m.movie_factors.weight.shape[0]] for m in models])
+        rows = torch.tensor([[m.user_factors.weight.shape[0], m.movie_factors.weight.shape[0]]
+                             for m in models])
         self.ends = rows.cumsum(0)
-        self.starts = (self.ends - rows).to(self.users.device) # what is added to the numbers of user and film of each model
+        # what is added to the numbers of user and film of each model
+        self.starts = (self.ends - rows).to(self.users.device)
 
     def forward(self, x): # numbers of user and film with `starts` added, (bs, 2); returns (bs, n)
         user, movie = x[:,0], x[:,1]
@@ -93,13 +99,18 @@ class SideBySide(Module):
         return sigmoid_range(res + self.user_biases[user] + self.movie_biases[movie], *self.y_range)
 
     def weights(self, model, copy): # the numbers of one of them
-        user, movie = (slice(a, b) for a,b in zip(self.starts[model].tolist(), self.ends[model].tolist(), strict=True))
-        tables = ((self.users, user), (self.user_biases, user), (self.movies, movie), (self.movie_biases, movie))
-        return torch.cat([t.detach()[rows].chunk(self.n, dim=1)[copy].flatten() for t,rows in tables])
+        user, movie = (slice(a, b) for a,b in zip(self.starts[model].tolist(),
+                                                  self.ends[model].tolist(), strict=True))
+        tables = ((self.users, user), (self.user_biases, user), (self.movies, movie),
+                  (self.movie_biases, movie))
+        return torch.cat([t.detach()[rows].chunk(self.n, dim=1)[copy].flatten() for t,
+                          rows in tables])
 
-    def step(self, opt, x, y, keep): # of all of them: batches with `starts` added; what decay leaves, for each copy
+    # of all of them: batches with `starts` added; what decay leaves, for each copy
+    def step(self, opt, x, y, keep):
         preds = self(x)
-        loss = self.n*len(self.starts)*F.mse_loss(preds, y.expand_as(preds)) # so that the gradient is each one's own
+        # so that the gradient is each one's own
+        loss = self.n*len(self.starts)*F.mse_loss(preds, y.expand_as(preds))
         loss.backward()
         with torch.no_grad():
             for p in self.parameters(): p.mul_(keep.repeat_interleave(p.shape[1]//self.n))
@@ -107,34 +118,47 @@ class SideBySide(Module):
         opt.zero_grad()
 
 def ratings_sweep(
-    make,               # takes a seed, makes a fresh learner of a `DotProductBias` or of a model like it; called once for each seed
+    # takes a seed, makes a fresh learner of a `DotProductBias` or of a model like it; called once
+    # for each seed
+    make,
     wds,                # the values to try; ValueError unless each is at least 0 and below 1/lr
     seeds=(42,),        # what `make` is called with
     n_epoch:int=5,      # epochs
     lr:float=5e-3,      # the highest learning rate, as in `fit_one_cycle`
-):                      # DataFrame of seed, wd, train_loss and valid_loss (mean squared errors after the training) and size, the weights' root mean square; ValueError for another model
-    "Trains a rating model with several weight decays and seeds, all side by side, as `fit_one_cycle` would each of them"
+    # DataFrame of seed, wd, train_loss and valid_loss (mean squared errors after the training) and
+    # size, the weights' root mean square; ValueError for another model
+):
+    "Trains a rating model with several weight decays and seeds side by side, as `fit_one_cycle`"
     import pandas as pd
     wds, learns, batches, rows = _check_sweep(wds, lr), [], [], []
     with warnings.catch_warnings(record=True) as said:
         for seed in seeds:
             learns.append(learn := make(seed))
-            batches.append([b for _ in range(n_epoch) for b in learn.dls.train]) # now, while the random numbers are this seed's
-    for text,kind in {str(o.message): o.category for o in said}.items(): warnings.warn(text, kind, stacklevel=2) # once, not once for each seed
+            # now, while the random numbers are this seed's
+            batches.append([b for _ in range(n_epoch) for b in learn.dls.train])
+    # once, not once for each seed
+    for text,kind in {str(o.message): o.category for o in said}.items():
+        warnings.warn(text, kind, stacklevel=2)
     try: model = SideBySide([o.model for o in learns], len(wds)).to(learn.dls.device)
-    except AttributeError: raise ValueError(f'ratings_sweep trains models like DotProductBias, and this is a {type(learn.model).__name__}; '
+    except AttributeError:
+        raise ValueError('ratings_sweep trains models like DotProductBias, and this is a '
+                         f'{type(learn.model).__name__}; '
                                             'wd_sweep takes any learner.') from None
     rates, momenta = combined_cos(0.25, lr/25, lr, lr/1e5), combined_cos(0.25, *learn.moms)
-    opt, decays = learn.opt_func(list(model.parameters()), lr=lr, wd=0), torch.tensor(wds).to(model.users)
+    opt, decays = learn.opt_func(list(model.parameters()), lr=lr,
+                                 wd=0), torch.tensor(wds).to(model.users)
     for i,together in enumerate(zip(*batches, strict=True)):
         done = i/len(batches[0])
         opt.set_hypers(lr=rates(done), mom=momenta(done))
-        x = torch.cat([o[0]+start.to(o[0].device) for o,start in zip(together, model.starts, strict=True)])
+        x = torch.cat([o[0]+start.to(o[0].device) for o,
+                       start in zip(together, model.starts, strict=True)])
         model.step(opt, x, torch.cat([o[1] for o in together]), 1 - rates(done)*decays)
     for s,(seed,learn) in enumerate(zip(seeds, learns, strict=True)):
         with torch.no_grad():
-            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square() for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
+            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square() for x,
+                                       y in dl]).mean(dim=0) for dl in learn.dls.loaders)
         for i,wd in enumerate(wds):
             size = model.weights(s, i).square().mean().sqrt().item()
-            rows.append({'seed': seed, 'wd': wd, 'train_loss': train[i].item(), 'valid_loss': valid[i].item(), 'size': size})
+            rows.append({'seed': seed, 'wd': wd, 'train_loss': train[i].item(),
+                         'valid_loss': valid[i].item(), 'size': size})
     return pd.DataFrame(rows)

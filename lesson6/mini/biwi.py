@@ -96,7 +96,8 @@ class Ellipsoid:
     centre: np.ndarray  # (3,), mm
     axes: np.ndarray    # (3, 3): from its own axes to the camera's
     radii: np.ndarray   # (3,), mm
-    paint: object = None  # takes the points of the unit ball that are seen, (3, n); returns colours (n, 3) and cover (n,)
+    # takes the points of the unit ball that are seen, (3, n); returns colours (n, 3) and cover (n,)
+    paint: object = None
     head: bool = True   # is it a part of the head?
 
 # %% ../../nbs/data/mini/biwi.ipynb #31fedfeb
@@ -116,11 +117,14 @@ def cast(
     e:Ellipsoid,
     cal:np.ndarray, # (3, 3)
     box:tuple,      # x0, y0, x1, y1 in whole pixels
-) -> tuple:         # how far each ray passes the centre, in radii, squared (h, w); the depth where it meets the surface, in mm (h, w)
+    # how far each ray passes the centre, in radii, squared (h, w); the depth where it meets the
+    # surface, in mm (h, w)
+) -> tuple:
     "Sends one ray through the middle of each pixel of `box`"
     x,y = pixel_rays(cal, box)
     to_ball = (e.axes/e.radii).T
-    start = -to_ball @ e.centre                # the camera, seen from the unit ball; a ray is to_ball @ (x, y, 1)
+    # the camera, seen from the unit ball; a ray is to_ball @ (x, y, 1)
+    start = -to_ball @ e.centre
     q,l = to_ball.T @ to_ball, start @ to_ball
     length2 = (q[0,0]*x + 2*q[0,2])*x + ((q[1,1]*y + 2*q[1,2])*y + q[2,2]) + 2*q[0,1]*(x*y)
     along = l[0]*x + (l[1]*y + l[2])
@@ -130,7 +134,8 @@ def cast(
 def pixel_rays(cal, box):
     "How far right (1, w) and down (h, 1) the rays through a box of pixels go, for each mm away"
     x0,y0,x1,y1 = box
-    return ((np.arange(x0, x1)+.5 - cal[0,2])/cal[0,0])[None], ((np.arange(y0, y1)+.5 - cal[1,2])/cal[1,1])[:,None]
+    return (((np.arange(x0, x1)+.5 - cal[0,2])/cal[0,0])[None],
+            ((np.arange(y0, y1)+.5 - cal[1,2])/cal[1,1])[:,None])
 
 # %% ../../nbs/data/mini/biwi.ipynb #015f2e94
 def soft(
@@ -170,37 +175,47 @@ class Person:
 def _rgb(*codes): return [tuple(int(c[i:i+2], 16)/255 for i in (0, 2, 4)) for c in codes]
 
 SKIN = _rgb('f6d7c3', 'edc2a4', 'e0ac8b', 'c98f68', 'ad7550', '8d5a3b', '6f442c', 'f2cdb2')
-HAIR = _rgb('1d1a1a', '3b271c', '5d3d26', '8c4a24', 'c79a52', '9b9b9b', 'e2dcd0', 'b5532a', '2a2330')
+HAIR = _rgb('1d1a1a', '3b271c', '5d3d26', '8c4a24', 'c79a52', '9b9b9b', 'e2dcd0', 'b5532a',
+            '2a2330')
 EYES = _rgb('4b2f1c', '3f6b8f', '4d7a4a', '6b4a2a')
-SHIRT = _rgb('2f5d8a', 'b8433f', '3d7d5a', 'd7a33a', '6b4a86', '3a3f4a', 'c9cdd2', '2c8c99', 'd4775a', '7c8f3c', 'e3b7c0', '1f3550')
+SHIRT = _rgb('2f5d8a', 'b8433f', '3d7d5a', 'd7a33a', '6b4a86', '3a3f4a', 'c9cdd2', '2c8c99',
+             'd4775a', '7c8f3c', 'e3b7c0', '1f3550')
 WALL = _rgb('cfd8dc', 'e6dcc6', 'c9d6c3', 'd9c8d4', 'b9c7d8', 'ece6dc', 'd8cfc0', 'c4cfc9')
-STYLES = ['short', 'long', 'bob', 'curly', 'bun', 'bald', 'fringe', 'cap', 'short', 'scarf', 'long', 'fringe']
+STYLES = ['short', 'long', 'bob', 'curly', 'bun', 'bald', 'fringe', 'cap', 'short', 'scarf', 'long',
+          'fringe']
 
 # %% ../../nbs/data/mini/biwi.ipynb #fff29cb5
 def person(
     number:int,  # 1 to 24
     seed:int=42, # another seed, other people
 ) -> Person:
-    "How one person looks; colours and styles are dealt out like cards, so that no two people are much alike"
+    "How one person looks; colours and styles are dealt out like cards, so that few are alike"
     deal = np.random.default_rng([seed, 0])
     turn = lambda xs: (list(xs)*N_PEOPLE)[:N_PEOPLE]
-    skin,hair,eyes,shirt,trim,wall = [[turn(xs)[i] for i in deal.permutation(N_PEOPLE)] for xs in (SKIN, HAIR, EYES, SHIRT, SHIRT[::-1], WALL)]
+    skin,hair,eyes,shirt,trim,wall = [[turn(xs)[i] for i in deal.permutation(N_PEOPLE)]
+                                      for xs in (SKIN, HAIR, EYES, SHIRT, SHIRT[::-1], WALL)]
     style = turn(STYLES); pattern = turn(['plain', 'stripes', 'collar', 'plain'])
-    beard = turn(['', 'full', '', '', 'moustache', '', '', 'full']); glasses = turn([False, True, False])
-    style,pattern,beard,glasses = [[xs[i] for i in deal.permutation(N_PEOPLE)] for xs in (style, pattern, beard, glasses)]
+    beard = turn(['', 'full', '', '', 'moustache', '', '', 'full'])
+    glasses = turn([False, True, False])
+    style,pattern,beard,glasses = [[xs[i] for i in deal.permutation(N_PEOPLE)]
+                                   for xs in (style, pattern, beard, glasses)]
     i,rng = number-1,np.random.default_rng([seed, number, 2])
     u = lambda a,b: float(rng.uniform(a, b))
     return Person(number, skin[i], hair[i], eyes[i], shirt[i], trim[i], wall[i], style[i],
         beard[i] if style[i] in ('short', 'bald', 'cap', 'fringe') else '', pattern[i], glasses[i],
-        u(.92, 1.08), u(.93, 1.07), u(.5, 1.2), u(.3, 1), u(.8, 1.25), (u(-.8, .8), u(-.9, -.4), -1.), number)
+        u(.92, 1.08), u(.93, 1.07), u(.5, 1.2), u(.3, 1), u(.8, 1.25),
+        (u(-.8, .8), u(-.9, -.4), -1.), number)
 
 # %% ../../nbs/data/mini/biwi.ipynb #5f7b5318
 def paint_mouth(who:Person, col, x, y, front):
     "Cheeks, mouth and beard"
-    col = lay(col, np.array(who.skin)*(1, .78, .74), .45*front*soft(oval(np.abs(x), y, .5, .3, .2, .15), .25))
+    col = lay(col, np.array(who.skin)*(1, .78, .74),
+              .45*front*soft(oval(np.abs(x), y, .5, .3, .2, .15), .25))
     lip = np.array(who.skin)*(.82, .52, .5)
     bow = .5 - 1.7*who.smile*x*x           # the line between the lips: corners up
-    if who.beard == 'moustache': col = lay(col, who.hair, front*soft(np.maximum(oval(x, y, 0, .48, .3, .13), -oval(x, y, 0, .5, .2, .055)), .05))
+    if who.beard == 'moustache':
+        col = lay(col, who.hair, front*soft(np.maximum(oval(x, y, 0, .48, .3, .13),
+                                                       -oval(x, y, 0, .5, .2, .055)), .05))
     if who.beard == 'full':               # from ear to ear, below the nose; the mouth stays free
         jaw = np.maximum(.34 - .5*np.clip(np.abs(x)-.4, 0, .5) - y, -oval(x, y, 0, .52, .23, .07))
         col = lay(col, who.hair, front*soft(jaw, .06))
@@ -220,10 +235,13 @@ def paint_eyes(who:Person, col, x, y, front):
     col = lay(col, (.98, .98, .97), front*soft(oval(ax, y, .36, -.13, .135, .075), .03))
     col = lay(col, who.eyes, front*soft(oval(ax, y, .36, -.13, .066, .072), .03))
     col = lay(col, (.05, .05, .06), front*soft(oval(ax, y, .36, -.13, .034, .036), .03))
-    col = lay(col, (1, 1, 1), front*soft(oval(x+.025, y, np.where(x > 0, .36, -.36), -.16, .02, .02), .02))
+    col = lay(col, (1, 1, 1), front*soft(oval(x+.025, y, np.where(x > 0, .36, -.36), -.16, .02,
+                                              .02), .02))
     if who.glasses:
-        rim = np.minimum(np.abs(oval(ax, y, .37, -.11, .25, .2)) - .02, np.maximum(np.abs(y+.13) - .018, np.abs(ax-.06) - .07))
-        col = lay(col, (.12, .12, .15), front*soft(np.minimum(rim, np.maximum(np.abs(y+.14)-.02, .6-ax)), .03))
+        rim = np.minimum(np.abs(oval(ax, y, .37, -.11, .25, .2)) - .02,
+                         np.maximum(np.abs(y+.13) - .018, np.abs(ax-.06) - .07))
+        col = lay(col, (.12, .12, .15),
+                  front*soft(np.minimum(rim, np.maximum(np.abs(y+.14)-.02, .6-ax)), .03))
     return col
 
 # %% ../../nbs/data/mini/biwi.ipynb #c5ed3f0f
@@ -239,7 +257,8 @@ def paint_head(
 
 # %% ../../nbs/data/mini/biwi.ipynb #a6c3e152
 HAIRLINES = { # how far up the line is at the side, how much it rises to the front
-    'short': (.02, .72), 'long': (-.45, 1.2), 'bob': (-.5, 1.22), 'bun': (.05, .68), 'curly': (-.1, .8),
+    'short': (.02, .72), 'long': (-.45, 1.2), 'bob': (-.5, 1.22), 'bun': (.05, .68),
+    'curly': (-.1, .8),
     'fringe': (-.2, .74), 'cap': (.1, .42), 'scarf': (-1.1, 1.55)}
 
 def paint_hair(
@@ -252,23 +271,27 @@ def paint_hair(
     wave = .03*np.sin(9*x + 2*who.number)*(who.style not in ('cap', 'scarf'))
     cover = soft(side + rise*np.maximum(front, 0)**1.2 + .5*np.minimum(front, 0) + wave - up, .06)
     colour = np.asarray(who.trim if who.style in ('cap', 'scarf') else who.hair, np.float32)
-    strands = {'cap': .1*np.sin(24*up), 'scarf': .07*np.sin(7*up + 5*x), 'curly': .16*np.sin(26*x + 3*np.sin(22*up))*np.sin(24*up)}
+    strands = {'cap': .1*np.sin(24*up), 'scarf': .07*np.sin(7*up + 5*x),
+               'curly': .16*np.sin(26*x + 3*np.sin(22*up))*np.sin(24*up)}
     strands = 1 + strands.get(who.style, .07*np.sin(23*x + 7*up + who.number))
     return colour*strands[:,None].astype(np.float32), cover
 
 # %% ../../nbs/data/mini/biwi.ipynb #6e4cf456
 def paint_plain(colour):
     "One colour all over"
-    return lambda u: (np.broadcast_to(np.asarray(colour, np.float32), (u.shape[1], 3)), np.ones(u.shape[1], np.float32))
+    return lambda u: (np.broadcast_to(np.asarray(colour, np.float32), (u.shape[1], 3)),
+                      np.ones(u.shape[1], np.float32))
 
 def paint_shirt(who:Person, top:float, tall:float, collar:bool=False):
-    "A shirt: plain, with stripes, or with an open collar; `top` and `tall` in mm, so that stripes go on from part to part"
+    "A shirt: plain, striped or with an open collar; stripes go on over `top` and `tall`, in mm"
     def paint(u):
         col = np.broadcast_to(np.asarray(who.shirt, np.float32), (u.shape[1], 3))
-        if who.pattern == 'stripes': col = lay(col, who.trim, soft(np.abs((top+tall*u[1])/38 % 1 - .5) - .22, .1))
+        if who.pattern == 'stripes':
+            col = lay(col, who.trim, soft(np.abs((top+tall*u[1])/38 % 1 - .5) - .22, .1))
         if who.pattern == 'collar' and collar:
             v = np.abs(u[0]) - .32*(-u[1]-.25)
-            col = lay(lay(col, who.trim, soft(v-.1, .03)*(u[1] < -.1)), who.skin, soft(v, .03)*(u[1] < -.1)*(u[2] < 0))
+            col = lay(lay(col, who.trim, soft(v-.1, .03)*(u[1] < -.1)), who.skin,
+                      soft(v, .03)*(u[1] < -.1)*(u[2] < 0))
         return col, np.ones(u.shape[1], np.float32)
     return paint
 
@@ -281,30 +304,39 @@ def solids(
     R,c,w,h = pose.rotation,pose.centre,who.width,who.height
     at = lambda x,y,z: c + R @ np.array([x*w, y*h, z], float)
     def part(place, radii, paint, turn=R, head=True):
-        return Ellipsoid(place, turn, np.array(radii, float)*(w, h, 1), paint if callable(paint) else paint_plain(paint), head)
+        return Ellipsoid(place, turn, np.array(radii, float)*(w, h, 1), paint if callable(paint)
+                         else paint_plain(paint), head)
     skin,shade = np.array(who.skin), np.array(who.skin)*(.95, .86, .84)
     hair = np.array(who.trim if who.style in ('cap', 'scarf') else who.hair)
     res = [part(c, (76, 106, 92), lambda u: paint_head(who, u)),
            part(at(0, 16, -90), (13*who.nose, 21, 20*who.nose), shade)]
-    if who.style not in ('bob', 'scarf'): res += [part(at(s*78, 8, 12), (11, 25, 16), shade) for s in (-1, 1)]
-    puff = {'curly': 1.24, 'long': 1.09, 'bob': 1.13, 'scarf': 1.1, 'cap': 1.09}.get(who.style, 1.04)
-    if who.style != 'bald': res.append(part(at(0, -5, 6), np.array((76, 106, 92))*puff, lambda u: paint_hair(who, u)))
+    if who.style not in ('bob', 'scarf'):
+        res += [part(at(s*78, 8, 12), (11, 25, 16), shade) for s in (-1, 1)]
+    puff = {'curly': 1.24, 'long': 1.09, 'bob': 1.13, 'scarf': 1.1, 'cap': 1.09}
+    puff = puff.get(who.style, 1.04)
+    if who.style != 'bald':
+        res.append(part(at(0, -5, 6), np.array((76, 106, 92))*puff, lambda u: paint_hair(who, u)))
     if who.style == 'bun': res.append(part(at(0, -112, 34), (38, 34, 38), hair))
     if who.style == 'cap': res.append(part(at(0, -126, 6), (22, 20, 22), np.array(who.trim)*.8))
     if who.style in ('long', 'scarf'): res.append(part(at(0, 62, 44), (84, 120, 48), hair))
     body = rotation(0, .35*pose.turns[1], .2*pose.turns[2])
     low = c + (0, 0, 25) + .25*(R @ np.array([0., 90, 0]) - (0, 90, 0))
     return res + [part(low + (0, 108*h, 0), (50, 80, 48), skin*(.9, .84, .82), np.eye(3), False),
-                  part(low + (0, 470, 22), (204/w, 370/h, 104), paint_shirt(who, 470, 370), body, False),
-                  part(low + (0, 240, 18), (204/w, 98/h, 100), paint_shirt(who, 240, 98, True), body, False)]
+                  part(low + (0, 470, 22), (204/w, 370/h, 104), paint_shirt(who, 470, 370), body,
+                       False),
+                  part(low + (0, 240, 18), (204/w, 98/h, 100), paint_shirt(who, 240, 98, True),
+                       body, False)]
 
 # %% ../../nbs/data/mini/biwi.ipynb #95eeebfa
 def _shade(c, k): return tuple(int(255*min(1, v*k)) for v in c)
 
 def _window(d, x, rng):
-    d.rectangle((x, 40, x+130, 235), fill=(250, 250, 246)); d.rectangle((x+8, 48, x+122, 227), fill=(188, 214, 236))
-    d.ellipse((x+20, 150, x+150, 300), fill=(150, 184, 140)); d.rectangle((x, 227, x+130, 300), fill=None)
-    d.rectangle((x+61, 40, x+69, 235), fill=(250, 250, 246)); d.rectangle((x-6, 235, x+136, 247), fill=(240, 238, 230))
+    d.rectangle((x, 40, x+130, 235), fill=(250, 250, 246))
+    d.rectangle((x+8, 48, x+122, 227), fill=(188, 214, 236))
+    d.ellipse((x+20, 150, x+150, 300), fill=(150, 184, 140))
+    d.rectangle((x, 227, x+130, 300), fill=None)
+    d.rectangle((x+61, 40, x+69, 235), fill=(250, 250, 246))
+    d.rectangle((x-6, 235, x+136, 247), fill=(240, 238, 230))
 
 def _shelf(d, x, rng):
     d.rectangle((x, 60, x+150, 330), fill=(120, 86, 58))
@@ -312,12 +344,16 @@ def _shelf(d, x, rng):
         d.rectangle((x+8, top, x+142, top+76), fill=(84, 60, 42)); left = x+12
         while left < x+126:
             w,h = int(rng.integers(9, 20)), int(rng.integers(44, 70))
-            d.rectangle((left, top+76-h, left+w-2, top+76), fill=_shade(SHIRT[rng.integers(len(SHIRT))], .85)); left += w
+            d.rectangle((left, top+76-h, left+w-2, top+76),
+                        fill=_shade(SHIRT[rng.integers(len(SHIRT))], .85))
+            left += w
 
 def _plant(d, x, rng):
     for _ in range(14):
         a,b = rng.integers(-10, 110), rng.integers(120, 260); s = int(rng.integers(18, 34))
-        d.ellipse((x+a, b, x+a+s, b+2*s), fill=(int(rng.integers(50, 90)), int(rng.integers(110, 160)), int(rng.integers(60, 90))))
+        d.ellipse((x+a, b, x+a+s, b+2*s),
+                  fill=(int(rng.integers(50, 90)), int(rng.integers(110, 160)),
+                        int(rng.integers(60, 90))))
     d.polygon([(x+20, 290), (x+100, 290), (x+86, 380), (x+34, 380)], fill=(186, 104, 70))
 
 # %% ../../nbs/data/mini/biwi.ipynb #02d4bab8
@@ -327,11 +363,14 @@ def _picture(d, x, rng):
     d.polygon([(x+8, 182), (x+50, 110), (x+80, 150), (x+112, 120), (x+112, 182)], fill=b)
 
 def _lamp(d, x, rng):
-    d.rectangle((x+47, 150, x+53, 400), fill=(90, 80, 76)); d.ellipse((x, 80, x+100, 180), fill=(255, 244, 214))
+    d.rectangle((x+47, 150, x+53, 400), fill=(90, 80, 76))
+    d.ellipse((x, 80, x+100, 180), fill=(255, 244, 214))
 
 def _clock(d, x, rng):
-    d.ellipse((x, 60, x+96, 156), fill=(64, 64, 70)); d.ellipse((x+7, 67, x+89, 149), fill=(248, 246, 240))
-    d.line((x+48, 108, x+48, 78), fill=(40, 40, 44), width=5); d.line((x+48, 108, x+70, 116), fill=(40, 40, 44), width=5)
+    d.ellipse((x, 60, x+96, 156), fill=(64, 64, 70))
+    d.ellipse((x+7, 67, x+89, 149), fill=(248, 246, 240))
+    d.line((x+48, 108, x+48, 78), fill=(40, 40, 44), width=5)
+    d.line((x+48, 108, x+70, 116), fill=(40, 40, 44), width=5)
 
 # %% ../../nbs/data/mini/biwi.ipynb #b2e69e81
 def room(
@@ -368,9 +407,11 @@ def render(
     pose:Pose,
     cal:np.ndarray,        # (3, 3)
     behind:np.ndarray,     # (480, 640, 3) as uint8
-) -> tuple:                # the picture (480, 640, 3) as uint8, and where the head is (480, 640) as bool
+    # the picture (480, 640, 3) as uint8, and where the head is (480, 640) as bool
+) -> tuple:
     "One frame, a ray a pixel"
-    im,depth,head = behind.copy(), np.full(behind.shape[:2], np.inf), np.zeros(behind.shape[:2], bool)
+    im,depth,head = (behind.copy(), np.full(behind.shape[:2], np.inf),
+                     np.zeros(behind.shape[:2], bool))
     for e in sorted(solids(who, pose), key=lambda e: -e.centre[2]):
         x0,y0,x1,y1 = box = bounds(e, cal)
         if x0 >= x1 or y0 >= y1: continue
@@ -394,7 +435,7 @@ def draw(
     seed:int=42,   # another seed, other people and poses
     progress=None, # wraps an iterable to show how far it is, as `tqdm` does
 ):
-    "Fills `path` with the twin: `01/rgb.cal`, `01/frame_00003_rgb.jpg`, `01/frame_00003_pose.txt`, ..."
+    "Fills `path` with the twin: `01/rgb.cal`, `01/frame_00003_rgb.jpg`, `..._pose.txt`, ..."
     path = Path(path)
     for n in (progress or iter)(range(1, N_PEOPLE+1)):
         who,cal,folder = person(n, seed), calibration(n), path/f'{n:02d}'
@@ -402,7 +443,8 @@ def draw(
         folder.mkdir()
         (folder/'rgb.cal').write_text(calibration_text(cal))
         for p in poses(n, seed):
-            Image.fromarray(render(who, p, cal, behind)[0]).save(path/f'{p.stem}_rgb.jpg', quality=70)
+            picture = Image.fromarray(render(who, p, cal, behind)[0])
+            picture.save(path/f'{p.stem}_rgb.jpg', quality=70)
             (path/f'{p.stem}_pose.txt').write_text(pose_text(p))
 
 # %% ../../nbs/data/mini/biwi.ipynb #7928bcf0
@@ -412,7 +454,8 @@ def find_pose(
 ) -> Pose:
     "The pose that was planted in a frame of the twin"
     folder,name = Path(f).parts[-2:]
-    return next(p for p in poses(int(folder), seed) if p.stem == f'{folder}/{name.rpartition("_")[0]}')
+    return next(p for p in poses(int(folder), seed)
+                if p.stem == f'{folder}/{name.rpartition("_")[0]}')
 
 # %% ../../nbs/data/mini/biwi.ipynb #88711cb0
 def planted_centre(

@@ -34,7 +34,8 @@ class Truth:
     def opinion(self, users, films): # numbers as in the files
         "The opinion before noise and rounding, in stars"
         u,f = np.asarray(users)-1, np.asarray(films)-1
-        return self.mean + self.user_bias[u] + self.film_bias[f] + (self.user_factors[u]*self.film_factors[f]).sum(-1)
+        return (self.mean + self.user_bias[u] + self.film_bias[f]
+                + (self.user_factors[u]*self.film_factors[f]).sum(-1))
 
 # %% ../../nbs/data/mini/movielens.ipynb #3bab5645
 def _rng(seed, part): return np.random.default_rng([seed, part])
@@ -46,9 +47,11 @@ def plant(
 ) -> Truth:
     "Tastes, characters and biases for a set of any size"
     g = _rng(seed, 0)
-    user_bias, user_factors = g.normal(0, 0.3, n_users), g.normal(0, 0.6, (n_users, len(directions)))
+    user_bias, user_factors = (g.normal(0, 0.3, n_users),
+                               g.normal(0, 0.6, (n_users, len(directions))))
     g = _rng(seed, 1)
-    film_bias, angle, radius = g.normal(0, 0.5, n_films), g.uniform(0, 2*np.pi, n_films), g.uniform(0.7, 1.1, n_films)
+    film_bias, angle, radius = (g.normal(0, 0.5, n_films), g.uniform(0, 2*np.pi, n_films),
+                                g.uniform(0.7, 1.1, n_films))
     film_factors = radius[:,None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     return Truth(3.6, user_bias, film_bias, user_factors, film_factors, 1.2)
 
@@ -64,12 +67,14 @@ def who_rates_what(
     n_ratings:int,       # how many ratings
     seed:int=42,         # the same seed picks the same pairs
     least:int=20,        # every user rates at least as many films
-):                       # users and films, numbers from 1, (n_ratings,) each; ValueError if so many don't fit
+    # users and films, numbers from 1, (n_ratings,) each; ValueError if so many don't fit
+):
     "Different pairs of a user and a film, in random order"
     n_users, n_films = len(truth.user_bias), len(truth.film_bias)
     most = int(0.9*n_films)
     if not least*n_users <= n_ratings <= most*n_users:
-        raise ValueError(f'{n_users:,} users and {n_films:,} films take {least*n_users:,} to {most*n_users:,} ratings, not {n_ratings:,}.')
+        raise ValueError(f'{n_users:,} users and {n_films:,} films take {least*n_users:,} to '
+                         f'{most*n_users:,} ratings, not {n_ratings:,}.')
     g = _rng(seed, 2)
     popular = np.cumsum(np.exp(g.normal(0, 0.7, n_films) + 0.4*truth.film_bias))
     per_user = _shares(np.exp(g.normal(0, 0.5, n_users)), n_ratings, least, most)
@@ -78,7 +83,8 @@ def who_rates_what(
         short = per_user - np.bincount(pairs//n_films, minlength=n_users)
         users = np.repeat(np.arange(n_users), short)
         films = np.searchsorted(popular, g.random(len(users))*popular[-1], side='right')
-        pairs = np.sort(np.concatenate([pairs, users*n_films + films]))  # np.unique does the same, and takes 70 times as long
+        # np.unique does the same, and takes 70 times as long
+        pairs = np.sort(np.concatenate([pairs, users*n_films + films]))
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     pairs = g.permutation(pairs)
     return pairs//n_films + 1, pairs%n_films + 1
@@ -111,7 +117,8 @@ _erf = np.vectorize(math.erf, otypes=[float])
 def best_guess(
     truth:Truth,  # from `plant` or `truth`
     users, films, # numbers from 1, (n,) each
-):                # (mean, variance) of the stars, (n,) each; the mean variance is the lowest reachable MSE
+    # (mean, variance) of the stars, (n,) each; the mean variance is the lowest reachable MSE
+):
     "What can be known of a rating by somebody who knows all that is planted"
     opinion = truth.opinion(users, films)
     edges = (np.arange(1.5, 5) - opinion[...,None]) / (truth.noise*math.sqrt(2))
@@ -121,19 +128,30 @@ def best_guess(
     return mean, chance @ np.arange(1, 6)**2 - mean**2
 
 # %% ../../nbs/data/mini/movielens.ipynb #6263df3d
-_adjectives = 'Amber Brazen Broken Copper Crimson Distant Eleventh Frozen Gilded Hollow Hundredth Indigo Ivory Lonesome Midnight Nameless Ninth Paper Quiet Reckless Scarlet Silver Tangled Unseen Velvet Wandering Winding Yellow'.split()
+_adjectives = """
+    Amber Brazen Broken Copper Crimson Distant Eleventh Frozen Gilded Hollow Hundredth Indigo
+    Ivory Lonesome Midnight Nameless Ninth Paper Quiet Reckless Scarlet Silver Tangled Unseen
+    Velvet Wandering Winding Yellow""".split()
 _nouns = {
-    'action':  'Ambush Barricade Convoy Detonator Falcon Getaway Hijack Manhunt Mercenary Payload Raid Ransom Sabotage Showdown Tripwire Vendetta'.split(),
-    'both':    'Accomplice Alibi Carnival Compass Detour Duchess Gambler Horizon Lighthouse Masquerade Messenger Railway Stranger Suitcase Voyage Witness'.split(),
-    'romance': 'Balcony Bouquet Café Embrace Fiancée Honeymoon Letter Lullaby Matinée Orchard Picnic Promise Serenade Sweetheart Waltz Wedding'.split()}
-_places = 'Antwerp Bogotá Calcutta Cádiz Dakar Geneva Halifax Köln León Lisbon Málaga Marseille Montréal Odessa Palermo Québec Riga Tangier Trieste Zürich'.split()
-_names = 'Agnes Albert Beatrix Clara Désirée Edmund Frida Günther Hélène Igor Jósef Lucía Matilda Noël Oscar Rosa Renée Stella Theo Zoë'.split()
+    'action':  'Ambush Barricade Convoy Detonator Falcon Getaway Hijack Manhunt Mercenary Payload '
+               'Raid Ransom Sabotage Showdown Tripwire Vendetta'.split(),
+    'both':    'Accomplice Alibi Carnival Compass Detour Duchess Gambler Horizon Lighthouse '
+               'Masquerade Messenger Railway Stranger Suitcase Voyage Witness'.split(),
+    'romance': 'Balcony Bouquet Café Embrace Fiancée Honeymoon Letter Lullaby Matinée Orchard '
+               'Picnic Promise Serenade Sweetheart Waltz Wedding'.split()}
+_places = """
+    Antwerp Bogotá Calcutta Cádiz Dakar Geneva Halifax Köln León Lisbon Málaga Marseille
+    Montréal Odessa Palermo Québec Riga Tangier Trieste Zürich""".split()
+_names = """
+    Agnes Albert Beatrix Clara Désirée Edmund Frida Günther Hélène Igor Jósef Lucía Matilda Noël
+    Oscar Rosa Renée Stella Theo Zoë""".split()
 
 # %% ../../nbs/data/mini/movielens.ipynb #85426ff2
 def film_years(truth:Truth, seed:int=42): # whole numbers, (n_films,)
     "The year of each film: from 1930 for the oldest to 1998 for the newest, by its direction `old`"
     old = truth.film_factors[:,1]/1.1
-    return np.clip(np.rint(1964 - 33*old + _rng(seed, 4).normal(0, 2, len(old))), 1930, 1998).astype(int)
+    return np.clip(np.rint(1964 - 33*old + _rng(seed, 4).normal(0, 2, len(old))), 1930,
+                   1998).astype(int)
 
 def film_titles(
     truth:Truth,  # from `plant`
@@ -141,7 +159,8 @@ def film_titles(
 ) -> list:        # n_films titles with their year, all different
     "A title for each film that fits its character"
     g, years = _rng(seed, 5), film_years(truth, seed)
-    kinds = np.select([truth.film_factors[:,0] > 0.35, truth.film_factors[:,0] < -0.35], ['action', 'romance'], 'both')
+    kinds = np.select([truth.film_factors[:,0] > 0.35, truth.film_factors[:,0] < -0.35],
+                      ['action', 'romance'], 'both')
     titles = {} # a dict keeps the order and finds doubles
     for kind,year in zip(kinds.tolist(), years.tolist()):
         while (title := f'{_words(kind, g)} ({year})') in titles: pass
@@ -149,8 +168,10 @@ def film_titles(
     return list(titles)
 
 def _words(kind, g):
-    adjective, noun, place, name = (words[int(g.random()*len(words))] for words in (_adjectives, _nouns[kind], _places, _names))
-    forms = f'{adjective} {noun}, The', f'{adjective} {noun} of {place}, The', f'{noun} in {place}', f"{name}'s {noun}", f'{adjective} {noun}'
+    adjective, noun, place, name = (words[int(g.random()*len(words))]
+                                    for words in (_adjectives, _nouns[kind], _places, _names))
+    forms = (f'{adjective} {noun}, The', f'{adjective} {noun} of {place}, The',
+             f'{noun} in {place}', f"{name}'s {noun}", f'{adjective} {noun}')
     return forms[int(g.random()*len(forms))]
 
 # %% ../../nbs/data/mini/movielens.ipynb #c81fc18c
@@ -160,17 +181,26 @@ def film_similarity(truth:Truth): # (n_films, n_films), from -1 to 1
     return unit @ unit.T
 
 # %% ../../nbs/data/mini/movielens.ipynb #a0e156d9
-genres = 'unknown Action Adventure Animation Children\'s Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western'.split()
-occupations = 'administrator artist doctor educator engineer entertainment executive healthcare homemaker lawyer librarian marketing none other programmer retired salesman scientist student technician writer'.split()
+genres = """
+    unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy
+    Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western""".split()
+occupations = """
+    administrator artist doctor educator engineer entertainment executive healthcare homemaker
+    lawyer librarian marketing none other programmer retired salesman scientist student
+    technician writer""".split()
 
 def film_genres(truth:Truth, seed:int=42): # 0 and 1, (n_films, 19)
     "The genres of each film, by its character; a few are a matter of chance"
     action, old = truth.film_factors.T
     chance = dict(zip(genres, _rng(seed, 6).random((len(genres), len(action)))))
-    has = {'Action': action > 0.3, 'Romance': action < -0.3, 'Comedy': np.abs(action) < 0.4, 'Drama': (action < 0) & (chance['Drama'] < 0.5),
-           'Film-Noir': (old > 0.5) & (chance['Film-Noir'] < 0.4), 'Western': (old > 0.2) & (action > 0.2) & (chance['Western'] < 0.4),
-           'War': (action > 0.5) & (chance['War'] < 0.3), 'Musical': (old > 0) & (action < 0) & (chance['Musical'] < 0.3),
-           'Sci-Fi': (old < -0.4) & (chance['Sci-Fi'] < 0.4), 'Thriller': (old < 0) & (action > 0) & (chance['Thriller'] < 0.5)}
+    has = {'Action': action > 0.3, 'Romance': action < -0.3, 'Comedy': np.abs(action) < 0.4,
+           'Drama': (action < 0) & (chance['Drama'] < 0.5),
+           'Film-Noir': (old > 0.5) & (chance['Film-Noir'] < 0.4),
+           'Western': (old > 0.2) & (action > 0.2) & (chance['Western'] < 0.4),
+           'War': (action > 0.5) & (chance['War'] < 0.3),
+           'Musical': (old > 0) & (action < 0) & (chance['Musical'] < 0.3),
+           'Sci-Fi': (old < -0.4) & (chance['Sci-Fi'] < 0.4),
+           'Thriller': (old < 0) & (action > 0) & (chance['Thriller'] < 0.5)}
     return np.stack([has.get(g, np.zeros(len(action), bool)) for g in genres], 1).astype(int)
 
 # %% ../../nbs/data/mini/movielens.ipynb #415a4ac3
@@ -182,17 +212,22 @@ def draw(
     "Writes the ratings twin in the files of MovieLens 100k"
     path, t, g = Path(path), truth(seed), _rng(seed, 7)
     users, films = who_rates_what(t, n_ratings, seed)
-    began = g.integers(875_000_000, 893_000_000, n_users)[users-1] # one evening for each user, September 1997 to April 1998
-    u_data = np.stack([users, films, stars(t, users, films, seed), began + g.integers(0, 10_800, n_ratings)], 1)
+    # one evening for each user, September 1997 to April 1998
+    began = g.integers(875_000_000, 893_000_000, n_users)[users-1]
+    u_data = np.stack([users, films, stars(t, users, films, seed),
+                       began + g.integers(0, 10_800, n_ratings)], 1)
     years, flags = film_years(t, seed), film_genres(t, seed)
     lines = {
         'u.data': ('\t'.join(map(str, row)) for row in u_data.tolist()),
         'u.item': (f'{i}|{title}|01-Jan-{year}|||{"|".join(map(str, fs))}'
-                   for i,(title,year,fs) in enumerate(zip(film_titles(t, seed), years.tolist(), flags.tolist()), 1)),
-        'u.user': (f'{i}|{g.integers(12, 70)}|{"MF"[g.integers(2)]}|{occupations[g.integers(len(occupations))]}|{g.integers(10_000, 99_999)}'
+                   for i,(title,year,fs) in enumerate(zip(film_titles(t, seed), years.tolist(),
+                                                          flags.tolist()), 1)),
+        'u.user': (f'{i}|{g.integers(12, 70)}|{"MF"[g.integers(2)]}|'
+                   f'{occupations[g.integers(len(occupations))]}|{g.integers(10_000, 99_999)}'
                    for i in range(1, n_users+1)),
         'u.genre': (f'{name}|{i}' for i,name in enumerate(genres)),
         'u.occupation': occupations,
-        'u.info': (f'{n} {what}' for n,what in ((n_users, 'users'), (n_films, 'items'), (n_ratings, 'ratings')))}
+        'u.info': (f'{n} {what}' for n,
+                   what in ((n_users, 'users'), (n_films, 'items'), (n_ratings, 'ratings')))}
     for name in (progress or iter)(list(lines)):
         (path/name).write_bytes(''.join(f'{line}\n' for line in lines[name]).encode('latin-1'))

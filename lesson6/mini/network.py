@@ -60,7 +60,7 @@ class Stage(nn.Sequential):
 N_OUT = 791   # what the shipped weights answer: the questions of the training
 
 class DrawNet(nn.Module):
-    "A small ResNet whose shortcuts have no weights; its parts have the names that torchvision's ResNets use"
+    "A small ResNet whose shortcuts have no weights; its parts are called as torchvision's are"
     def __init__(self,
         depths:tuple,                    # blocks in each of the four stages
         widths:tuple=(32, 64, 128, 224), # channels of each stage
@@ -97,7 +97,8 @@ def save_weights(
 
 # %% ../../nbs/data/mini/network.ipynb #081e69ba
 def read_weights(
-    file:Path,   # a safetensors file; FileNotFoundError if it isn't there, ValueError if it isn't one
+    # a safetensors file; FileNotFoundError if it isn't there, ValueError if it isn't one
+    file:Path,
 ) -> tuple:      # {name: tensor}, {note: text}
     "The weights in a file and the notes kept with them"
     if not Path(file).is_file():

@@ -42,7 +42,8 @@ class Pen:
         turn:float=0.,       # degrees, counter-clockwise
     ):
         t = np.deg2rad(turn)
-        self.m = scale*np.array([[np.cos(t), -np.sin(t)], [-np.sin(t), -np.cos(t)]])@np.diag([-1. if flip else 1., 1.])
+        self.m = scale*np.array([[np.cos(t), -np.sin(t)],
+                                 [-np.sin(t), -np.cos(t)]])@np.diag([-1. if flip else 1., 1.])
         self.at, self.scale = np.array(at, float), scale
         self.sheets = [(ImageDraw.Draw(picture), fine, True), (ImageDraw.Draw(mask), 1, False)]
 
@@ -51,7 +52,8 @@ class Pen:
         xy = np.asarray(points, float)@self.m.T + self.at
         for draw, k, coloured in self.sheets if seen else self.sheets[:1]:
             rim = shade(colour, .66) if coloured and edge else None
-            draw.polygon([tuple(p) for p in xy*k], fill=colour if coloured else 255, outline=rim, width=2)
+            draw.polygon([tuple(p) for p in xy*k], fill=colour if coloured else 255, outline=rim,
+                         width=2)
 
 # %% ../../nbs/data/mini/pascal.ipynb #c6fdcbf3
 def ring(x, y, rx, ry=None, turn=0., start=0., stop=360., n=28):
@@ -80,10 +82,14 @@ def line(self:Pen, points, width, colour):
 Pen.disc, Pen.box, Pen.line = disc, box, line
 
 # %% ../../nbs/data/mini/pascal.ipynb #fe28b5b1
-inks = dict(red=(200, 58, 54), orange=(228, 136, 52), yellow=(238, 200, 76), green=(84, 150, 84), teal=(56, 148, 150), blue=(62, 108, 186),
-    purple=(128, 92, 164), pink=(226, 134, 156), white=(240, 238, 232), grey=(142, 146, 152), dark=(54, 54, 62), brown=(132, 88, 56),
-    tan=(206, 168, 120), chestnut=(150, 82, 44), cream=(238, 226, 200), skin=(236, 190, 158), olive=(198, 148, 110), umber=(124, 80, 56),
-    glass=(170, 208, 226), tyre=(44, 44, 48), steel=(176, 182, 190), wood=(170, 120, 72), leaf=(70, 138, 66), clay=(192, 104, 66))
+inks = dict(red=(200, 58, 54), orange=(228, 136, 52), yellow=(238, 200, 76), green=(84, 150, 84),
+    teal=(56, 148, 150), blue=(62, 108, 186),
+    purple=(128, 92, 164), pink=(226, 134, 156), white=(240, 238, 232), grey=(142, 146, 152),
+    dark=(54, 54, 62), brown=(132, 88, 56),
+    tan=(206, 168, 120), chestnut=(150, 82, 44), cream=(238, 226, 200), skin=(236, 190, 158),
+    olive=(198, 148, 110), umber=(124, 80, 56),
+    glass=(170, 208, 226), tyre=(44, 44, 48), steel=(176, 182, 190), wood=(170, 120, 72),
+    leaf=(70, 138, 66), clay=(192, 104, 66))
 
 def ink(
     rng:np.random.Generator, # where chance comes from
@@ -115,7 +121,8 @@ def thing(height, width):
 # %% ../../nbs/data/mini/pascal.ipynb #cb7ab856
 def head(p, rng, x, y, r=.1):
     "A head with hair, seen from the front"
-    skin, hair = ink(rng, 'skin', 'skin', 'olive', 'umber'), ink(rng, 'dark', 'brown', 'chestnut', 'yellow', 'grey')
+    skin, hair = (ink(rng, 'skin', 'skin', 'olive', 'umber'),
+                  ink(rng, 'dark', 'brown', 'chestnut', 'yellow', 'grey'))
     if rng.random() < .4: p.disc(x, y-.02, r*1.2, r*1.35, hair)                    # long hair
     p.line([(x, y-.13), (x, y-.06)], .075, shade(skin, .85))
     p.disc(x, y, r*.92, r*1.08, skin)
@@ -151,7 +158,9 @@ def rider(p, rng, shirt, legs):
 def wheel(p, x, y, r, spokes=False):
     "A tyre with a hub, or with spokes"
     if spokes:
-        for a in np.linspace(0, np.pi, 5)[:-1]: p.line([(x-r*np.cos(a), y-r*np.sin(a)), (x+r*np.cos(a), y+r*np.sin(a))], .012, inks['steel'])
+        for a in np.linspace(0, np.pi, 5)[:-1]:
+            p.line([(x-r*np.cos(a), y-r*np.sin(a)), (x+r*np.cos(a), y+r*np.sin(a))], .012,
+                   inks['steel'])
         p.line(ring(x, y, r), .05, inks['tyre'])
     else:
         p.disc(x, y, r, colour=inks['tyre'])
@@ -162,7 +171,9 @@ def bicycle(p, rng):
     paint, hub = ink(rng, 'purple', 'purple', 'blue'), [(-.44, .29), (.44, .29)]
     for x, y in hub: wheel(p, x, y, .29, spokes=True)
     crank, seat, front = (-.03, .29), (-.17, .7), (.3, .72)
-    for a, b in ((hub[0], crank), (crank, seat), (seat, front), (crank, front), (hub[0], seat), (front, hub[1])): p.line([a, b], .07, paint)
+    for a, b in ((hub[0], crank), (crank, seat), (seat, front), (crank, front), (hub[0], seat),
+                 (front, hub[1])):
+        p.line([a, b], .07, paint)
     p.line([seat, (-.19, .79)], .035, inks['steel'])
     p.disc(-.2, .82, .13, .045, inks['dark'])
     p.line([front, (.27, .88), (.42, .92)], .045, inks['dark'])
@@ -177,9 +188,11 @@ def motorbike(p, rng):
         p.disc(x, .27, .27, colour=inks['tyre'])
         p.disc(x, .27, .15, colour=inks['steel'])
     p.line([(.55, .27), (.36, .82)], .06, inks['steel'])
-    p.poly([(-.25, .2), (.25, .2), (.3, .5), (-.28, .5)], inks['grey'])                      # engine
+    # engine
+    p.poly([(-.25, .2), (.25, .2), (.3, .5), (-.28, .5)], inks['grey'])
     for y in (.28, .36, .44): p.line([(-.12, y), (.12, y)], .02, inks['dark'])
-    p.line([(-.05, .18), (-.75, .24)], .08, inks['steel'])                                   # exhaust
+    # exhaust
+    p.line([(-.05, .18), (-.75, .24)], .08, inks['steel'])
     p.poly([(-.12, .5), (.36, .52), (.32, .76), (.02, .78)], paint)                          # tank
     p.poly([(-.72, .62), (-.66, .52), (-.1, .5), (-.02, .66), (-.4, .62)], inks['dark'])     # seat
     p.disc(-.58, .4, .3, .26, paint, start=40, stop=140)
@@ -195,7 +208,8 @@ def car(p, rng):
     for a, b in (((-.48, .54), (-.36, .82)), ((.02, .54), (.05, .84))): 
         right = (-.04, .54, -.02, .83) if a[0] < 0 else (.46, .54, .17+roof, .84)
         p.poly([a, right[:2], right[2:], b], ink(rng, 'glass'))
-    p.poly([(-1.2, .2), (-1.22, .46), (-1.0, .54), (.62, .56), (1.1, .46), (1.22, .3), (1.2, .18)], paint)
+    p.poly([(-1.2, .2), (-1.22, .46), (-1.0, .54), (.62, .56), (1.1, .46), (1.22, .3), (1.2, .18)],
+           paint)
     for x in (-.72, .72):
         p.disc(x, .2, .26, colour=shade(paint, .5))
         wheel(p, x, .2, .21)
@@ -221,7 +235,8 @@ def bus(p, rng):
 # %% ../../nbs/data/mini/pascal.ipynb #caf1ad5b
 def rails(p, length=6):
     "Rails on sleepers, from one side of the picture to the other; they are no part of the train"
-    for x in np.arange(-length, length, .17): p.box(x, -.07, x+.09, .0, inks['brown'], edge=False, seen=False)
+    for x in np.arange(-length, length, .17):
+        p.box(x, -.07, x+.09, .0, inks['brown'], edge=False, seen=False)
     p.box(-length, -.005, length, .025, inks['steel'], edge=False, seen=False)
 
 @thing(.8, 1.85)
@@ -242,7 +257,9 @@ def train(p, rng):
 def steam(p, rng, paint):
     "A steam engine with its tender"
     puff = rng.uniform(.1, .16)
-    for i in range(4): p.disc(.62-i*.2, 1.02+i*.05, puff+i*.03, puff+i*.015, shade(inks['white'], 1-.03*i), edge=False)
+    for i in range(4):
+        p.disc(.62-i*.2, 1.02+i*.05, puff+i*.03, puff+i*.015, shade(inks['white'], 1-.03*i),
+               edge=False)
     p.box(-1.2, .2, -.62, .62, shade(paint, .8))
     p.disc(-.91, .62, .28, .1, inks['dark'], stop=180)
     p.box(-.5, .2, -.12, .92, paint)
@@ -261,14 +278,18 @@ def steam(p, rng, paint):
 # %% ../../nbs/data/mini/pascal.ipynb #383b4e53
 @thing(1., 1.15)
 def aeroplane(p, rng):
-    paint, tail = ink(rng, 'white', 'white', 'steel', 'yellow'), ink(rng, 'red', 'blue', 'green', 'orange', 'purple')
-    p.poly([(.0, .05), (-.22, .3), (-.1, .3), (.2, .04)], shade(paint, .75))                                  # far wing
+    paint, tail = (ink(rng, 'white', 'white', 'steel', 'yellow'),
+                   ink(rng, 'red', 'blue', 'green', 'orange', 'purple'))
+    # far wing
+    p.poly([(.0, .05), (-.22, .3), (-.1, .3), (.2, .04)], shade(paint, .75))
     p.poly([(-.36, .03), (-.56, .27), (-.46, .27), (-.2, .05)], tail)
-    p.poly([(-.55, .04), (-.35, .085), (.36, .085), (.5, .04), (.55, -.01), (.48, -.06), (.3, -.085), (-.3, -.06)], paint)
+    p.poly([(-.55, .04), (-.35, .085), (.36, .085), (.5, .04), (.55, -.01), (.48, -.06),
+            (.3, -.085), (-.3, -.06)], paint)
     p.line([(-.4, -.005), (.42, -.02)], .025, tail)
     for x in np.linspace(-.25, .3, 8): p.disc(x, .035, .016, .02, inks['blue'], edge=False)
     p.poly([(.4, .075), (.5, .035), (.42, .03)], inks['dark'])
-    p.poly([(.16, -.03), (-.24, -.34), (-.38, -.34), (-.1, -.04)], shade(paint, .88))                         # near wing
+    # near wing
+    p.poly([(.16, -.03), (-.24, -.34), (-.38, -.34), (-.1, -.04)], shade(paint, .88))
     p.disc(-.03, -.2, .09, .04, ink(rng, 'grey', 'steel'))
     p.poly([(-.42, .02), (-.6, -.1), (-.5, -.1), (-.3, .01)], shade(paint, .85))
 
@@ -320,9 +341,11 @@ def cow(p, rng):
     p.disc(-.61, .36, .05, .08, patch)
     legs(p, rng, (-.42, -.32, .26, .36), .4, .11, coat, inks['dark'])
     p.disc(-.22, .36, .1, .09, inks['pink'])
-    p.poly([(-.56, .5), (-.54, .86), (-.3, .9), (.38, .88), (.46, .7), (.4, .42), (0, .36), (-.45, .4)], coat)
+    p.poly([(-.56, .5), (-.54, .86), (-.3, .9), (.38, .88), (.46, .7), (.4, .42), (0, .36),
+            (-.45, .4)], coat)
     for x, y in ((-.38, .7), (-.02, .62), (.28, .72)):
-        p.disc(x+rng.uniform(-.05, .05), y, rng.uniform(.1, .15), rng.uniform(.09, .13), patch, turn=rng.uniform(0, 90), edge=False)
+        p.disc(x+rng.uniform(-.05, .05), y, rng.uniform(.1, .15), rng.uniform(.09, .13), patch,
+               turn=rng.uniform(0, 90), edge=False)
     for s in (-1, 1):
         p.line([(.52+s*.1, .98), (.52+s*.19, 1.08)], .045, inks['cream'])
         p.disc(.52+s*.2, .9, .09, .045, patch, turn=s*20)
@@ -339,7 +362,8 @@ def sheep(p, rng):
     a = np.linspace(0, 2*np.pi, 13)[:-1]
     for x, y in zip(.42*np.cos(a), .56+.22*np.sin(a)): p.disc(x-.04, y, .15, colour=wool)
     p.disc(-.04, .56, .44, .25, wool, edge=False)
-    for x, y in ((-.25, .6), (.0, .5), (.1, .68), (-.1, .42)): p.line(ring(x, y, .07, start=200, stop=380, n=9), .02, shade(wool, .8))
+    for x, y in ((-.25, .6), (.0, .5), (.1, .68), (-.1, .42)):
+        p.line(ring(x, y, .07, start=200, stop=380, n=9), .02, shade(wool, .8))
     for s in (-1, 1): p.disc(.48+s*.13, .76, .1, .045, face, turn=-s*25)
     p.disc(.48, .68, .13, .2, face)
     p.disc(.48, .86, .13, .09, wool)
@@ -380,20 +404,24 @@ def cat(p, rng):
     for s in (-1, 1):
         p.disc(s*.1, .75, .06, .055, iris)
         p.disc(s*.1, .75, .018, .05, (20, 20, 20), edge=False)
-        for y in (.62, .68): p.line([(s*.06, .66), (s*.33, y)], .01, inks['white'] if sum(coat) < 300 else inks['dark'])
+        for y in (.62, .68):
+            p.line([(s*.06, .66), (s*.33, y)], .01, inks['white'] if sum(coat) < 300
+                   else inks['dark'])
     p.poly([(-.035, .685), (.035, .685), (0, .645)], inks['pink'])
 
 # %% ../../nbs/data/mini/pascal.ipynb #d4dc152a
 @thing(.45, .5)
 def bird(p, rng, pose=None):
-    coat, wing, beak = ink(rng, 'blue', 'red', 'yellow', 'teal'), ink(rng, 'dark', 'blue', 'purple'), inks['orange']
+    coat, wing, beak = (ink(rng, 'blue', 'red', 'yellow', 'teal'),
+                        ink(rng, 'dark', 'blue', 'purple'), inks['orange'])
     pose = pose or ('fly' if rng.random() < .5 else 'stand')
     if pose == 'fly':
         up = rng.uniform(.5, 1.)
         p.poly([(.16, .48), (.2, .5+.3*up), (.08, .52+.55*up), (-.02, .48)], shade(wing, .75))
         p.poly([(-.36, .4), (-.62, .46), (-.6, .3)], wing)
         p.disc(-.05, .42, .36, .14, coat)
-        p.poly([(.14, .46), (.04, .5+.32*up), (-.2, .48+.55*up), (-.44, .46+.6*up), (-.24, .48+.3*up), (-.18, .4)], wing)
+        p.poly([(.14, .46), (.04, .5+.32*up), (-.2, .48+.55*up), (-.44, .46+.6*up),
+                (-.24, .48+.3*up), (-.18, .4)], wing)
         x, y = .34, .5
     else:
         for x in (-.06, .08): p.line([(x, .25), (x+.02, .02)], .035, beak)
@@ -430,11 +458,13 @@ def sofa(p, rng):
     p.poly([(-1., .4), (-1., .9), (-.9, 1.), (.9, 1.), (1., .9), (1., .4)], shade(cloth, .82))
     p.line([(0, .5), (0, .97)], .02, shade(cloth, .6))
     p.box(-.95, .1, .95, .34, shade(cloth, .9))
-    for s in (-1, 1): p.poly([(s*.01, .32), (s*.86, .32), (s*.86, .5), (s*.02, .52)], shade(cloth, 1.12))
+    for s in (-1, 1):
+        p.poly([(s*.01, .32), (s*.86, .32), (s*.86, .5), (s*.02, .52)], shade(cloth, 1.12))
     for s in (-1, 1):
         p.box(s*.86, .08, s*1.12, .62, cloth)
         p.disc(s*.99, .64, .15, .1, shade(cloth, 1.1))
-    p.poly([(.35, .5), (.72, .5), (.68, .8), (.38, .8)], ink(rng, 'cream', 'yellow', 'white', 'orange'))
+    p.poly([(.35, .5), (.72, .5), (.68, .8), (.38, .8)],
+           ink(rng, 'cream', 'yellow', 'white', 'orange'))
 
 # %% ../../nbs/data/mini/pascal.ipynb #9fe79072
 @thing(.52, 1.35)
@@ -458,21 +488,24 @@ def tvmonitor(p, rng):
     p.disc(0, .05, .32, .06, frame)
     p.poly([(-.74, .2), (.74, .2), (.74, 1.), (-.74, 1.)], frame)
     p.box(-.66, .28, .66, .93, sky, edge=False)
-    p.poly([(-.66, .28), (-.66, .45), (-.25, .66), (.1, .42), (.4, .58), (.66, .4), (.66, .28)], ink(rng, 'green', 'orange', 'yellow'), edge=False)
+    p.poly([(-.66, .28), (-.66, .45), (-.25, .66), (.1, .42), (.4, .58), (.66, .4), (.66, .28)],
+           ink(rng, 'green', 'orange', 'yellow'), edge=False)
     p.disc(rng.uniform(-.4, .45), .78, .09, colour=inks['yellow'], edge=False)
     p.poly([(.3, .93), (.5, .93), (.05, .28), (-.15, .28)], shade(sky, 1.35), edge=False)
 
 # %% ../../nbs/data/mini/pascal.ipynb #c6dbee1b
 @thing(.75, .6)
 def pottedplant(p, rng):
-    leaf, pot, n = ink(rng, 'leaf', 'green', 'leaf'), ink(rng, 'clay', 'clay', 'white', 'blue'), rng.integers(7, 11)
+    leaf, pot, n = (ink(rng, 'leaf', 'green', 'leaf'), ink(rng, 'clay', 'clay', 'white', 'blue'),
+                    rng.integers(7, 11))
     bloom = ink(rng, 'red', 'pink', 'yellow', 'purple') if rng.random() < .4 else None
     for a in rng.permutation(np.linspace(18, 162, n)):
         r, t = rng.uniform(.2, .3), np.deg2rad(a)
         x, y = 1.05*r*np.cos(t), .38 + 1.15*r*np.sin(t)
         p.line([(0, .36), (x, y)], .025, shade(leaf, .7))
         p.disc(x*1.15, y+.03, r*.85, .085, shade(leaf, rng.uniform(.8, 1.25)), turn=a)
-        if bloom is not None and rng.random() < .6: p.disc(1.9*x, .38+1.9*(y-.38), .06, colour=bloom)
+        if bloom is not None and rng.random() < .6:
+            p.disc(1.9*x, .38+1.9*(y-.38), .06, colour=bloom)
     p.poly([(-.2, .36), (.2, .36), (.14, .0), (-.14, .0)], pot)
     p.box(-.24, .3, .24, .4, shade(pot, 1.1))
 
@@ -480,7 +513,8 @@ def pottedplant(p, rng):
 def bottle(p, rng):
     glass, cap = ink(rng, 'green', 'green', 'teal'), ink(rng, 'dark', 'red', 'yellow', 'white')
     neck = rng.uniform(.68, .8)
-    p.poly([(-.16, .03), (-.13, 0), (.13, 0), (.16, .03), (.16, neck-.2), (.06, neck), (.055, .94), (-.055, .94), (-.06, neck), (-.16, neck-.2)], glass)
+    p.poly([(-.16, .03), (-.13, 0), (.13, 0), (.16, .03), (.16, neck-.2), (.06, neck), (.055, .94),
+            (-.055, .94), (-.06, neck), (-.16, neck-.2)], glass)
     p.box(-.16, .14, .16, .38, ink(rng, 'white', 'cream', 'yellow'))
     p.box(-.1, .22, .1, .3, ink(rng, 'red', 'dark', 'orange'), edge=False)
     p.line([(-.1, .43), (-.1, neck-.2), (-.03, neck)], .03, shade(glass, 1.6))
@@ -490,33 +524,48 @@ def bottle(p, rng):
 vocab = sorted(recipes)
 
 # %% ../../nbs/data/mini/pascal.ipynb #7c767085
-places = {'street': 'car bus bicycle motorbike person dog bird', 'field': 'horse cow sheep dog person bird bicycle', 'sky': 'aeroplane bird',
-    'water': 'boat bird person', 'rails': 'train person dog', 'room': 'chair sofa diningtable tvmonitor pottedplant bottle cat dog person'}
+places = {'street': 'car bus bicycle motorbike person dog bird',
+    'field': 'horse cow sheep dog person bird bicycle', 'sky': 'aeroplane bird',
+    'water': 'boat bird person', 'rails': 'train person dog',
+    'room': 'chair sofa diningtable tvmonitor pottedplant bottle cat dog person'}
 places = {k: v.split() for k,v in places.items()}
 
-company = dict(bicycle=dict(person=6, car=1, dog=1), motorbike=dict(person=6, car=1, bus=.5), horse=dict(person=6, dog=1, cow=1, sheep=1),
-    car=dict(person=2, bus=1, dog=1, bicycle=1, motorbike=1), bus=dict(person=2, car=3, bicycle=1), train=dict(person=3, dog=.5),
-    boat=dict(person=3, bird=2), aeroplane=dict(bird=1), bird=dict(sheep=1, cow=1, person=1, boat=1, aeroplane=1), cow=dict(person=1, horse=1, sheep=1, dog=1, bird=1),
-    sheep=dict(dog=2, person=2, cow=1, bird=1), dog=dict(person=3, sofa=1, cat=1, sheep=1, chair=1), cat=dict(sofa=3, chair=2, pottedplant=2, tvmonitor=1, person=1),
-    chair=dict(diningtable=4, person=2, pottedplant=2, tvmonitor=1, cat=1), sofa=dict(cat=2, pottedplant=2, dog=1, person=2, tvmonitor=1),
-    diningtable=dict(chair=4, bottle=4, person=2, pottedplant=1), tvmonitor=dict(sofa=1, pottedplant=2, chair=2, bottle=1, diningtable=2),
-    pottedplant=dict(chair=2, sofa=2, tvmonitor=1, cat=2, bottle=1), bottle=dict(diningtable=4, person=1, pottedplant=1, chair=1),
+company = dict(bicycle=dict(person=6, car=1, dog=1), motorbike=dict(person=6, car=1, bus=.5),
+    horse=dict(person=6, dog=1, cow=1, sheep=1),
+    car=dict(person=2, bus=1, dog=1, bicycle=1, motorbike=1), bus=dict(person=2, car=3, bicycle=1),
+    train=dict(person=3, dog=.5),
+    boat=dict(person=3, bird=2), aeroplane=dict(bird=1),
+    bird=dict(sheep=1, cow=1, person=1, boat=1, aeroplane=1),
+    cow=dict(person=1, horse=1, sheep=1, dog=1, bird=1),
+    sheep=dict(dog=2, person=2, cow=1, bird=1), dog=dict(person=3, sofa=1, cat=1, sheep=1, chair=1),
+    cat=dict(sofa=3, chair=2, pottedplant=2, tvmonitor=1, person=1),
+    chair=dict(diningtable=4, person=2, pottedplant=2, tvmonitor=1, cat=1),
+    sofa=dict(cat=2, pottedplant=2, dog=1, person=2, tvmonitor=1),
+    diningtable=dict(chair=4, bottle=4, person=2, pottedplant=1),
+    tvmonitor=dict(sofa=1, pottedplant=2, chair=2, bottle=1, diningtable=2),
+    pottedplant=dict(chair=2, sofa=2, tvmonitor=1, cat=2, bottle=1),
+    bottle=dict(diningtable=4, person=1, pottedplant=1, chair=1),
     person=dict(dog=1, chair=1, bicycle=1, horse=1, bottle=1, tvmonitor=1))
 
 # %% ../../nbs/data/mini/pascal.ipynb #b510b856
-many = dict(sheep=.4, cow=.3, bird=.3, chair=.35, bottle=.35, car=.2, person=.2, boat=.2, aeroplane=.2)  # the chance of a second one
+# the chance of a second one
+many = dict(sheep=.4, cow=.3, bird=.3, chair=.35, bottle=.35, car=.2, person=.2, boat=.2,
+            aeroplane=.2)
 
 def cast(
     main:str,                # the thing that the picture is of
     rng:np.random.Generator,
 )->tuple[str, list[str]]:    # the place, and the labels
     "Who is in the picture: a place for `main` and up to three others that are met there"
-    place = rng.choice([k for k,v in places.items() if main in v and (main, k) != ('person', 'water')])
+    place = rng.choice([k for k,v in places.items()
+                        if main in v and (main, k) != ('person', 'water')])
     names = [main]
     for _ in range(rng.choice(4, p=[.48, .36, .12, .04])):
         chance = {k: v for k,v in company[main].items() if k in places[place] and k not in names}
         if place == 'water' and 'boat' not in names: chance.pop('person', None)
-        if chance: names.append(str(rng.choice(list(chance), p=np.array(list(chance.values()))/sum(chance.values()))))
+        if chance:
+            names.append(str(rng.choice(list(chance),
+                                        p=np.array(list(chance.values()))/sum(chance.values()))))
     return str(place), names
 
 # %% ../../nbs/data/mini/pascal.ipynb #7c0dddd6
@@ -535,8 +584,11 @@ class Item:
     box: tuple = ()        # what of it can be seen, in final pixels: left, upper, right, lower
 
 # %% ../../nbs/data/mini/pascal.ipynb #0d8a8003
-seats = {('person', 'bicycle'): (-.2, .84), ('person', 'motorbike'): (-.2, .66), ('person', 'horse'): (-.02, .72), ('person', 'boat'): (.28, .08),
-    ('bottle', 'diningtable'): (.1, .86), ('tvmonitor', 'diningtable'): (0, .88), ('pottedplant', 'diningtable'): (-.45, .86), ('cat', 'sofa'): (-.45, .42), ('dog', 'sofa'): (-.4, .42)}
+seats = {('person', 'bicycle'): (-.2, .84), ('person', 'motorbike'): (-.2, .66),
+    ('person', 'horse'): (-.02, .72), ('person', 'boat'): (.28, .08),
+    ('bottle', 'diningtable'): (.1, .86), ('tvmonitor', 'diningtable'): (0, .88),
+    ('pottedplant', 'diningtable'): (-.45, .86), ('cat', 'sofa'): (-.45, .42),
+    ('dog', 'sofa'): (-.4, .42)}
 
 # %% ../../nbs/data/mini/pascal.ipynb #a5a80c02
 def find_seats(
@@ -547,7 +599,8 @@ def find_seats(
     free = {i.name: i for i in items}
     for item in items:
         for (who, on), at in seats.items():
-            if item.name == who and on in free and item.seat is None and (on == 'boat' or rng.random() < .75):
+            if item.name != who or on not in free or item.seat is not None: continue
+            if on == 'boat' or rng.random() < .75:
                 item.seat = free.pop(on), at
                 item.pose = 'ride' if on in ('bicycle', 'motorbike', 'horse') else ''
 
@@ -560,23 +613,26 @@ def tops(items:list[Item])->dict[str, float]:
     for i in items:
         if i.seat:
             on, (_, y) = i.seat
-            tall[on.name] = max(tall[on.name], recipes[on.name].height*y + (.62 if i.pose == 'ride' else tall[i.name]))
+            tall[on.name] = max(tall[on.name], recipes[on.name].height*y
+                                + (.62 if i.pose == 'ride' else tall[i.name]))
     return tall
 
 def fly(items, size, rng):
     "Places what is in the air, side by side in the upper part of the picture"
     (w, h), n = size, len(items)
     for i, item in enumerate(items):
-        wide = w*rng.uniform(.5, .85)/n if item.name == 'aeroplane' else w*rng.uniform(.28, .42)/n**.5
+        wide = (w*rng.uniform(.5, .85)/n if item.name == 'aeroplane'
+                else w*rng.uniform(.28, .42)/n**.5)
         item.scale = wide/span(item)
         item.x = w*(i+.5)/n + rng.uniform(-.06, .06)*w/n
-        item.y = h*rng.uniform(.3, .62) if item.name == 'aeroplane' else h*rng.uniform(.15, .3) + item.scale*.45
+        item.y = (h*rng.uniform(.3, .62) if item.name == 'aeroplane'
+                  else h*rng.uniform(.15, .3) + item.scale*.45)
         item.turn = rng.uniform(-6, 22) if item.name == 'aeroplane' else rng.uniform(-10, 10)
         if item.flip: item.turn = -item.turn
 
 # %% ../../nbs/data/mini/pascal.ipynb #2e3ae62c
 def stand(items, size, room, tall, rng):
-    "Places what stands on the ground, from left to right; `room` is the share of the height it may take"
+    "Places what stands on the ground, from left to right, in `room` (a share of the height)"
     (w, h), wide = size, sum(span(i) for i in items)
     fit = .8-.05*len(items) if len(items) > 1 else 1                     # overlaps make room
     scale = min(w*.97/wide/fit, h*room/max(tall[i.name] for i in items))*rng.uniform(.78, 1.)
@@ -597,10 +653,13 @@ def arrange(
     rng:np.random.Generator,
 )->list[Item]:                 # in the order of drawing: far ones first
     "Finds each thing its place in the picture"
-    items = [Item(n, flip=rng.random() < .5) for n in names for _ in range(1 + (n != 'person' or place != 'water')*(rng.random() < many.get(n, 0)))]
+    items = [Item(n, flip=rng.random() < .5) for n in names
+             for _ in range(1 + (n != 'person'
+                                 or place != 'water')*(rng.random() < many.get(n, 0)))]
     find_seats(items, rng)
     for i in items:
-        if i.name == 'bird': i.pose = 'fly' if place in ('sky', 'water') or rng.random() < .3 else 'stand'
+        if i.name == 'bird':
+            i.pose = 'fly' if place in ('sky', 'water') or rng.random() < .3 else 'stand'
     air = [i for i in items if i.name == 'aeroplane' or i.pose == 'fly']
     ground = [i for i in items if i not in air and not i.seat]
     if air: fly(air, size, rng)
@@ -621,7 +680,9 @@ def fade(size, top, bottom):
     rows = (np.array(top)*(1-ramp) + np.array(bottom)*ramp).astype(np.uint8)
     return Image.fromarray(np.repeat(rows[:,None], size[0], 1))
 
-skies = [((96, 156, 220), (206, 228, 244)), ((120, 150, 190), (222, 222, 220)), ((88, 110, 170), (246, 190, 140)), ((160, 176, 190), (214, 220, 222)), ((70, 130, 210), (170, 214, 250))]
+skies = [((96, 156, 220), (206, 228, 244)), ((120, 150, 190), (222, 222, 220)),
+         ((88, 110, 170), (246, 190, 140)), ((160, 176, 190), (214, 220, 222)),
+         ((70, 130, 210), (170, 214, 250))]
 
 def backdrop(
     place:str,               # one of `places`
@@ -632,11 +693,13 @@ def backdrop(
     w, h = size[0]*fine, size[1]*fine
     top, low = skies[rng.integers(len(skies))]
     picture = fade((w, h), top, low)
-    pen = Pen(picture, Image.new('L', (1, 1)), (0, size[1]), size[1])   # the picture's height is the unit
+    # the picture's height is the unit
+    pen = Pen(picture, Image.new('L', (1, 1)), (0, size[1]), size[1])
     if place != 'room' and rng.random() < .75:
         for _ in range(rng.integers(1, 4)):
             x, y, r = rng.uniform(0, w/h), rng.uniform(.62, .95), rng.uniform(.04, .08)
-            for k in range(4): pen.disc(x+(k-1.5)*r, y+r*.4*(k % 2), r*1.1, r*.7, shade(low, 1.06), edge=False)
+            for k in range(4):
+                pen.disc(x+(k-1.5)*r, y+r*.4*(k % 2), r*1.1, r*.7, shade(low, 1.06), edge=False)
     scenery[place](pen, w/h, rng.uniform(.34, .5) if place != 'sky' else rng.uniform(-.1, .16), rng)
     return picture
 
@@ -650,14 +713,17 @@ def hills(pen, wide, y, rng, *names):
 def street(pen, wide, y, rng):
     x = -.05
     while x < wide:
-        step, up, wall = rng.uniform(.18, .34), rng.uniform(.12, .4), ink(rng, 'tan', 'grey', 'clay', 'cream', 'steel', 'pink')
+        step, up, wall = (rng.uniform(.18, .34), rng.uniform(.12, .4),
+                          ink(rng, 'tan', 'grey', 'clay', 'cream', 'steel', 'pink'))
         pen.box(x, y-.1, x+step, y+up, shade(wall, .95))
         for u in np.arange(x+.03, x+step-.05, .075):
-            for v in np.arange(y+.03, y+up-.05, .09): pen.box(u, v, u+.04, v+.05, shade(wall, .7), edge=False)
+            for v in np.arange(y+.03, y+up-.05, .09):
+                pen.box(u, v, u+.04, v+.05, shade(wall, .7), edge=False)
         x += step
     pen.box(0, 0, wide, y, ink(rng, 'grey'), edge=False)
     pen.box(0, y-.06, wide, y, ink(rng, 'steel', 'tan'), edge=False)
-    for x in np.arange(rng.uniform(-.2, 0), wide, .3): pen.box(x, .04, x+.16, .06, inks['white'], edge=False)
+    for x in np.arange(rng.uniform(-.2, 0), wide, .3):
+        pen.box(x, .04, x+.16, .06, inks['white'], edge=False)
 
 # %% ../../nbs/data/mini/pascal.ipynb #eb633c35
 def meadow(pen, wide, y, rng):
@@ -687,20 +753,24 @@ def air(pen, wide, y, rng):
 def track(pen, wide, y, rng):
     meadow(pen, wide, y, rng)
     pen.box(0, 0, wide, y*.62, ink(rng, 'tan', 'grey'), edge=False)
-    for _ in range(60): pen.disc(rng.uniform(0, wide), rng.uniform(0, y*.6), .008, colour=inks['grey'], edge=False)
+    for _ in range(60):
+        pen.disc(rng.uniform(0, wide), rng.uniform(0, y*.6), .008, colour=inks['grey'], edge=False)
 
 # %% ../../nbs/data/mini/pascal.ipynb #f86445c4
 def parlour(pen, wide, y, rng):
-    y, wall, floor = y-.12, ink(rng, 'cream', 'steel', 'tan', 'yellow', 'pink'), ink(rng, 'wood', 'tan', 'cream')
+    y, wall, floor = (y-.12, ink(rng, 'cream', 'steel', 'tan', 'yellow', 'pink'),
+                      ink(rng, 'wood', 'tan', 'cream'))
     pen.box(0, y, wide, 1, shade(wall, 1.1), edge=False)
     if rng.random() < .5:
         for x in np.arange(0, wide, .16): pen.box(x, y, x+.06, 1, shade(wall, 1.02), edge=False)
     if rng.random() < .5:
         x = rng.uniform(.1, wide-.4)
         pen.box(x, .62, x+.3, .97, inks['white'])
-        for u, v in ((.02, .64), (.16, .64), (.02, .81), (.16, .81)): pen.box(x+u, v, x+u+.12, v+.14, inks['glass'])
+        for u, v in ((.02, .64), (.16, .64), (.02, .81), (.16, .81)):
+            pen.box(x+u, v, x+u+.12, v+.14, inks['glass'])
     pen.box(0, 0, wide, y, floor, edge=False)
-    for x in np.linspace(-.4, wide+.4, 9): pen.line([(x, y), (wide/2+(x-wide/2)*1.7, 0)], .006, shade(floor, .8))
+    for x in np.linspace(-.4, wide+.4, 9):
+        pen.line([(x, y), (wide/2+(x-wide/2)*1.7, 0)], .006, shade(floor, .8))
     pen.box(0, y-.005, wide, y+.03, inks['white'])
     if rng.random() < .5: pen.disc(wide/2, .08, wide*rng.uniform(.3, .45), .07, ink(rng, *bright))
 
@@ -715,7 +785,8 @@ class Scene:
     items: list[Item]      # far ones first
     place: str
 
-smallest, least = 90, .6   # a thing has at least this many pixels in sight, and at least this share of itself
+# a thing has at least this many pixels in sight, and at least this share of itself
+smallest, least = 90, .6
 
 def look(items, masks):
     "Fills in what can be seen of each item, and says whether that is enough"
@@ -725,7 +796,8 @@ def look(items, masks):
         hidden |= mask > 0
         item.visible = float(seen.sum()/max(1, (mask > 0).sum()))
         ys, xs = np.where(seen)
-        item.box = (int(xs.min()), int(ys.min()), int(xs.max())+1, int(ys.max())+1) if len(xs) else ()
+        item.box = (int(xs.min()), int(ys.min()), int(xs.max())+1,
+                    int(ys.max())+1) if len(xs) else ()
         if seen.sum() < smallest or item.visible < least: return False
     return True
 
@@ -755,7 +827,8 @@ def try_scene(main, rng):
         if not i.seat and i.name not in ('aeroplane', 'boat', 'train') and i.pose != 'fly':
             wide = span(i)/recipes[i.name].height
             pen.poly(ring(0, .0, wide*.5, wide*.06), (70, 70, 70), edge=False, seen=False)
-        recipes[i.name].draw(pen, rng, **(dict(pose=i.pose) if i.pose in ('ride', 'fly', 'stand') else {}))
+        recipes[i.name].draw(pen, rng,
+                             **(dict(pose=i.pose) if i.pose in ('ride', 'fly', 'stand') else {}))
     if not look(items, [np.asarray(m) for m in masks]): return None
     return Scene(light(picture.reduce(fine), rng), sorted(set(names)), items, place)
 
@@ -787,6 +860,7 @@ def draw(
         table = csv.writer(f, lineterminator='\n')
         table.writerow(['fname', 'labels', 'is_valid'])
         for i in (progress or iter)(range(n)):
-            s, name = scene(str(mains[i]), np.random.default_rng([seed, i])), f'{numbers[i]:06d}.jpg'
+            s, name = scene(str(mains[i]),
+                            np.random.default_rng([seed, i])), f'{numbers[i]:06d}.jpg'
             s.picture.save(path/'train'/name, quality=88)
             table.writerow([name, ' '.join(s.labels), bool(valid[i])])

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 # %% ../../nbs/data/mini/pets.ipynb #bf76f545
 def turn(yaw, pitch, roll):
-    "Rotation matrix of a head that looks to the side (yaw), up or down (pitch) and tilts (roll), radians"
+    "Rotation of a head that looks to the side (yaw), up (pitch) and tilts (roll), in radians"
     cy,sy,cp,sp,cr,sr = (f(a) for a in (yaw,pitch,roll) for f in (math.cos,math.sin))
     ry = np.array([[cy,0,sy],[0,1,0],[-sy,0,cy]])
     rx = np.array([[1,0,0],[0,cp,-sp],[0,sp,cp]])
@@ -27,7 +27,8 @@ def turn(yaw, pitch, roll):
 class Breed:
     "The recipe of a breed: everything that all of its pictures have in common"
     kind: str                       # 'cat' or 'dog'
-    coats: tuple                    # pairs (coat, marking) of RGB colours, one is picked for each animal
+    # pairs (coat, marking) of RGB colours, one is picked for each animal
+    coats: tuple
     pattern: str = 'plain'          # what is painted on the coat
     fur: str = 'short'              # 'short', 'long' or 'wire'
     head: tuple = (1., .92)         # half width and half height of the skull, head units
@@ -42,65 +43,90 @@ class Breed:
     blaze: float = 0.               # half width of the white stripe on the face
 
 _mask = (72,54,48)
-_cat = Breed('cat', (((150,120,90),(80,60,50)),), head=(1.,.86), cheeks=.5, muzzle=(.3,.2,.16), ear=(.62,.8))
-_birman = replace(_cat, coats=(((236,222,200),(88,66,56)),((238,230,216),(110,100,104)),((242,226,198),(150,102,70))),
+_cat = Breed('cat', (((150,120,90),(80,60,50)),), head=(1.,.86), cheeks=.5, muzzle=(.3,.2,.16),
+             ear=(.62,.8))
+_birman = replace(_cat, coats=(((236,222,200),(88,66,56)),((238,230,216),(110,100,104)),
+                               ((242,226,198),(150,102,70))),
                   pattern='points', fur='long', eyes=((70,130,215),), nose=(70,52,52))
-_mau = replace(_cat, coats=(((196,186,166),(66,58,52)),((206,168,112),(76,52,36)),((182,160,130),(58,46,40))),
-               pattern='spots', eyes=((150,180,80),), nose=(150,90,80), head=(.95,.86), ear=(.6,.85))
-_bull = Breed('dog', (((152,92,58),(250,247,242)),((128,126,134),(250,247,242)),((104,82,66),(250,247,242)),((204,158,110),(250,247,242))),
-              pattern='plain', head=(1.,.9), cheeks=.68, muzzle=(.5,.36,.42), ears='folded', ear=(.5,.55),
+_mau = replace(_cat, coats=(((196,186,166),(66,58,52)),((206,168,112),(76,52,36)),
+                            ((182,160,130),(58,46,40))),
+               pattern='spots', eyes=((150,180,80),), nose=(150,90,80), head=(.95,.86),
+               ear=(.6,.85))
+_bull = Breed('dog', (((152,92,58),(250,247,242)),((128,126,134),(250,247,242)),
+                      ((104,82,66),(250,247,242)),((204,158,110),(250,247,242))),
+              pattern='plain', head=(1.,.9), cheeks=.68, muzzle=(.5,.36,.42), ears='folded',
+              ear=(.5,.55),
               eyes=((150,98,48),), eye=.17, nose=(38,34,36), bib=.6)
 breeds = {
-  'Abyssinian': replace(_cat, coats=(((186,116,62),(110,64,34)),((170,104,60),(98,58,34))), pattern='ticked', head=(.92,.86), ear=(.78,1.05),
+  'Abyssinian': replace(_cat, coats=(((186,116,62),(110,64,34)),((170,104,60),(98,58,34))),
+                        pattern='ticked', head=(.92,.86), ear=(.78,1.05),
                         eyes=((196,156,50),(150,160,60)), nose=(170,90,76)),
   'Bengal': replace(_mau, pattern='rosettes'),
   'Birman': _birman,
-  'Bombay': replace(_cat, coats=(((38,35,38),(24,22,24)),((48,42,42),(28,24,24))), eyes=((226,150,40),(214,170,50)), nose=(30,28,30)),
+  'Bombay': replace(_cat, coats=(((38,35,38),(24,22,24)),((48,42,42),(28,24,24))),
+                    eyes=((226,150,40),(214,170,50)), nose=(30,28,30)),
   'Egyptian_Mau': _mau,
   'Ragdoll': replace(_birman, blaze=.2),
   'Siamese': replace(_birman, fur='short'),
   'american_pit_bull_terrier': replace(_bull, ears='half', ear=(.5,.62)),
-  'beagle': Breed('dog', (((178,112,58),(250,246,240)),((160,96,50),(250,244,236))), pattern='saddle', head=(.92,.92), cheeks=.5, muzzle=(.4,.33,.5),
-                  ears='hanging', ear=(.36,.82), eyes=((92,58,34),), eye=.18, nose=(36,32,34), bib=.9, blaze=.16),
-  'pug': Breed('dog', (((222,188,142),(46,40,40)),((206,180,148),(40,36,36))), pattern='mask', head=(1.04,.96), cheeks=.66, muzzle=(.5,.36,.16),
+  'beagle': Breed('dog', (((178,112,58),(250,246,240)),((160,96,50),(250,244,236))),
+                  pattern='saddle', head=(.92,.92), cheeks=.5, muzzle=(.4,.33,.5),
+                  ears='hanging', ear=(.36,.82), eyes=((92,58,34),), eye=.18, nose=(36,32,34),
+                  bib=.9, blaze=.16),
+  'pug': Breed('dog', (((222,188,142),(46,40,40)),((206,180,148),(40,36,36))), pattern='mask',
+               head=(1.04,.96), cheeks=.66, muzzle=(.5,.36,.16),
                ears='folded', ear=(.46,.6), eyes=((52,32,22),), eye=.24, nose=(26,24,26)),
-  'samoyed': Breed('dog', (((246,243,236),(226,216,200)),((240,234,224),(220,210,196))), fur='long', head=(1.,.92), cheeks=.62, muzzle=(.36,.3,.48),
+  'samoyed': Breed('dog', (((246,243,236),(226,216,200)),((240,234,224),(220,210,196))), fur='long',
+                   head=(1.,.92), cheeks=.62, muzzle=(.36,.3,.48),
                    ears='prick', ear=(.5,.55), eyes=((56,36,26),), eye=.14, nose=(30,28,30)),
-  'scottish_terrier': Breed('dog', (((44,43,48),(30,29,32)),((62,60,62),(40,38,40))), pattern='beard', fur='wire', head=(.84,.84), cheeks=.42,
-                   muzzle=(.44,.42,.62), ears='prick', ear=(.36,.72), eyes=((58,38,26),), eye=.13, nose=(22,21,23)),
-  'shiba_inu': Breed('dog', (((206,134,72),(248,238,222)),((190,116,60),(246,234,216))), pattern='urajiro', head=(.96,.88), cheeks=.6, muzzle=(.34,.28,.44),
-                   ears='prick', ear=(.5,.62), eyes=((64,40,26),), eye=.14, nose=(34,30,32), bib=.8),
-  'yorkshire_terrier': Breed('dog', (((204,148,86),(84,86,98)),((190,132,76),(70,72,84))), pattern='silk', fur='long', head=(.86,.84), cheeks=.46, muzzle=(.34,.3,.36),
+  'scottish_terrier': Breed('dog', (((44,43,48),(30,29,32)),((62,60,62),(40,38,40))),
+                   pattern='beard', fur='wire', head=(.84,.84), cheeks=.42,
+                   muzzle=(.44,.42,.62), ears='prick', ear=(.36,.72), eyes=((58,38,26),), eye=.13,
+                   nose=(22,21,23)),
+  'shiba_inu': Breed('dog', (((206,134,72),(248,238,222)),((190,116,60),(246,234,216))),
+                   pattern='urajiro', head=(.96,.88), cheeks=.6, muzzle=(.34,.28,.44),
+                   ears='prick', ear=(.5,.62), eyes=((64,40,26),), eye=.14, nose=(34,30,32),
+                   bib=.8),
+  'yorkshire_terrier': Breed('dog', (((204,148,86),(84,86,98)),((190,132,76),(70,72,84))),
+                   pattern='silk', fur='long', head=(.86,.84), cheeks=.46, muzzle=(.34,.3,.36),
                    ears='prick', ear=(.42,.66), eyes=((50,32,24),), eye=.17, nose=(28,26,28)),
 }
-look_alikes = (('american_pit_bull_terrier','staffordshire_bull_terrier'), ('Birman','Ragdoll'), ('Birman','Siamese'), ('Bengal','Egyptian_Mau'))
+look_alikes = (('american_pit_bull_terrier','staffordshire_bull_terrier'), ('Birman','Ragdoll'),
+               ('Birman','Siamese'), ('Bengal','Egyptian_Mau'))
 breeds['staffordshire_bull_terrier'] = _bull
 breeds = {k:breeds[k] for k in sorted(breeds)}
 
 # %% ../../nbs/data/mini/pets.ipynb #721c6e99
 def _mix(a, b, t): return tuple(int(round(x+(y-x)*t)) for x,y in zip(a,b))
-def _jit(c, rng, by=10): return tuple(int(v) for v in np.clip(np.array(c)+rng.normal(0,by*.6)+rng.normal(0,by*.4,3), 8, 252))
+def _jit(c, rng, by=10):
+    return tuple(int(v) for v in np.clip(np.array(c)+rng.normal(0,by*.6)+rng.normal(0,by*.4,3), 8,
+                                         252))
 
 # %% ../../nbs/data/mini/pets.ipynb #1b715495
 MAP, SPAN = 160, 1.5      # a coat map is MAP pixels wide and covers -SPAN..SPAN head units
 def coat_map(b, coat, mark, rng, body=False):
-    "The coat painted flat, MAP x MAP: over the face (x to the right, y down, nose near (0,.3)) or over the body"
+    "The coat painted flat, MAP x MAP: over the face (y down, nose near (0,.3)) or the body"
     im = Image.new('RGB', (MAP,MAP), coat); d = ImageDraw.Draw(im)
     def at(*xy): return [((x+SPAN)/(2*SPAN)*MAP, (y+SPAN)/(2*SPAN)*MAP) for x,y in xy]
     def oval(x, y, rx, ry, c): d.ellipse(at((x-rx,y-ry),(x+rx,y+ry)), fill=c)
-    def stroke(pts, w, c): d.line(at(*pts), fill=c, width=max(1,round(w/(2*SPAN)*MAP)), joint='curve')
+    def stroke(pts, w, c):
+        d.line(at(*pts), fill=c, width=max(1,round(w/(2*SPAN)*MAP)), joint='curve')
     blur = 1.2
     if b.pattern=='points':
         if body: oval(0,-.2,.9,.8,_mix(coat,(255,255,255),.35))
         else:
             im = Image.new('RGB', (MAP,MAP), coat); d = ImageDraw.Draw(im)
-            oval(0,.2,.62,.72,_mix(coat,mark,.35)); im = im.filter(ImageFilter.GaussianBlur(7)); d = ImageDraw.Draw(im)
+            oval(0,.2,.62,.72,_mix(coat,mark,.35))
+            im = im.filter(ImageFilter.GaussianBlur(7))
+            d = ImageDraw.Draw(im)
             oval(0,.3,.46,.56,_mix(coat,mark,.85)); blur = 4
     elif b.pattern in ('spots','rosettes'):
         if not body:
             for s in (-1,1):
-                stroke([(s*.14,-.95),(s*.16,-.62),(s*.3,-.35)], .07, mark); stroke([(s*.42,-.85),(s*.4,-.6)], .07, mark)
-                stroke([(s*.4,.12),(s*.75,.16),(s*1.1,.02)], .07, mark); stroke([(s*.5,.42),(s*.85,.5)], .06, mark)
+                stroke([(s*.14,-.95),(s*.16,-.62),(s*.3,-.35)], .07, mark)
+                stroke([(s*.42,-.85),(s*.4,-.6)], .07, mark)
+                stroke([(s*.4,.12),(s*.75,.16),(s*1.1,.02)], .07, mark)
+                stroke([(s*.5,.42),(s*.85,.5)], .06, mark)
             stroke([(0,-.95),(0,-.7)], .06, mark); oval(0,.52,.36,.24,_mix(coat,(255,250,240),.6))
         else:
             for row in range(-4,5):
@@ -108,29 +134,41 @@ def coat_map(b, coat, mark, rng, body=False):
                     x,y = col*.36+(row%2)*.18+rng.normal(0,.04), row*.3+rng.normal(0,.04)
                     rx,ry = rng.uniform(.11,.14), rng.uniform(.09,.12)
                     oval(x,y,rx,ry,mark)
-                    if b.pattern=='rosettes': oval(x+rng.normal(0,.01),y+rng.normal(0,.01),rx*.58,ry*.58,_mix(coat,(120,60,20),.3))
+                    if b.pattern=='rosettes':
+                        oval(x+rng.normal(0,.01),y+rng.normal(0,.01),rx*.58,ry*.58,
+                             _mix(coat,(120,60,20),.3))
         blur = .8
     elif b.pattern=='ticked':
         if body: oval(0,-.6,.7,1.,_mix(coat,(250,220,180),.3)); blur = 6
         else:
-            oval(0,-.8,.5,.5,_mix(coat,mark,.6)); oval(0,.5,.4,.3,_mix(coat,(255,240,215),.75)); blur = 5
+            oval(0,-.8,.5,.5,_mix(coat,mark,.6))
+            oval(0,.5,.4,.3,_mix(coat,(255,240,215),.75))
+            blur = 5
             for s in (-1,1): oval(s*.42,-.22,.2,.16,_mix(coat,(255,240,215),.3))
     elif b.pattern=='saddle':
-        if body: d.rectangle(at((-SPAN,-SPAN),(SPAN,SPAN)), fill=coat); [oval(s*1.1,.3,.5,1.2,(52,44,42)) for s in (-1,1)]
+        if body:
+            d.rectangle(at((-SPAN,-SPAN),(SPAN,SPAN)), fill=coat)
+            [oval(s*1.1,.3,.5,1.2,(52,44,42)) for s in (-1,1)]
         else: oval(0,.55,.5,.45,mark); oval(0,-1.,.6,.4,_mix(coat,(50,40,36),.35))
         blur = 2
     elif b.pattern=='mask':
         if body: blur = 3
         else:
             oval(0,.42,.58,.42,mark); [oval(s*.42,-.02,.24,.24,_mix(coat,mark,.75)) for s in (-1,1)]
-            for k in (0,1): stroke([(-.3,-.46-.16*k),(0,-.36-.16*k),(.3,-.46-.16*k)], .05, _mix(coat,mark,.45))
+            for k in (0,1):
+                stroke([(-.3,-.46-.16*k),(0,-.36-.16*k),(.3,-.46-.16*k)], .05, _mix(coat,mark,.45))
             blur = 2.5
     elif b.pattern=='beard':
-        if not body: [oval(s*.36,-.16,.26,.1,_mix(coat,(150,150,150),.25)) for s in (-1,1)]; oval(0,.6,.5,.5,_mix(coat,(120,120,120),.12))
+        if not body:
+            [oval(s*.36,-.16,.26,.1,_mix(coat,(150,150,150),.25)) for s in (-1,1)]
+            oval(0,.6,.5,.5,_mix(coat,(120,120,120),.12))
         blur = 2
     elif b.pattern=='urajiro':
         if body: oval(0,-.5,.6,1.2,mark)
-        else: [oval(s*.45,.5,.42,.4,mark) for s in (-1,1)]; oval(0,.62,.34,.3,mark); [oval(s*.34,-.32,.13,.09,mark) for s in (-1,1)]
+        else:
+            [oval(s*.45,.5,.42,.4,mark) for s in (-1,1)]
+            oval(0,.62,.34,.3,mark)
+            [oval(s*.34,-.32,.13,.09,mark) for s in (-1,1)]
         blur = 3
     elif b.pattern=='silk':
         if body: d.rectangle(at((-SPAN,-SPAN),(SPAN,SPAN)), fill=mark); oval(0,-.7,.6,.9,coat)
@@ -143,15 +181,19 @@ def coat_map(b, coat, mark, rng, body=False):
     if b.blaze and not body:
         d = ImageDraw.Draw(im); w = b.blaze*rng.uniform(.85,1.15)
         if b.kind=='cat': d.polygon(at((-.03,-.3),(.03,-.3),(w*2.2,.75),(-w*2.2,.75)), fill=white)
-        else: d.polygon(at((-w*.5,-1.1),(w*.5,-1.1),(w*.7,-.1),(w*2.4,.5),(-w*2.4,.5),(-w*.7,-.1)), fill=white)
+        else:
+            d.polygon(at((-w*.5,-1.1),(w*.5,-1.1),(w*.7,-.1),(w*2.4,.5),(-w*2.4,.5),(-w*.7,-.1)),
+                      fill=white)
         im = im.filter(ImageFilter.GaussianBlur(1))
     if body and b.pattern=='points' and b.blaze: pass
     return np.asarray(im, np.float32)
 
 # %% ../../nbs/data/mini/pets.ipynb #a7426aa3
-_places = ((150,165,135),(205,190,160),(165,190,210),(180,124,98),(150,145,140),(112,88,68),(98,118,78),(96,106,122),(222,212,194),(84,98,130),(188,152,150),(190,162,100),(120,150,150),(70,74,70))
+_places = ((150,165,135),(205,190,160),(165,190,210),(180,124,98),(150,145,140),(112,88,68),
+           (98,118,78),(96,106,122),(222,212,194),(84,98,130),(188,152,150),(190,162,100),
+           (120,150,150),(70,74,70))
 def noise(rng, h, w, cell):
-    "Soft noise, h x w, mean 0 and spread about 1, with lumps of about `cell` pixels (or (down, across))"
+    "Soft noise, h x w, of mean 0 and spread 1, in lumps of `cell` pixels (or (down, across))"
     cy,cx = cell if isinstance(cell,tuple) else (cell,cell)
     g = rng.standard_normal((max(2,int(h/cy)+2),max(2,int(w/cx)+2)),dtype=np.float32)
     return np.asarray(Image.fromarray(g).resize((w,h),Image.BILINEAR))
@@ -162,7 +204,8 @@ def background(rng, h, w):
     im = Image.new('RGB',(48,48),wall); d = ImageDraw.Draw(im); horizon = rng.uniform(.5,.95)*48
     for _ in range(rng.integers(2,9)):
         x,y,r = rng.uniform(0,48),rng.uniform(0,horizon),rng.uniform(2,10)
-        c = _mix(_mix(wall,_places[rng.integers(len(_places))],rng.uniform(.3,.9)),(255,250,235),rng.uniform(0,.35))
+        c = _mix(_mix(wall,_places[rng.integers(len(_places))],rng.uniform(.3,.9)),(255,250,235),
+                 rng.uniform(0,.35))
         if rng.random()<.65: d.ellipse([x-r,y-r,x+r,y+r],fill=c)
         else: d.rectangle([x-r*.5,y-r*2,x+r*.5,y+r*2],fill=c)
     d.rectangle([0,horizon,48,48],fill=floor)
@@ -171,12 +214,13 @@ def background(rng, h, w):
 
 # %% ../../nbs/data/mini/pets.ipynb #f15333b7
 class Easel:
-    "A picture being painted, `w` x `h`, whose unit is a head's half width: `R` pixels around `centre`"
+    "A picture being painted, `w` x `h`; its unit is half a head, `R` pixels, around `centre`"
     def __init__(self, rng, w, h, R, centre, M, light, lamp):
         self.rng,self.R,self.centre,self.M,self.lamp = rng,R,centre,M,np.asarray(lamp,np.float32)
         self.light = [float(v) for v in light]
         self.img = background(rng,h,w)*self.lamp
-        self.x = ((np.arange(w)-centre[0])/R).astype(np.float32); self.y = ((np.arange(h)-centre[1])/R).astype(np.float32)
+        self.x = ((np.arange(w)-centre[0])/R).astype(np.float32)
+        self.y = ((np.arange(h)-centre[1])/R).astype(np.float32)
         self.soft = noise(rng,h,w,R*.4)*4
 
     def at(self, pt):
@@ -200,7 +244,8 @@ class Easel:
         c,s = math.cos(tilt),math.sin(tilt); dx,dy = X-x,Y-y
         r = np.hypot((dx*c+dy*s)/rx,(dy*c-dx*s)/ry)
         px = min(rx,ry)*self.R
-        self.lay(win,np.clip((1-r)*px/(1+soft*px)+.5*(soft==0),0,1)*strength,np.array(colour,np.float32))
+        self.lay(win,np.clip((1-r)*px/(1+soft*px)+.5*(soft==0),0,1)*strength,
+                 np.array(colour,np.float32))
 
     def line(self, pts, width, colour, strength=1.):
         "A line through points of the head, `width` half a stroke, head units"
@@ -221,11 +266,13 @@ class Easel:
         d = inside = None
         for a,b in ((q[0],q[1]),(q[1],q[2]),(q[2],q[0])):
             dd = _to_segment(X,Y,a,b); side = s*((b[0]-a[0])*(Y-a[1])-(b[1]-a[1])*(X-a[0]))
-            d = dd if d is None else np.minimum(d,dd); inside = side if inside is None else np.minimum(inside,side)
+            d = dd if d is None else np.minimum(d,dd)
+            inside = side if inside is None else np.minimum(inside,side)
         d = np.where(inside>0,-1,1)*np.sqrt(d)-round
         if fur: d = d-self.fringe(X,Y,(0,-.4),70,fur)
         tone = .93+.3*np.clip((max(ys)-Y)/(max(ys)-min(ys)+.1),0,1)*.5
-        self.lay(win,np.clip(.5-d*self.R,0,1)*strength,(np.array(colour,np.float32)*tone[...,None])*self.lamp+self.soft[win][...,None])
+        self.lay(win,np.clip(.5-d*self.R,0,1)*strength,
+                 (np.array(colour,np.float32)*tone[...,None])*self.lamp+self.soft[win][...,None])
 
     def fringe(self, X, Y, centre, strands, length):
         "How far hair stands out, head units, one random tuft after another around `centre`"
@@ -235,20 +282,26 @@ class Easel:
         return (t[i%strands]*(1-f)+t[(i+1)%strands]*f)*length
 
     def solid(self, parts, M, coat, melt=7., fur=0., strands=110, grain=5., shadow=None):
-        "Ellipsoids (centre, radii) melted into one, turned by `M`, painted with the colours `coat`(x,y,z), lit"
-        Q = [(M@np.asarray(c,float),M@np.diag(1/np.square(np.asarray(r,float)))@M.T,r) for c,r in parts]
+        "Ellipsoids (centre, radii) joined, turned by `M`, in the colours `coat`(x,y,z), lit"
+        Q = [(M@np.asarray(c,float),M@np.diag(1/np.square(np.asarray(r,float)))@M.T,r) for c,
+             r in parts]
         m = 1+fur
         win,X,Y = self.window(min(c[0]-max(r)*m for c,_,r in Q),max(c[0]+max(r)*m for c,_,r in Q),
                               min(c[1]-max(r)*m for c,_,r in Q),max(c[1]+max(r)*m for c,_,r in Q))
         shape = self.img[win].shape[:2]
         if 0 in shape: return
-        mid = Q[0][0]; hair = self.fringe(X,Y,(float(mid[0]),float(mid[1])),strands,fur) if fur else None
-        cover = np.zeros(shape,np.float32); total = np.full(shape,1e-9,np.float32); depth = np.zeros(shape,np.float32)
+        mid = Q[0][0]
+        hair = self.fringe(X,Y,(float(mid[0]),float(mid[1])),strands,fur) if fur else None
+        cover = np.zeros(shape,np.float32)
+        total = np.full(shape,1e-9,np.float32)
+        depth = np.zeros(shape,np.float32)
         n = [np.zeros(shape,np.float32) for _ in range(3)]
         for c,A,r in Q:
-            cx,cy,cz = map(float,c); a,bb,cc,d,e,f = (float(A[i]) for i in ((0,0),(0,1),(0,2),(1,1),(1,2),(2,2)))
+            cx,cy,cz = map(float,c)
+            a,bb,cc,d,e,f = (float(A[i]) for i in ((0,0),(0,1),(0,2),(1,1),(1,2),(2,2)))
             reach = max(r)*m
-            J = slice(*map(int,np.searchsorted(X[0],(cx-reach,cx+reach)))); I = slice(*map(int,np.searchsorted(Y[:,0],(cy-reach,cy+reach))))
+            J = slice(*map(int,np.searchsorted(X[0],(cx-reach,cx+reach))))
+            I = slice(*map(int,np.searchsorted(Y[:,0],(cy-reach,cy+reach))))
             dx,dy = X[:,J]-cx,Y[I]-cy
             b = cc*dx+e*dy
             s = (b*b-f*((a*dx)*dx+(2*bb*dx+d*dy)*dy-1))/f      # 1 in the middle, 0 on the outline
@@ -256,21 +309,27 @@ class Easel:
             if fur: s = s+hair[I,J]
             al = np.clip(s*(self.R*min(r[:2])*.5)+.5,0,1)
             w = np.exp(melt*(z+cz))*al
-            n[0][I,J] += w*(a*dx+bb*dy+cc*z); n[1][I,J] += w*(bb*dx+d*dy+e*z); n[2][I,J] += w*(cc*dx+e*dy+f*z)
+            n[0][I,J] += w*(a*dx+bb*dy+cc*z)
+            n[1][I,J] += w*(bb*dx+d*dy+e*z)
+            n[2][I,J] += w*(cc*dx+e*dy+f*z)
             depth[I,J] += w*(z+cz); total[I,J] += w; np.maximum(cover[I,J],al,out=cover[I,J])
         depth /= total; nl = np.sqrt(n[0]*n[0]+n[1]*n[1]+n[2]*n[2])+1e-6
         lit = (n[0]*self.light[0]+n[1]*self.light[1]+n[2]*self.light[2])/nl
         # hollows are darker: how far a point lies behind its neighbourhood
         h,w = shape; step = max(1,int(self.R*.16)); sw,sh = max(1,w//step),max(1,h//step)
-        around = np.asarray(Image.fromarray(depth*cover).resize((sw,sh),Image.BOX).resize((w,h),Image.BILINEAR))
-        facing = np.clip(n[2]/nl,0,1); hollow = np.clip(around-depth,0,.25)*1.5*np.minimum(facing*2.5,1)
+        around = Image.fromarray(depth*cover).resize((sw,sh), Image.BOX)
+        around = np.asarray(around.resize((w,h), Image.BILINEAR))
+        facing = np.clip(n[2]/nl,0,1)
+        hollow = np.clip(around-depth,0,.25)*1.5*np.minimum(facing*2.5,1)
         bright = (.70+.36*lit)*(.80+.20*facing)-hollow
         if shadow is not None: bright = bright*(1-shadow(X,Y))
         T = M.T; p = [(float(T[i,0])*X+float(T[i,1])*Y)+float(T[i,2])*depth for i in range(3)]
         colour = coat(*p)
-        fine = noise(self.rng,h,w,(self.R*.1,self.R*.035) if fur else self.R*.045)*grain+self.soft[win]
+        fine = noise(self.rng,h,w,(self.R*.1,self.R*.035) if fur
+                     else self.R*.045)*grain+self.soft[win]
         shine = np.clip(lit,0,1)**12*14
-        colour = colour*(bright[...,None]*self.lamp)+fine[...,None]*(.35+colour*(.65/255))+shine[...,None]
+        bright, fine, shine = bright[...,None]*self.lamp, fine[...,None], shine[...,None]
+        colour = colour*bright + fine*(.35+colour*(.65/255)) + shine
         self.lay(win,cover,colour)
 
 def _to_segment(X, Y, a, b):
@@ -282,21 +341,25 @@ def _to_segment(X, Y, a, b):
 # %% ../../nbs/data/mini/pets.ipynb #8fafcb08
 def sample(cmap, x, y):
     "Colours of `cmap` at head units `x`,`y`"
-    i = np.clip(((y+SPAN)*(MAP/(2*SPAN))).astype(np.int32),0,MAP-1); j = np.clip(((x+SPAN)*(MAP/(2*SPAN))).astype(np.int32),0,MAP-1)
+    i = np.clip(((y+SPAN)*(MAP/(2*SPAN))).astype(np.int32),0,MAP-1)
+    j = np.clip(((x+SPAN)*(MAP/(2*SPAN))).astype(np.int32),0,MAP-1)
     return cmap.reshape(-1,3)[i*MAP+j]
 
 # %% ../../nbs/data/mini/pets.ipynb #385bf46e
 def _body(e, b, coat, mark, lean):
     wide = {'cat':.86,'dog':1.}[b.kind]*(1.12 if b.fur=='long' else 1)
-    parts = [((0,1.9,-.55),(wide*.98,1.3,.7)),((0,1.05,-.35),(wide*.68,.7,.5)),((-.5*wide,2.3,-.2),(.4,1.,.4)),((.5*wide,2.3,-.2),(.4,1.,.4))]
+    parts = [((0,1.9,-.55),(wide*.98,1.3,.7)),((0,1.05,-.35),(wide*.68,.7,.5)),
+             ((-.5*wide,2.3,-.2),(.4,1.,.4)),((.5*wide,2.3,-.2),(.4,1.,.4))]
     cm = coat_map(b,coat,mark,e.rng,True)
-    e.solid(parts,lean,lambda x,y,z: sample(cm,x,y-1.9),5.,_fur[b.fur],130,9 if b.fur!='short' else 5,
+    e.solid(parts,lean,lambda x,y,z: sample(cm,x,y-1.9),5.,_fur[b.fur],130,9 if b.fur!='short'
+            else 5,
             shadow=lambda X,Y: np.clip(1-np.hypot(X*.9,Y-.75)*.62,0,1)*.5)
 
 _fur = {'short':0.,'long':.42,'wire':.3}
 def _ears(e, b, coat, mark, sway, front):
     w,h = b.head; ew,el = b.ear
-    c = {'points':mark,'silk':_mix(coat,mark,.3),'mask':_mix(coat,mark,.85),'saddle':_mix(coat,(60,36,20),.3)}.get(b.pattern,coat)
+    c = {'points':mark,'silk':_mix(coat,mark,.3),'mask':_mix(coat,mark,.85),
+         'saddle':_mix(coat,(60,36,20),.3)}.get(b.pattern,coat)
     pink = _mix(c,(226,160,150),.55 if b.kind=='cat' else .35); fur = _fur[b.fur]*.3
     for s in (-1,1):
         tone = .80+.2*(e.light[0]*s*.5-e.light[1]); shade = lambda col,t: tuple(v*t for v in col)
@@ -305,23 +368,32 @@ def _ears(e, b, coat, mark, sway, front):
         if b.ears=='prick' and not front:
             tip = mid+np.array([s*(.22+sway),-el,-.05])
             e.leaf((a,z,tip),.09,shade(c,tone),fur)
-            e.leaf((mid-half*.6+(0,0,.05),mid+half*.52+(0,0,.05),mid+(tip-mid)*.78),.03,shade(pink,tone-.14),strength=.85)
+            e.leaf((mid-half*.6+(0,0,.05),mid+half*.52+(0,0,.05),mid+(tip-mid)*.78),.03,
+                   shade(pink,tone-.14),strength=.85)
         if b.ears=='half' and not front:
             top = mid+np.array([s*(.3+sway*.5),-el*.6,.05]); r = (z-a)*.22
             e.leaf((a,z,top-r),.09,shade(c,tone)); e.leaf((a,z,top+r),.09,shade(c,tone))
             e.leaf((top-r*1.3,top+r*1.3,top+np.array([s*.26,.26,.25])),.07,shade(c,tone-.2))
         if b.ears=='folded' and front:
-            a,z,tip = np.array([s*w*(.74-ew*.55),-h*.78,.2]),np.array([s*w*1.06,-h*.5,.0]),np.array([s*(w*1.08+sway),-h*.62+el*1.25,.3])
-            e.leaf((a+(0,.05,0),z,tip+(0,.05,0)),.09,shade(c,tone-.5),strength=.35); e.leaf((a,z,tip),.08,shade(c,tone-.16))
+            a,z,tip = (np.array([s*w*(.74-ew*.55),-h*.78,.2]),np.array([s*w*1.06,-h*.5,.0]),
+                       np.array([s*(w*1.08+sway),-h*.62+el*1.25,.3]))
+            e.leaf((a+(0,.05,0),z,tip+(0,.05,0)),.09,shade(c,tone-.5),strength=.35)
+            e.leaf((a,z,tip),.08,shade(c,tone-.16))
         if b.ears=='hanging' and front:
-            e.solid([((s*w*.98,-.28,-.02),(ew*.8,.34,.2)),((s*w*1.08,.22+el*.1,.06),(ew,el*.72,.2))],
+            e.solid([((s*w*.98,-.28,-.02),(ew*.8,.34,.2)),
+                     ((s*w*1.08,.22+el*.1,.06),(ew,el*.72,.2))],
                     e.M@turn(0,0,-s*(.12+sway)),lambda x,y,z: np.array(c,np.float32),5.)
 
 def _head(e, b, coat, mark):
     (w,h),(mw,mh,ml),z0 = b.head,b.muzzle,.62
     parts = [((0,0,0),(w,h,.9)),((-.42,.32,.1),(b.cheeks,)*3),((.42,.32,.1),(b.cheeks,)*3)]
-    if b.kind=='cat': parts += [((-.17,.42,z0+.08),(.27,.22,.26)),((.17,.42,z0+.08),(.27,.22,.26)),((0,.62,z0-.05),(.22,.2,.22)),((0,.1,z0-.05),(.17,.4,.3))]
-    else: parts += [((0,.36,z0+ml*.5),(mw,mh,.2+ml*.6)),((0,.1,z0),(mw*.6,.42,.3)),((-mw*.55,.5,z0+ml*.4),(mw*.6,mh*.8,.2+ml*.4)),((mw*.55,.5,z0+ml*.4),(mw*.6,mh*.8,.2+ml*.4))]
+    if b.kind=='cat':
+        parts += [((-.17,.42,z0+.08),(.27,.22,.26)),((.17,.42,z0+.08),(.27,.22,.26)),
+                  ((0,.62,z0-.05),(.22,.2,.22)),((0,.1,z0-.05),(.17,.4,.3))]
+    else:
+        parts += [((0,.36,z0+ml*.5),(mw,mh,.2+ml*.6)),((0,.1,z0),(mw*.6,.42,.3)),
+                  ((-mw*.55,.5,z0+ml*.4),(mw*.6,mh*.8,.2+ml*.4)),
+                  ((mw*.55,.5,z0+ml*.4),(mw*.6,mh*.8,.2+ml*.4))]
     cm = coat_map(b,coat,mark,e.rng)
     e.solid(parts,e.M,lambda x,y,z: sample(cm,x,y),9.,_fur[b.fur],110,9 if b.fur!='short' else 5)
 
@@ -334,17 +406,24 @@ def _face(e, b, coat, mark, yaw, roll):
         narrow = max(.55,math.cos(yaw+s*.45)); tilt = roll+(s*-.16 if cat else s*.06)
         e.oval((x,y,z),s0*1.16*narrow,s0*(1.02 if cat else 1.1),lid,tilt)
         e.oval((x,y,z),s0*narrow,s0*.84,iris if cat else iris,tilt)
-        e.oval((x,y,z+.02),s0*((.34+.3*pupil) if cat else .62)*narrow,s0*(.8 if cat else .62),(14,12,14),tilt)
+        e.oval((x,y,z+.02),s0*((.34+.3*pupil) if cat else .62)*narrow,s0*(.8 if cat else .62),
+               (14,12,14),tilt)
         e.oval((x+e.light[0]*s0*.3,y-s0*.34,z+.03),s0*.27,s0*.27,(250,250,250))
     nose = (0,.26,.9) if cat else (0,.2,.62+ml*1.06+.14); n = .13 if cat else .19*(mw/.4)**.5
     lip = _mix(lid,(60,30,30),.3); y = nose[1]+.2; z = nose[2]-.05; wide = .2 if cat else mw*.7
     e.line([(0,nose[1],z+.03),(0,y,z)],.018,lip,.8)
     for s in (-1,1): e.line([(0,y,z),(s*wide*.5,y+.07,z-.04),(s*wide,y+.02,z-.12)],.018,lip,.8)
-    if not cat and rng.random()<.35: e.oval((0,y+.17,z-.02),.12,.17,(222,110,120),roll); e.line([(0,y+.07,z),(0,y+.2,z)],.012,(180,80,90),.7)
-    e.oval(nose,n,n*.72,b.nose,roll); e.oval((e.light[0]*.05,nose[1]-n*.3,nose[2]+.02),n*.4,n*.2,_mix(b.nose,(255,255,255),.5),roll,soft=.8)
+    if not cat and rng.random()<.35:
+        e.oval((0,y+.17,z-.02),.12,.17,(222,110,120),roll)
+        e.line([(0,y+.07,z),(0,y+.2,z)],.012,(180,80,90),.7)
+    e.oval(nose,n,n*.72,b.nose,roll)
+    e.oval((e.light[0]*.05,nose[1]-n*.3,nose[2]+.02),n*.4,n*.2,_mix(b.nose,(255,255,255),.5),roll,
+           soft=.8)
     if cat:
         for s in (-1,1):
-            for j in (-1,0,1): e.line([(s*.22,.42+.06*j,z),(s*.7,.38+.14*j,z-.1),(s*1.15,.4+.24*j,z-.4)],.008,(240,238,232),.6)
+            for j in (-1,0,1):
+                e.line([(s*.22,.42+.06*j,z),(s*.7,.38+.14*j,z-.1),(s*1.15,.4+.24*j,z-.4)],.008,
+                       (240,238,232),.6)
 
 # %% ../../nbs/data/mini/pets.ipynb #93dafc88
 def portrait(b, rng, w, h, k=2):
@@ -353,7 +432,8 @@ def portrait(b, rng, w, h, k=2):
     yaw,pitch,roll = rng.uniform(-.55,.55),rng.uniform(-.22,.22),rng.normal(0,.13)
     S = min(w,h)*k; R = S*rng.uniform(.25,.32)
     centre = w*k*.5+S*rng.uniform(-.1,.1)-yaw*.1*S,h*k*.5+S*rng.uniform(-.1,.02)
-    light = np.array([rng.uniform(-.8,.8),rng.uniform(-.9,-.3),rng.uniform(.5,1.)]); light /= np.linalg.norm(light)
+    light = np.array([rng.uniform(-.8,.8),rng.uniform(-.9,-.3),rng.uniform(.5,1.)])
+    light /= np.linalg.norm(light)
     warm = rng.normal(0,.04); lamp = np.array([1+warm,1.,1-warm])*rng.uniform(.86,1.12)
     e = Easel(rng,w*k,h*k,R,centre,turn(yaw,pitch,roll),light,lamp); sway = rng.normal(0,.05)
     _body(e,b,coat,mark,turn(rng.uniform(-.15,.15)+yaw*.5,0,roll*.3))
@@ -361,11 +441,13 @@ def portrait(b, rng, w, h, k=2):
     _head(e,b,coat,mark)
     _ears(e,b,coat,mark,sway,front=True)
     _face(e,b,coat,mark,yaw,roll)
-    small = np.asarray(Image.fromarray(np.clip(e.img,0,255).astype(np.uint8)).resize((w,h),Image.BOX),np.float32)
-    return Image.fromarray(np.clip(small+noise(rng,h,w,1)[...,None]*rng.uniform(1,4),0,255).astype(np.uint8))
+    def picture(pixels): return Image.fromarray(np.clip(pixels,0,255).astype(np.uint8))
+    small = np.asarray(picture(e.img).resize((w,h), Image.BOX), np.float32)
+    return picture(small+noise(rng,h,w,1)[...,None]*rng.uniform(1,4))
 
 # %% ../../nbs/data/mini/pets.ipynb #dffef99a
-VERSION = 2                              # of the recipes; a new one replaces the pictures in the cache
+# of the recipes; a new one replaces the pictures in the cache
+VERSION = 2
 PER_BREED = 36
 expected = {'pictures': PER_BREED*len(breeds), 'breeds': len(breeds)}
 
