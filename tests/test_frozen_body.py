@@ -364,7 +364,7 @@ def five_folds(real, arch, size, views, **kwargs):
 
 
 # One layer on the average of the map. With eight pictures a breed it does better than the lesson's head, which has two layers,
-# a BatchNorm before the first, and the largest values of the map beside the average (benchmarks/frozen_body.py has both).
+# a BatchNorm before the first, and the largest values of the map beside the average.
 plain = dict(lin_ftrs=[], first_bn=False, concat_pool=False, ps=.25)
 
 
