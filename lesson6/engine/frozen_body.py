@@ -130,14 +130,32 @@ def _threads(dls, device):
     finally: torch.set_num_threads(n)
 
 # %% ../../nbs/engine/frozen_body.ipynb #9bef7262
+def _pictures(learn, x): # ValueError unless a batch begins with pictures
+    if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+        if getattr(learn.dls, 'n_inp', 1) == 1: return x.as_subclass(Tensor)
+    raise ValueError('fit_head takes one picture an item, (channels, height, width); '
+                     f'here a batch begins with {tuple(getattr(x, "shape", ()))}.')
+
+def _fill(rooms, batches, compute, device, layout): # how full each is, and its targets
+    at, targets = [0]*len(rooms), [[] for _ in rooms]
+    for i,(x,*ys) in batches:
+        x = x.as_subclass(Tensor).to(device).contiguous(memory_format=layout)
+        rooms[i][at[i]:at[i]+len(x)] = compute(x)
+        at[i] += len(x)
+        targets[i].append([y.as_subclass(Tensor).to(rooms[i].device) for y in ys])
+    return at, targets
+
+def _with_bar(batches, train, valid, views):
+    per_view = len(train) if train.fake_l.num_workers else -(-train.n//min(train.bs, 16))
+    return progress_bar(batches, total=views*per_view + len(valid), leave=False)
+
 def body_features(
     learn:Learner, # a network of body and head, and pictures; it stays as it was
     views:int=1,   # how many augmented versions of each training picture
     # [(features, targets...), (features, targets...)], of the training and of the validation
-    # pictures, in their order, one view after another;
+    # pictures, in their order, one view after another; ValueError if the learner has no body and
+    # head or its items are no pictures, OSError if the features find no room
 ) -> list:
-                   # ValueError if the learner has no body and head or its items are no pictures,
-                   # OSError if the features find no room
     "What the frozen body makes of every picture, computed once, in evaluation mode"
     body,_ = _parts(learn)
     device,shows = device_of(learn), hasattr(learn, 'progress')
@@ -150,41 +168,26 @@ def body_features(
     with _threads(learn.dls, device) as pool:
         batches,start = passes(), time.perf_counter()
         first = next(batches)
-        x = first[1][0]
-        if not (isinstance(x, Tensor) and x.ndim == 4
-                and x.is_floating_point()) or getattr(learn.dls, 'n_inp', 1) != 1:
-            raise ValueError('fit_head takes one picture an item, (channels, height, width); '
-                             f'here a batch begins with {tuple(getattr(x, "shape", ()))}.')
-        x = x.as_subclass(Tensor).to(device)
+        x = _pictures(learn, first[1][0]).to(device)
         reading = (time.perf_counter()-start)/len(x)
         layout,seconds = _faster_layout(body, x)
         stores,where = _stores([train.n*views, valid.n], _compute(body, x[:1]).shape[1:], device)
-        rooms = [*stores[0].split(train.n), stores[1]] # one for each view, and one for validation
+        rooms = [*stores[0].split(train.n), stores[1]] # of each view, and of validation
         cores = min(torch_threads+1, os.cpu_count()) if pool else 1
         seconds = max(reading, (reading+seconds)/cores)
         n = train.n*views + valid.n
         if shows:
             print(f'{n:,} pictures, {1000*seconds:.0f} ms each, will take about {n*seconds:.0f} '
                   f's; their features take {where}.')
-
         batches = chain([first], batches)
         if pool: batches = _ahead(batches)
-        if shows:
-            batches = progress_bar(batches,
-                                   total=views*(len(train) if train.fake_l.num_workers
-                                                else -(-train.n//min(train.bs, 16))) + len(valid),
-                                                leave=False)
-        at,targets = [0]*len(rooms), [[] for _ in rooms]
-        for i,(x,*ys) in batches:
-            x = x.as_subclass(Tensor).to(device).contiguous(memory_format=layout)
-            rooms[i][at[i]:at[i]+len(x)] = _compute(body, x, pool)
-            at[i] += len(x)
-            targets[i].append([y.as_subclass(Tensor).to(rooms[i].device) for y in ys])
+        if shows: batches = _with_bar(batches, train, valid, views)
+        at, targets = _fill(rooms, batches, lambda x: _compute(body, x, pool), device, layout)
     whole = sum(at[:views]) == len(stores[0]) # unless a loader passes over a picture
     xs = (stores[0] if whole else torch.cat([x[:n] for x,n in zip(rooms[:views], at)]),
           stores[1][:at[-1]])
-    return [(x, *(torch.cat(y) for y in zip(*ys))) for x,
-            ys in zip(xs, (sum(targets[:views], []), targets[-1]))]
+    ys = sum(targets[:views], []), targets[-1]
+    return [(x, *map(torch.cat, zip(*y))) for x,y in zip(xs, ys)]
 
 # %% ../../nbs/engine/frozen_body.ipynb #9475911b
 class FeaturesDL(DataLoader):
