@@ -201,11 +201,50 @@ def _numbers(side): # an array of what stands on one side
     return np.asarray(side, dtype=float)
 
 # %% ../nbs/claims.ipynb #3df900ad
+def _sides(first, second, over, paired): # as arrays; NotAsked or ValueError if they don't fit
+    import numpy as np
+    a, b = (_numbers(o) for o in (first, second))
+    if b.ndim == 0 and a.ndim: b = np.full(a.shape, float(b))
+    if not (a.size and b.size): raise NotAsked(f'there are no {over} to compare')
+    if not a.ndim:
+        raise NotAsked('one number on each side has no noise to compare with; it takes several '
+                       f'{over}')
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise NotAsked('not every error is a number: a training has diverged')
+    if paired and a.shape != b.shape:
+        raise ValueError(f'The two sides have {a.shape} and {b.shape} numbers; compare them on '
+                         f'the same {over}.')
+    return a, b
+
+def _pairs(a, b, over, groups, each, paired): # the two sides, how many pairs, and words for them
+    import numpy as np
+    n = len(a) if paired else min(len(a), len(b))
+    said = f'paired on {n:,} {over}' if paired else f'{len(a):,} and {len(b):,} {over}'
+    if groups is not None:
+        names = np.asarray([str(o) for o in groups])
+        a, b = (np.array([side[names == o].mean() for o in np.unique(names)]) for side in (a, b))
+        n, said = len(a), f'means of {len(a)} {each}, {said}'
+    if n < 2:
+        raise NotAsked('there is only one of what is compared, and so no noise to compare with; '
+                       f'it takes several {over if groups is None else each}')
+    return a, b, n, said
+
+def _paired_noise(d, apart, binary): # standard error of the mean of differences, and p
+    from scipy import stats
+    if binary:
+        lost, won = int((d > 0).sum()), int((d < 0).sum())
+        return d.std()/len(d)**.5, stats.binomtest(won, won+lost).pvalue if won+lost else 1.
+    error = d.std(ddof=1)/len(d)**.5
+    return error, stats.ttest_1samp(d, 0).pvalue if error > 1e-12*abs(apart) else float(apart == 0)
+
+def _unpaired_noise(a, b): # the same of two sides that have nothing to do with each other
+    from scipy import stats
+    error = (a.var(ddof=1)/len(a) + b.var(ddof=1)/len(b))**.5
+    return error, stats.ttest_ind(a, b, equal_var=False).pvalue
+
 def compare(
-    # what should be smaller: a trained `Learner`, or numbers, (items,) or (seeds, items)
-    first,
-    # the other side, on the same items in the same order; one number stands for all
-    second,
+    first,  # what should be smaller: a trained `Learner`, or numbers, (items,) or (seeds, items)
+    second, # the other side, on the same items in the same order; one number stands for all
     names=('', ''),     # of the two sides
     unit:str='',        # 'share', 'pixels', 's'
     factor:float=1.,    # the first should be smaller than this many times the second
@@ -218,53 +257,24 @@ def compare(
     "Whether the mean of `first` is smaller than that of `second`, larger, or neither"
     import numpy as np
     from scipy import stats
-    a, b = (_numbers(o) for o in (first, second))
-    if b.ndim == 0 and a.ndim: b = np.full(a.shape, float(b))
-    if not (a.size and b.size): raise NotAsked(f'there are no {over} to compare')
-    if not a.ndim:
-        raise NotAsked('one number on each side has no noise to compare with; it takes several '
-                       f'{over}')
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise NotAsked('not every error is a number: a training has diverged')
-    if paired and a.shape != b.shape:
-        raise ValueError(f'The two sides have {a.shape} and {b.shape} numbers; compare them on '
-                         f'the same {over}.')
+    a, b = _sides(first, second, over, paired)
     kept = dict(names=tuple(names), unit=unit)
     # several trainings on each side: the difference must be there over items and over seeds
     if a.ndim == 2:
         both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, each=each,
-                        trainings=False, **kept), compare(a.mean(1), b.mean(1), factor=factor,
-                                                          over='seeds', **kept)]
+                        trainings=False, **kept),
+                compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
         return max(both, key=lambda o: (o.verdict == EVEN, o.p))
-    binary = (paired and factor == 1 and groups is None and over != 'seeds'
-              and np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all())
-    d = a - factor*b if paired else None
-    n = len(a) if paired else min(len(a), len(b))
-    pairing = f'paired on {n:,} {over}' if paired else f'{len(a):,} and {len(b):,} {over}'
-    if groups is not None:
-        names_of = np.asarray([str(o) for o in groups])
-        a, b = (np.array([side[names_of == o].mean() for o in np.unique(names_of)])
-                for side in (a, b))
-        d = a - factor*b
-        n, pairing = len(d), f'means of {len(d)} {each}, {pairing}'
-    if n < 2:
-        raise NotAsked('there is only one of what is compared, and so no noise to compare with; '
-                       f'it takes several {over if groups is None else each}')
+    binary = factor == 1 and groups is None and over != 'seeds'
+    binary = binary and np.isin(np.concatenate([a, b]), (0, 1)).all()
+    a, b, n, pairing = _pairs(a, b, over, groups, each, paired)
     needed = 3. if trainings and over != 'seeds' else 2.
     if trainings and over != 'seeds': pairing += ', one training each'
     level = 2*stats.norm.sf(needed) if needed > 2 else .05
-    apart = d.mean() if paired else a.mean() - factor*b.mean()
-    if binary:
-        lost, won = int((d > 0).sum()), int((d < 0).sum())
-        error, p = d.std()/n**.5, stats.binomtest(won, won+lost).pvalue if won+lost else 1.
-    elif not paired:
-        error, p = ((a.var(ddof=1)/len(a) + factor**2*b.var(ddof=1)/len(b))**.5,
-                    stats.ttest_ind(a, factor*b, equal_var=False).pvalue)
-    else:
-        error = d.std(ddof=1)/n**.5
-        p = stats.ttest_1samp(d, 0).pvalue if error > 1e-12*abs(apart) else float(apart == 0)
-        if over == 'seeds' or groups is not None:
-            needed = max(needed, float(stats.t.isf(level/2, n-1)))
+    apart = (a - factor*b).mean() if paired else a.mean() - factor*b.mean()
+    error, p = _paired_noise(a-factor*b, apart, binary) if paired else _unpaired_noise(a, factor*b)
+    if paired and not binary and (over == 'seeds' or groups is not None):
+        needed = max(needed, float(stats.t.isf(level/2, n-1)))
     told = abs(apart) >= needed*error and p <= level and apart != 0
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
     # not by the factor that was asked for; is there a difference at all?
