@@ -45,12 +45,6 @@ class Profile:
         "Whether the answers are known beforehand"
         return self.data == 'mini'
 
-    @property
-    def laptop(self) -> bool: # True on real pictures without a GPU
-        "Whether the sections keep the body of a network frozen and compute it once, because its epochs would be slow"
-        from fastai.torch_core import default_device
-        return not self.drawn and default_device().type == 'cpu'
-
     def about(self,
         name:str, # one of `folders`
     ) -> str:     # one line for a person
