@@ -165,8 +165,8 @@ class Compared:
 
     def __str__(self):
         show, apart = _units.get(self.unit, (lambda x: f'{x:.3f}', lambda x: f'{x:.4f}'))
-        sides = [f'{name}: {show(x)}' if name else show(x) for name,
-                 x in zip(self.names, (self.first, self.second/self.factor))]
+        sides = [f'{name}: {show(x)}' if name else show(x)
+                 for name,x in zip(self.names, (self.first, self.second/self.factor))]
         what = ('difference' if self.factor == 1
                 else f'the first number minus {self.factor:g} times the second:')
         least = (f'; to tell them apart takes {self.needed:.1f} standard errors'
@@ -301,8 +301,8 @@ def _moved(before, after): # two models of the same making
 def _batchnorm(model): # a model
     "Names of the weights of its BatchNorm layers"
     from torch.nn.modules.batchnorm import _BatchNorm
-    return {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, _BatchNorm) for k,
-            _ in m.named_parameters(recurse=False)}
+    return {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, _BatchNorm)
+            for k,_ in m.named_parameters(recurse=False)}
 
 # %% ../nbs/claims.ipynb #e52e76a0
 @statement('pets-cross-entropy', 'Cross-entropy by hand is `nn.CrossEntropyLoss`')
@@ -330,8 +330,8 @@ def _(matrix, error): # counts, (n, n), truth down and guess across; the error r
            planted='the synthetic pairs were drawn alike but for one feature')
 def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look alike
     from scipy import stats
-    both = {(a,b): int(matrix[i,j]+matrix[j,i]) for i,a in enumerate(vocab) for j,
-            b in enumerate(vocab) if i < j}
+    both = {(a,b): int(matrix[i,j]+matrix[j,i]) for i,a in enumerate(vocab)
+            for j,b in enumerate(vocab) if i < j}
     alike = {p for p in both if {*p} in [{*o} for o in pairs]}
     n, each = sum(both.values()), float(matrix.sum())/len(vocab)
     if not alike: raise NotAsked('which of these breeds look alike is not known')
@@ -419,8 +419,8 @@ def _(shallow, deep): # errors on the same pictures
 def _(encoded, vocab, labels):
     binary = encoded.shape == (len(labels),
                                len(vocab)) and bool(((encoded == 0) | (encoded == 1)).all())
-    back = sum(sorted(vocab[int(i)] for i in row.nonzero()) == sorted(set(names)) for row,
-               names in zip(encoded, labels))
+    back = sum(sorted(vocab[int(i)] for i in row.nonzero()) == sorted(set(names))
+               for row,names in zip(encoded, labels))
     return (binary and back == len(labels), f'{encoded.shape[-1]} numbers a picture, on average '
                                             f'{encoded.sum(1).mean():.1f} of them ones; {back} of '
                                             f'{len(labels)} come back')
@@ -627,8 +627,8 @@ def _(model, own, x, y): # two models with the same weights; a batch
         out = m(x); (out-y).pow(2).mean().backward()
         results.append([out.detach()] + [p.grad.clone() for p in m.parameters()])
         m.zero_grad()
-    off = max(float((a-b).abs().max()) if a.shape == b.shape else float('inf') for a,
-              b in zip(*results))
+    off = max(float((a-b).abs().max()) if a.shape == b.shape else float('inf')
+              for a,b in zip(*results))
     return off < 1e-5, f'predictions and gradients at most {off:.0e} apart'
 
 # %% ../nbs/claims.ipynb #ac9a393f

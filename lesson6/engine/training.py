@@ -144,8 +144,8 @@ def _plain(o):
 
 def _to_device(opt):
     for p,*_ in opt.all_params():
-        opt.state[p] = {k: v.to(p.device) if torch.is_tensor(v) else v for k,
-                        v in opt.state[p].items()}
+        opt.state[p] = {k: v.to(p.device) if torch.is_tensor(v) else v
+                        for k,v in opt.state[p].items()}
 
 # %% ../../nbs/engine/training.ipynb #d8d6a28e
 def order_anew(

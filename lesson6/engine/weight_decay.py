@@ -103,8 +103,8 @@ class SideBySide(Module):
                                                   self.ends[model].tolist(), strict=True))
         tables = ((self.users, user), (self.user_biases, user), (self.movies, movie),
                   (self.movie_biases, movie))
-        return torch.cat([t.detach()[rows].chunk(self.n, dim=1)[copy].flatten() for t,
-                          rows in tables])
+        return torch.cat([t.detach()[rows].chunk(self.n, dim=1)[copy].flatten()
+                          for t,rows in tables])
 
     # of all of them: batches with `starts` added; what decay leaves, for each copy
     def step(self, opt, x, y, keep):
@@ -150,13 +150,13 @@ def ratings_sweep(
     for i,together in enumerate(zip(*batches, strict=True)):
         done = i/len(batches[0])
         opt.set_hypers(lr=rates(done), mom=momenta(done))
-        x = torch.cat([o[0]+start.to(o[0].device) for o,
-                       start in zip(together, model.starts, strict=True)])
+        x = torch.cat([o[0]+start.to(o[0].device)
+                       for o,start in zip(together, model.starts, strict=True)])
         model.step(opt, x, torch.cat([o[1] for o in together]), 1 - rates(done)*decays)
     for s,(seed,learn) in enumerate(zip(seeds, learns, strict=True)):
         with torch.no_grad():
-            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square() for x,
-                                       y in dl]).mean(dim=0) for dl in learn.dls.loaders)
+            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square()
+                                       for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
         for i,wd in enumerate(wds):
             size = model.weights(s, i).square().mean().sqrt().item()
             rows.append({'seed': seed, 'wd': wd, 'train_loss': train[i].item(),

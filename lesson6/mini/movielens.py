@@ -227,7 +227,7 @@ def draw(
                    for i in range(1, n_users+1)),
         'u.genre': (f'{name}|{i}' for i,name in enumerate(genres)),
         'u.occupation': occupations,
-        'u.info': (f'{n} {what}' for n,
-                   what in ((n_users, 'users'), (n_films, 'items'), (n_ratings, 'ratings')))}
+        'u.info': (f'{n} {what}'
+                   for n,what in ((n_users, 'users'), (n_films, 'items'), (n_ratings, 'ratings')))}
     for name in (progress or iter)(list(lines)):
         (path/name).write_bytes(''.join(f'{line}\n' for line in lines[name]).encode('latin-1'))

@@ -306,8 +306,8 @@ class Easel:
 
     def solid(self, parts, M, coat, melt=7., fur=0., strands=110, grain=5., shadow=None):
         "Ellipsoids (centre, radii) joined, turned by `M`, in the colours `coat`(x,y,z), lit"
-        Q = [(M@np.asarray(c,float),M@np.diag(1/np.square(np.asarray(r,float)))@M.T,r) for c,
-             r in parts]
+        Q = [(M@np.asarray(c,float),M@np.diag(1/np.square(np.asarray(r,float)))@M.T,r)
+             for c,r in parts]
         m = 1+fur
         win,X,Y = self.window(min(c[0]-max(r)*m for c,_,r in Q),max(c[0]+max(r)*m for c,_,r in Q),
                               min(c[1]-max(r)*m for c,_,r in Q),max(c[1]+max(r)*m for c,_,r in Q))
