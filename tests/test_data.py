@@ -53,18 +53,6 @@ def test_the_published_sizes_of_the_sets():
                            'biwi': {'frames': 15_678, 'people': 24}, 'movielens': {'ratings': 100_000, 'films': 1_682}}
 
 
-def test_points_in_a_table_are_counted(tmp_path):
-    (tmp_path/'points.csv').write_text('fname,x,y\na.jpg,1,2\n\nb.jpg,3,4\n')
-    assert check_dataset('biwi', tmp_path) == {'frames': 2}
-
-
-def test_a_table_of_labels_by_another_name_is_read_alike(tmp_path):
-    from PIL import Image
-    for n in 'ab': Image.new('RGB', (8, 8)).save(tmp_path/f'{n}.png')
-    (tmp_path/'metadata.csv').write_text('fname,labels,is_valid\na.png,car,False\n')
-    assert check_dataset('pascal', tmp_path) == {'pictures': 1, 'labels': 1}
-
-
 def test_what_ends_like_a_picture():
     from lesson6.files import picture_endings
     assert {'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings() and not {'.pdf', '.mpg', '.h5', '.palm'} & picture_endings()
@@ -311,24 +299,6 @@ def nothing_kept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['home']
     return sorted((p.relative_to(tmp_path/'home').as_posix(), p.stat().st_size) for p in (tmp_path/'home').rglob('*')
                   if not p.is_dir() and p.name != 'config.ini' and not (p.suffix == '.lock' and not p.stat().st_size)) == []
-
-
-@pytest.mark.parametrize('files, counts', [
-    ({'u.data': '1\t1\t5\t0\n2\t1\t4\t0\n', 'u.item': '1|One (1999)|\n'}, {'ratings': 2, 'films': 1}),
-    ({'ratings.dat': '1::1::5::0\n2::1::4::0\n', 'movies.dat': '1::One::x\n'}, {'ratings': 2, 'films': 1}),
-    ({'ratings.csv': 'userId,movieId,rating,timestamp\n1,1,5,0\n', 'movies.csv': 'movieId,title,genres\n1,One,x\n2,Two,x\n'}, {'ratings': 1, 'films': 2}),
-    ({'ratings.csv': 'user,title,rating\n1,One,5\n'}, {'ratings': 1}),
-    ({'shop.tsv': 'user\titem\trating\n1\tTea\t5\n2\tTea\t4\n', '._shop.csv': 'x'}, {'ratings': 2}),
-])
-def test_ratings_of_every_kind_are_counted(files, counts, tmp_path):
-    for name, text in files.items(): (tmp_path/name).write_text(text)
-    assert check_dataset('movielens', tmp_path) == counts
-
-
-def test_a_table_that_is_no_parquet_is_named(tmp_path):
-    for broken in b'', b'PAR1 but nothing more', b'user,title,rating\n1,One,5\n':
-        (tmp_path/'shop.parquet').write_bytes(broken)
-        with pytest.raises(ValueError, match=r'shop.parquet cannot be read as Parquet \('): check_dataset('movielens', tmp_path)
 
 
 def test_the_folder_of_a_person_may_be_a_link(twins, tmp_path):

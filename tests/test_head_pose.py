@@ -469,7 +469,7 @@ def test_a_table_that_is_not_text(table):
 
 
 def test_pictures_without_a_row_are_counted(table):
-    with pytest.warns(UserWarning, match='2 of 10 pictures have no row in .*points.csv and are left out; the first is'):
+    with pytest.warns(UserWarning, match='2 of 10 pictures in .* have no row in points.csv and were left out; the first is'):
         dls = points_dls(table(lambda ls: 'fname,x,y,group\n' + '\n'.join(ls[:8])))
     assert len(dls.train_ds) + len(dls.valid_ds) == 8
 
