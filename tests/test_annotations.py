@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named(form, file, how, says, tmp_path):
     there = (folder/file).read_text() if (folder/file).exists() else ''
     (folder/file).write_text(how(there))
     if says is None: return read_annotations(folder)   # the file's own name will do
-    with pytest.raises((ValueError, FileNotFoundError)) as e: read_annotations(folder)
+    with pytest.raises((ValueError, FileNotFoundError)) as e: annotated_labels(folder)
     assert says in str(e.value) and len(str(e.value).replace(str(tmp_path), '')) <= 300
 
 

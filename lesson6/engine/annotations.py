@@ -104,7 +104,6 @@ def _voc(folder, files):
         for o in root.findall('object'):
             label, at = (o.findtext('name') or '').strip(), o.find('bndbox')
             where = f'{xml}, object {len(things)+1}'
-            if not label: raise ValueError(f'{where} has no name; write what it is.')
             box = at is not None and [_number(at.findtext(k), where, k) for k in _edges]
             things.append(Thing(composed(label), _box(*box, where) if box else None))
         size = [_number(root.findtext(f'size/{k}') or 0, xml, k) for k in ('width', 'height')]
@@ -287,6 +286,9 @@ def annotated_labels(
     folder, rows, torn, empty = Path(folder), [], {}, []
     for a in read_annotations(folder):
         labels = sorted({t.label for t in a.things})
+        if '' in labels:
+            i = [t.label for t in a.things].index('') + 1
+            raise ValueError(f'{a.where}, object {i} has no name; write what it is.')
         if not labels and not empty_ok: empty.append(a); continue
         if label_delim is None:
             torn |= {l: '_'.join(l.split()) for l in labels if len(l.split()) > 1}
