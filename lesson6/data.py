@@ -20,7 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm import tqdm
 from .files import PictureNames, picture_files, read_bytes, read_text, walk
-from .tables import beside, find_column, find_table, read_rows
+from .tables import find_column, find_table, read_rows
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
 folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
@@ -89,11 +89,10 @@ def _check_pets(path:Path):
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
 def _check_pascal(path:Path):
-    rows = read_rows(find_table(path, 'labels'), ('fname', 'labels', 'is_valid'))
+    rows = read_rows(_need(path/'train.csv'), ('fname', 'labels', 'is_valid'))
     names, labels = (rows.cells(find_column(rows.columns, o, rows.file)) for o in ('picture', 'labels'))
     PictureNames(path).of_rows(names, rows.where, 'train')
-    return {'pictures': len(names)} | ({} if set(''.join(labels)) & set(',;|') else
-                                       {'labels': len({l for o in labels for l in o.split()})})
+    return {'pictures': len(names), 'labels': len({l for o in labels for l in o.split()})}
 
 # %% ../nbs/data/datasets.ipynb #dd53ff03
 def points_source(
@@ -104,16 +103,12 @@ def points_source(
     return table or (boxes if boxes.is_dir() else None)
 
 def _check_biwi(path:Path):
-    source = points_source(path)          # its rows are checked by those who read them, in lesson6.engine.points
-    if source and source.is_dir(): return {'frames': sum(not f.name.startswith('.') for f in source.glob('*.xml'))}
-    if source: return {'frames': len(read_rows(source, ('fname', 'x', 'y', 'group'), 3).rows)}
     people = {}
     for here,_,names in walk(path):
         frames = [n for n in names if Path(n).stem.endswith('_rgb')]
         if frames: people[here.relative_to(path)] = frames, set(names)
     if not people:
-        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg, '
-                                'and no table points.csv.')
+        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg.')
     _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names],
              'calibrations')
     poses = [(p, f'{Path(f).stem[:-3]}pose.txt') for p,(frames,_) in people.items() for f in frames]
@@ -122,25 +117,14 @@ def _check_biwi(path:Path):
 
 # %% ../nbs/data/datasets.ipynb #2f7cb4ec
 def _check_movielens(path:Path):
-    file = find_table(path, 'ratings')
-    if file.suffix.lower() == '.parquet':
-        from pyarrow.parquet import read_metadata
-        try: return {'ratings': read_metadata(file).num_rows}
-        except (OSError, ValueError) as e:
-            raise ValueError(f'{file} cannot be read as Parquet ({str(e).partition(chr(10))[0]}).') from None
-    def lines(file, header=0): return sum(1 for l in read_bytes(file).splitlines() if l.strip()) - header
-    titles = {'u.data': 'u.item', 'ratings.dat': 'movies.dat', 'ratings.csv': 'movies.csv'}
-    kind = next((o for o in titles if file.name.startswith(o)), None)
-    header = int(kind not in ('u.data', 'ratings.dat'))
-    counts, films = {'ratings': lines(file, header)}, kind and beside(path, titles[kind])
-    if films: counts['films'] = lines(films, header)
-    elif not header: _need(path/titles[kind])
+    def lines(name): return sum(1 for l in read_bytes(_need(path/name)).splitlines() if l.strip())
+    counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     if (path/'u.info').exists():
         words = [l.split() for l in read_text(path/'u.info').splitlines()]
         said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal() and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
-            if counts.get(what, 0) < said.get(key, 0):
-                raise FileNotFoundError(f'{path} holds {counts.get(what, 0):,} of {said[key]:,} {what}.')
+            if counts[what] < said.get(key, 0):
+                raise FileNotFoundError(f'{path} holds {counts[what]:,} of {said[key]:,} {what}.')
     return counts
 
 # %% ../nbs/data/datasets.ipynb #d7f3c0f6
@@ -152,7 +136,7 @@ def check_dataset(
     path:Path,           # the folder of the set
     expected:dict=None,  # counts that it must reach, as `full_counts`; None: any size will do
 ) -> dict:               # what it holds, as {'pictures': 7390, ...}; FileNotFoundError or ValueError if it isn't whole
-    "Counts what is in a data set, and says what is missing"
+    "Counts what is in one of the lesson's sets, and says what is missing; yours is read by `lesson6.engine.sets`"
     if name not in folders: raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
