@@ -157,7 +157,8 @@ class PictureNames:
         for inside in [*(f'{o}/{name}' for o in first), name]:
             if inside in self._of: return [self._of[inside]]
         if name.startswith('/') or ':' in name[:3]: # a whole path
-            return [f for f in self.files if f.resolve() == Path(name).resolve()]
+            return [f for f in self.files if f.resolve() == Path(name).resolve()] or \
+                   [o for o in [Path(name)] if o.is_file()]
         for inside in [*(f'{o}/{name}' for o in first), name]: # a picture that isn't named like one
             if '..' not in inside and os.path.isfile(self.folder/inside): return [self.folder/inside]
         for inside in [*(f'{o}/{name}' for o in first), name]:

@@ -94,10 +94,8 @@ def _in_the_copy(work, args, cwd, env, path, names): # what a forked process doe
     os.environ.clear()
     os.environ.update(by_imports | env)
     sys.path[:] = [cwd, *path] # as `python -m` has it
-    # so that lesson6 is imported by that path; and fastcore, which asks at its import whether
-    # this is a notebook, was imported with the parent's main module
-    for name in [m for m in sys.modules if m.split('.')[0] in ('lesson6', 'fastcore')]:
-        del sys.modules[name]
+    # so that lesson6 is imported by that path
+    for name in [m for m in sys.modules if m.split('.')[0] == 'lesson6']: del sys.modules[name]
     _set_threads(int(env.get('OMP_NUM_THREADS', 0)))
     _new_random_numbers()
     _show_warnings()
