@@ -8,8 +8,9 @@ __all__ = ['unprotected', 'confine', 'confined_manager', 'main']
 # %% ../../nbs/book/confined.ipynb #6cdc4ce3
 import errno, json, os, sys, tempfile, warnings
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from .kernels import can_fork, kernel_manager
+from .kernels import kernel_manager, libraries
 
 # %% ../../nbs/book/confined.ipynb #7649a79d
 def _readable(hidden:list, here:Path=Path('/')): # the largest folders and files without anything hidden
@@ -81,13 +82,15 @@ def confine(
     with suppress(ImportError, OSError, RuntimeError): _confine_calls()
 
 # %% ../../nbs/book/confined.ipynb #d42034fa
+_preload = 'fastai.vision.all', 'fastai.collab'
+
 def confined_manager(
     own:Path,          # a folder with a short path, in which the kernel works; its code can write nowhere else
     hidden:tuple=(),   # folders and files that its code can't read
     memory:int=4*2**30,# bytes that it may take
 ):                     # (an `AsyncKernelManager`, the environment to start it with)
     "Starts a kernel for code that isn't trusted"
-    manager = kernel_manager(module='lesson6.book.confined', preload=('fastai.vision.all', 'fastai.collab'))
+    manager = kernel_manager(module='lesson6.book.confined', preload=_preload)
     if sys.platform == 'linux': manager.transport = 'ipc'
     manager.connection_file = str(Path(own)/'kernel.json')
     limits = json.dumps({'own': str(own), 'hidden': list(map(str, hidden)), 'memory': memory})
@@ -98,6 +101,7 @@ def main(): # what `python -m lesson6.book.confined -f CONNECTION_FILE` does
     own = Path(limits['own'])
     for name in 'TMPDIR', 'IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'MPLCONFIGDIR': os.environ[name] = str(own)
     tempfile.tempdir = None # asked for anew
+    for name in (*libraries, *_preload): import_module(name) # the memory they take doesn't count
     from fastcore.basics import defaults
     defaults.cpus = 0 # of loaders
     from ipykernel.kernelapp import IPKernelApp

@@ -137,7 +137,9 @@ def _mark(folder, student, sections): # what nbgrader says, if it went wrong
     from nbgrader.apps import AutogradeApp
     os.chdir(folder)
     # nbgrader calls alembic by its name
-    os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    here = str(Path(sys.executable).parent)
+    path = os.environ.get('PATH', '').split(os.pathsep)
+    if here not in path: os.environ['PATH'] = os.pathsep.join([here, *path]) # the same for each student: a warm kernel has this environment
     wrong = ''
     for section in sections:
         app = AutogradeApp()
