@@ -186,10 +186,11 @@ _as_0, _as_1 = (bytes.maketrans(b'123456789', o*9) for o in (b'0', b'1'))
 
 def _loses(raw, sep): # would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
     like, firsts = raw.translate(_as_0), raw.translate(_as_1) # bytes, because they are quick to search
-    starts = [o + sign for o in (sep.encode(), b'\n', b'"') for sign in (b'', b'-')]
+    starts = [o + sign for o in (sep.encode(), b'\n', b'"') for sign in (b'', b'-')
+              if (o != b'"' or o in raw) and (not sign or sign in raw)]
     zero = firsts.startswith((b'00', b'01')) or any(o + n in firsts for o in starts for n in (b'00', b'01'))
     if zero or b'0'*16 in like: return True
-    if not any(o in like for o in (b'0e', b'0E', b'.e', b'.E')): return False
+    if not any(o in raw and (b'0'+o in like or b'.'+o in like) for o in (b'e', b'E')): return False
     return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"])-?[0-9.]+[eE]', raw))
 
 def read_frame(
