@@ -133,7 +133,9 @@ class PictureNames:
     def __init__(self,
         folder,      # where they are
         files=None,  # their paths, if somebody has them already
+        outside:bool=False, # a whole path may also name a picture that isn't below the folder
     ):
+        self.outside = outside
         self.folder = Path(folder)
         self.files = picture_files(folder) if files is None else list(files)
         self._of = {composed(f.relative_to(self.folder).as_posix()): f for f in self.files}
@@ -158,7 +160,7 @@ class PictureNames:
             if inside in self._of: return [self._of[inside]]
         if name.startswith('/') or ':' in name[:3]: # a whole path
             return [f for f in self.files if f.resolve() == Path(name).resolve()] or \
-                   [o for o in [Path(name)] if o.is_file()]
+                   [o for o in [Path(name)] if self.outside and o.is_file()]
         for inside in [*(f'{o}/{name}' for o in first), name]: # a picture that isn't named like one
             if '..' not in inside and os.path.isfile(self.folder/inside): return [self.folder/inside]
         for inside in [*(f'{o}/{name}' for o in first), name]:

@@ -285,7 +285,7 @@ def predict():
     return main()
 
 def classroom():
-    "Write a course for nbgrader from the exercises, mark it, and say what was hard"
+    "Write a course for nbgrader, mark it, and say what was hard"
     from lesson6.book.classroom import main
     return main()
 

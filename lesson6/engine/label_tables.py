@@ -55,7 +55,7 @@ def _check_quotes(texts, quoted, where): # cells of labels, which of them are in
 # %% ../../nbs/engine/label_tables.ipynb #825d44af
 def _find_pictures(names, where, path): # as a table has them; where each is; the folder
     "The pictures of a table, named as they are on this disk"
-    files, train = PictureNames(path).of_rows(names, where, 'train'), path/'train'
+    files, train = PictureNames(path, outside=True).of_rows(names, where, 'train'), path/'train'
     return [f.relative_to(train).as_posix() if f.is_relative_to(train) else str(f.resolve()) for f in files]
 
 # %% ../../nbs/engine/label_tables.ipynb #ab74bd2e
