@@ -255,12 +255,12 @@ def kept_runs(
 _times = 'times.json'  # in the folder of settings of the site: what this project's own run took; in the cache: what runs here took
 
 def machine_seconds() -> float: # the best of five tries
-    "How long this machine takes for a fixed piece of work, a tenth of a second or two: products of matrices, and a loop of Python"
+    "How long this machine takes for a fixed piece of work, about a tenth of a second: products of matrices, and a loop of Python"
     import numpy as np
     def once():
         began, a = time.perf_counter(), np.linspace(0, 1, 256*256, dtype=np.float32).reshape(256, 256)
-        for _ in range(20): a = a@a/256
-        for _ in range(200_000): pass
+        for _ in range(200): a = a@a/256
+        for _ in range(2_000_000): pass
         return time.perf_counter()-began
     return min(once() for _ in range(5))
 
