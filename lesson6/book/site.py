@@ -575,8 +575,8 @@ def _write_front(sources, notebooks, speed):
         missing = f'# {name[:-3].capitalize()}\n\nThis page is in the repository, as `{name}`.\n'
         sources.write(name.lower(), text(file) if file.exists() else missing)
     for file in docs_path().glob('*.png'): sources.write(file.name, file.read_bytes())
-    start = [n for n in ('claims', *wing('exercises')) if n in notebooks]
-    parts = {'The lesson': [*_sections(notebooks), *start],
+    claims = [n for n in notebooks if n == 'claims']
+    parts = {'The lesson': [*_sections(notebooks), *claims], 'The exercises': wing('exercises'),
              'Look it up': ['result', 'changes', *['speed']*speed, 'reference/index',
                             *(f.stem for f in docs)],
              'The engine': wing('engine'), 'The data': [*wing('data'), 'twins'],
