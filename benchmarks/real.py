@@ -19,6 +19,7 @@ from fastai.data.all import get_image_files  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
 from sklearn.metrics import average_precision_score  # noqa: E402
 
+from lesson6.claims import compare  # noqa: E402
 from lesson6.engine.networks import lesson_arch  # noqa: E402
 from lesson6.multilabel import fit_multilabel, multilabel_dls, multilabel_learner, read_labels, threshold_curve  # noqa: E402
 from lesson6.pets import breed, fit_pets, pets_dls, pets_learner  # noqa: E402
@@ -67,6 +68,12 @@ def voc(path, seed=42):
     return float(threshold_curve(probs, targets)[1].max()), average_precision_score(targets, probs, average='macro')
 
 
+def against_each_other(found):
+    "Whether the deeper network has fewer errors, paired on the folds"
+    (first, its), (deeper, others) = found.items()
+    return {'': 'pets, the two networks', 'compared': str(compare(others, its, (deeper, first), 'share', over='folds'))}
+
+
 def main(path, folds=5):
     path, found, start = Path(path), {}, time.process_time()
     for fold in range(int(folds)):
@@ -74,6 +81,7 @@ def main(path, folds=5):
         print(f'fold {fold+1}:', ', '.join(f'{name} {errors[-1]:.1%}' for name,errors in found.items()), flush=True)
     rows = [{'': f'pets, {name}', 'error': statistics.mean(errors), 'folds': ', '.join(f'{e:.1%}' for e in errors),
              'standard deviation': statistics.stdev(errors) if len(errors) > 1 else None} for name,errors in found.items()]
+    if int(folds) > 1: rows.append(against_each_other(found))
     accuracy, precision = voc(path/'pascal_2007')
     rows.append({'': 'VOC', 'accuracy at the best threshold': accuracy, 'mean average precision': precision})
     for row in rows: print(', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}'.strip() for k,v in row.items()))
