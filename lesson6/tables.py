@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from .files import composed, picture_endings, read_text
+from .files import composed, packed_endings, picture_endings, read_text
 
 # %% ../nbs/data/tables.ipynb #b87bf8c2
 usual_columns = {
@@ -293,15 +293,14 @@ set_tables = {'labels':   ('train.csv', 'metadata.csv', 'train/metadata.csv'),
               'pictures': ('metadata.csv', 'metadata.jsonl'),
               'points':   ('points.csv', 'boxes.csv'),
               'ratings':  ('u.data', 'ratings.dat', 'ratings.csv')}
-_packed = '', '.gz', '.zip', '.bz2', '.xz'
-
 def beside(
     folder, # where to look
     name,   # of a file, without the ending of a packed one
 ) -> Path:  # the file, packed or not; None if it isn't there
     "A file that may be packed"
     names = [name, f'{name.removesuffix(".csv")}.tsv', f'{name.removesuffix(".csv")}.xlsx']
-    tries = (Path(folder, n + end) for n in names[:1 + 2*name.endswith('.csv')] for end in _packed)
+    tries = (Path(folder, n + end) for n in names[:1 + 2*name.endswith('.csv')]
+             for end in ('', *packed_endings))
     return next((o for o in tries if o.is_file()), None)
 
 def find_table(
@@ -319,7 +318,7 @@ def find_table(
         raise FileNotFoundError(f'{folder} is missing; it should be a folder with {names[0]}.')
     there = sorted(o.name for o in folder.iterdir() if not o.name.startswith('.'))
     more = '|parquet|dat|zip' if kind == 'ratings' else ''
-    ending = rf'\.(csv|tsv|xlsx{more})({"|".join(_packed)})$'
+    ending = rf'\.(csv|tsv|xlsx{more})({"|".join(packed_endings)}|)$'
     tables = [o for o in there if re.search(ending, o.lower())]
     if alone and len(tables) == 1: return folder/tables[0]
     if not needed: return None

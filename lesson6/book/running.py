@@ -296,10 +296,11 @@ def expected_seconds() -> dict: # seconds by the notebooks' names, such as 04_co
     from lesson6.data import cache_path
     try: shipped = json.loads((notebooks_path().parent/'docs'/_times).read_text(encoding='utf-8'))
     except OSError: shipped = {'machine': 1, 'notebooks': {}}
-    speed = machine_seconds()/shipped['machine']
     try: here = json.loads((cache_path()/_times).read_text(encoding='utf-8'))
     except (OSError, ValueError): here = {}
-    return {k: s*speed for k,s in shipped['notebooks'].items()} | here
+    unknown = {k: s for k,s in shipped['notebooks'].items() if k not in here}
+    speed = machine_seconds()/shipped['machine'] if unknown else 1
+    return {k: s*speed for k,s in unknown.items()} | here
 
 def keep_times(
     took:dict, # seconds by the notebooks' names
