@@ -257,7 +257,7 @@ def compare(
     "Whether the mean of `first` is smaller than that of `second`, larger, or neither"
     import numpy as np
     from scipy import stats
-    a, b = _sides(first, second, over, paired)
+    a, b = items = _sides(first, second, over, paired)
     kept = dict(names=tuple(names), unit=unit)
     # several trainings on each side: the difference must be there over items and over seeds
     if a.ndim == 2:
@@ -279,14 +279,14 @@ def compare(
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
     # not by the factor that was asked for; is there a difference at all?
     if verdict == FAILS and factor != 1:
-        plain = compare(a, b, over=over, groups=groups, each=each, trainings=trainings,
+        plain = compare(*items, over=over, groups=groups, each=each, trainings=trainings,
                         paired=paired, **kept)
         if plain.verdict == EVEN: return plain
     return Compared(float(a.mean()), float(factor*b.mean()), float(apart), float(error), float(p),
                     n, pairing, needed, verdict, factor=factor, **kept)
 
 def _together(*compared, also=True): # what becomes of a statement that makes several comparisons
-    "`FAILS` if one fails or something that must be true `also` isn't, else `EVEN` or `HOLDS`"
+    "`FAILS` if one fails, else `EVEN` if one is even, else `HOLDS` if `also`, else `FAILS`"
     found = [o.verdict for o in compared]
     verdict = FAILS if FAILS in found else EVEN if EVEN in found else HOLDS if also else FAILS
     return (verdict, '; '.join(map(str, compared)), *compared)
@@ -446,9 +446,8 @@ def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers
            lesson='0.1: 93.1 %; 0.2: 95.1 %; 0.9: 95.5 %; 0.99: 94.2 %')
 def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
     wrong = {t: _wrong(preds, targs, t) for t in (.1, .2, .5, .9, .99)}
-    _, _, *compared = _together(*[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
-                                          trainings=False, **_pictures) for t in (.1, .99)])
-    verdict, text, *compared = _together(*compared)
+    verdict, text, *compared = _together(*[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
+                                                   trainings=False, **_pictures) for t in (.1, .99)])
     return (verdict, f"accuracy {', '.join(f'{t:g}: {1-w.mean():.1%}' for t,w in wrong.items())}; "
                      f"{text}", *compared)
 
@@ -738,12 +737,9 @@ def _(sweep): # with seed, wd, valid_loss
 def _(sweep): # with seed, wd, valid_loss; 0.01 and 0.1 among them
     mse = _by_seed(sweep, 'valid_loss')
     best = mse.mean().idxmin()
-    verdict, text, *compared = _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1],
-                                                 (f'half of the improvement at wd={best:g}',
-                                                  'improvement at wd=0.1'), over='seeds'),
-                                         compare(mse[.1], mse[.01], ('MSE at wd=0.1', 'at 0.01'),
-                                                 over='seeds'))
-    return (verdict, text, *compared)
+    names = f'half of the improvement at wd={best:g}', 'improvement at wd=0.1'
+    return _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1], names, over='seeds'),
+                     compare(mse[.1], mse[.01], ('MSE at wd=0.1', 'at 0.01'), over='seeds'))
 
 @statement('reg-wd-shrinks', 'More weight decay makes smaller factors, and a training loss that '
                              'is higher', of='movielens')

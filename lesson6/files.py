@@ -7,7 +7,7 @@ __all__ = ['packed_endings', 'picture_endings', 'walk', 'picture_files', 'compos
            'PictureNames']
 
 # %% ../nbs/data/files.ipynb #3ce9f03e
-import bz2, codecs, gzip, lzma, os, unicodedata, warnings, zipfile
+import bz2, codecs, gzip, lzma, os, unicodedata, warnings, zipfile, zlib
 from functools import cache, cached_property
 from pathlib import Path
 from PIL import Image
@@ -108,7 +108,8 @@ def read_bytes(
                 return z.read(inside[0])
         if ending in _packed:
             with _packed[ending](file) as f: return f.read()
-    except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError) as e:
+    except (OSError, EOFError, zipfile.BadZipFile, lzma.LZMAError, zlib.error,
+            RuntimeError) as e: # Python's word for a zip file with a password
         raise ValueError(f'{file} cannot be unpacked ({e}); get it again.') from None
     return file.read_bytes()
 
@@ -152,6 +153,9 @@ class PictureNames:
                 for name in {end, end.rpartition('.')[0]} - {''}: found.setdefault(name, set()).add(f)
         return found
 
+    @cached_property
+    def _resolved(self): return {f.resolve(): f for f in self.files}
+
     def find(self,
         name:str,      # as a table has it
         *first,        # folders, relative to the set's, in which it is looked for first
@@ -161,8 +165,8 @@ class PictureNames:
         for inside in [*(f'{o}/{name}' for o in first), name]:
             if inside in self._of: return [self._of[inside]]
         if name.startswith('/') or ':' in name[:3]: # a whole path
-            return [f for f in self.files if f.resolve() == Path(name).resolve()] or \
-                   [o for o in [Path(name)] if self.outside and o.is_file()]
+            known = self._resolved.get(Path(name).resolve())
+            return [known] if known else [Path(name)] if self.outside and Path(name).is_file() else []
         for inside in [*(f'{o}/{name}' for o in first), name]: # a picture that isn't named like one
             if '..' not in inside and os.path.isfile(self.folder/inside): return [self.folder/inside]
         for inside in [*(f'{o}/{name}' for o in first), name]:

@@ -14,13 +14,12 @@ from fastcore.foundation import L
 from fastai.vision.learner import vision_learner
 from .data import is_synthetic
 from .engine.frozen_body import fit_head
-from .engine.networks import lesson_arch
+from .engine.networks import lesson_arch, stays_frozen
 from .engine.pictures import UprightImage
-from lesson6.engine.points import (HeatCentre, biwi_dls, fit_size, get_ctr, img2pose,
+from .engine.points import (HeatCentre, biwi_dls, fit_size, get_ctr, img2pose,
     kept_out, map_features, person_splitter, pixel_error, pixel_point, plot_function,
     point_errors, point_of, points_dls, posed_frames, published_frame, read_calibration,
-    read_centre, read_points, say_recipe, show_heat, show_points, stays_frozen,
-    use_two_maps)
+    read_centre, read_points, say_recipe, show_heat, show_points, use_two_maps)
 from .engine.training import StopAtNaN, order_anew
 _all_ = [HeatCentre, biwi_dls, get_ctr, img2pose, kept_out, person_splitter,
          pixel_error, pixel_point, plot_function, point_errors, points_dls,
@@ -70,7 +69,8 @@ def fit_pose(
 ):
     "Fine-tune; or, for real pictures without a GPU, train only the head"
     synthetic = is_synthetic(getattr(learn.dls, 'folder', None))
-    frozen,n = stays_frozen(learn.dls),max(1, len(learn.dls.train))
+    frozen = views is not None or stays_frozen(learn.dls)
+    n = max(1, len(learn.dls.train))
     views,lr = views or 2,lr or 1e-2
     epochs = epochs or (min(40, max(3, round(500/n/views))) if frozen
                         else min(40, max(3, round(215/n))))

@@ -9,7 +9,7 @@ __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_lis
 # %% ../nbs/data/tables.ipynb #76970f9a
 import csv, io, re, warnings
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from .files import composed, packed_endings, picture_endings, read_text
@@ -223,6 +223,10 @@ def read_frame(
             arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
     except ArrowInvalid:
         table, as_text = pd.DataFrame([row for _,row in rows().rows], columns=columns, dtype=str), True
+    for c in table.columns: # as in `read_rows`, blanks around a cell don't count
+        if pd.api.types.is_numeric_dtype(table[c]): continue
+        bare = {o: o.strip() for o in table[c].unique() if isinstance(o, str) and o != o.strip()}
+        if bare: table[c] = table[c].replace(bare)
     if as_text: table = table.apply(_as_numbers)
     blank = pd.Series(True, table.index)
     for c in columns: # lines of nothing but separators

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lesson6.engine.annotations import annotated_labels, annotated_points, annotations_in, read_annotations
-from lesson6.head_pose import points_dls, read_points
+from lesson6.head_pose import kept_out, points_dls, read_points
 from lesson6.multilabel import multilabel_dls, read_labels
 
 FORMS = 'VOC', 'COCO', 'YOLO'
@@ -90,7 +90,27 @@ def test_a_set_in_each_format_is_read_and_makes_loaders(form, split, tmp_path):
     if not split: return
     held = {n for n, o in used.items() if o[1] == 'valid'}
     assert {Path(f).name for f in df[df.is_valid].fname} == {Path(f).name for f in heads.valid_ds.items} == held
-    assert labels.valid_ds[0][0].size == (16, 16) or len(labels.valid_ds) == len(held)
+    assert len(labels.valid_ds) == len(held)
+
+
+def test_lists_of_pictures_are_a_split(tmp_path):
+    "As YOLO may have them, in place of folders; and in Pascal VOC names with dots, as Roboflow gives them"
+    pictures = made_up(tmp_path)
+    folder, held = write('YOLO', tmp_path/'YOLO', pictures, split=False), {f.name for f, o in pictures.items() if o[1] == 'valid'}
+    for part, some in ('train', [f for f in pictures if f.name not in held]), ('val', [f for f in pictures if f.name in held]):
+        (folder/f'{part}.txt').write_text(''.join(f'./images/{f.name}\n' for f in some))
+    (folder/'data.yaml').write_text('train: train.txt\nval: val.txt\n' + (folder/'data.yaml').read_text())
+    assert {a.file.name for a in read_annotations(folder) if a.part == 'valid'} == held
+    assert not [a for a in read_annotations(folder) if a.part not in ('train', 'valid')]
+    dotted = {f.rename(f.with_name(f'{f.stem}_png.rf.0a{i}.png')): o for i, (f, o) in enumerate(pictures.items())}
+    folder = write('VOC', tmp_path/'VOC', dotted)
+    assert {a.file.name: a.part for a in read_annotations(folder)} == {f.name: o[1] for f, o in dotted.items()}
+
+
+def test_points_to_test_on_are_held_out_where_there_are_no_others(tmp_path):
+    pictures = {f: (o[0], 'test' if o[1] == 'valid' else 'train', *o[2:]) for f, o in made_up(tmp_path, 12, lambda i: ['nose']).items()}
+    frames = read_points(write('YOLO', tmp_path/'set', pictures))
+    assert kept_out(frames) == ['valid'] and (frames.group == 'valid').sum() == 3
 
 
 def test_keypoints_and_pictures_without_anything(tmp_path):
@@ -152,7 +172,9 @@ def test_what_is_wrong_is_named(form, file, how, says, tmp_path):
     folder = write(form, tmp_path/'set', made_up(tmp_path), split=False)
     there = (folder/file).read_text() if (folder/file).exists() else ''
     (folder/file).write_text(how(there))
-    if says is None: return read_annotations(folder)   # the file's own name will do
+    if says is None:   # the file's own name will do
+        assert len(annotated_labels(folder)) == 24
+        return
     with pytest.raises((ValueError, FileNotFoundError)) as e: annotated_labels(folder)
     assert says in str(e.value) and len(str(e.value).replace(str(tmp_path), '')) <= 300
 

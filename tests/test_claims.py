@@ -126,6 +126,7 @@ def test_the_luck_of_one_seed_of_several_or_of_few_people_is_not_enough():
     assert compare(one, items).verdict == EVEN
     person = items[0].copy(); person[people == 0] -= 2                      # or one person of five
     assert compare(person, items[0]).verdict == HOLDS and compare(person, items[0], groups=people).verdict == EVEN
+    assert compare([4.]*6 + [4.1]*6, [1.]*12, factor=.5, groups='aabbccddeeff').verdict == FAILS
 
 
 @pytest.mark.parametrize('a, b, why', [([], [], 'no items'), (1., 2., 'noise'), ([1.], [2.], 'noise'), ([1., np.nan], [1., 2.], 'diverged'), ([1., 2.], [1., np.inf], 'diverged')])

@@ -1123,3 +1123,8 @@ def test_the_fused_learner_steps_as_fastai_does_by_default():
     from lesson6.engine.rating_learners import fused_learner
     ours, theirs = (inspect.signature(f).parameters['eps'].default for f in (fused_learner, Adam))
     assert ours == theirs
+
+
+def test_the_row_of_a_rating_outside_the_scale_is_named_where_others_are_not_rated():
+    table = pd.DataFrame({'user': range(5), 'title': list('abcde'), 'rating': [0, 0, 3, 9, 4]})
+    with pytest.raises(ValueError, match='row 3'): read_ratings(table, scale=(1, 5), not_rated=0)

@@ -568,3 +568,18 @@ def test_settings_of_fastai_that_are_half_written(full, server, twins, tmp_path)
     (tmp_path/'home').mkdir()
     (tmp_path/'home'/'config.ini').write_text('')
     assert lesson_path('movielens') == tmp_path/'home'/'data'/'ml-100k'
+
+
+def test_a_packed_table_that_is_damaged_is_named(tmp_path):
+    import gzip
+    from lesson6.files import read_text
+    whole = gzip.compress(b'user,title,rating\n1,Alien,5\n'*200)
+    (tmp_path/'u.csv.gz').write_bytes(whole[:14] + bytes([whole[14] ^ 255]) + whole[15:])
+    with pytest.raises(ValueError, match='u.csv.gz cannot be unpacked'): read_text(tmp_path/'u.csv.gz')
+
+
+def test_blanks_around_a_cell_make_no_second_title(tmp_path):
+    from lesson6.tables import read_frame
+    (tmp_path/'r.csv').write_text('user,title,rating\n1, Alien, 5\n2, Alien ,4\n3,Alien,3\n')
+    table, _ = read_frame(tmp_path/'r.csv')
+    assert table.title.tolist() == ['Alien']*3 and table.rating.tolist() == [5, 4, 3]

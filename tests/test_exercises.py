@@ -46,13 +46,14 @@ def solve(id):
 
 def taken(id, answer):
     verdict = ex.judge(id, answer)
-    assert verdict.solved, verdict
+    assert verdict.solved and str(verdict).startswith(f'{id} is right.'), verdict
 
 
 def refused(id, answer, why):
     verdict = ex.judge(id, answer)
     assert not verdict.solved and re.search(why, verdict.sentence), f'{why!r} is not what it says: {verdict}'
     assert 'could not be checked' not in verdict.sentence and verdict.sentence.endswith(('.', '?'))
+    assert str(verdict) == f'{id}: not yet. {verdict.sentence}'
     assert len(verdict.sentence) < 300 and '\n' not in verdict.sentence
 
 
@@ -225,6 +226,10 @@ class Bias(nn.Module):
     def forward(self, x):
         lo, hi = self.y_range
         return torch.sigmoid(self.act(x))*(hi-lo) + lo
+
+
+class Difference(Bias):
+    def act(self, x): return (self.u[x[:,0]] - self.m[x[:,1]])[:,None]
 
 
 class EmbeddedBias(Bias):
@@ -455,7 +460,7 @@ wrong = {
     'collab-3': lambda: [(lambda a, b: a@b.t(), 'dot products'), (lambda a, b: cos(b, a), 'lies on its side'), (lambda a, b: 1-cos(a, b), 'distances'), (lambda a, b: F.cosine_similarity(a, b[:len(a)]), 'shape'),
                          (lambda a, b: a@b.t()/a.norm(), 'table is wrong'), (lambda a, b: a@b.t()/(a.norm()*b.norm()), 'whole table'), (lambda a, b: a@b.t()/a.norm(dim=1)[:,None], 'not of `b`'),
                          (lambda a, b: (a/a.norm(dim=0)) @ (b/b.norm(dim=0)).t(), 'columns')],
-    'collab-4': lambda: [(FlatBias, 'second dimension'), (NoRange, 'range'), (FixedRange, 'y_range'), (UserOnly, 'both'), (Product, 'plain sum'), (Plain, 'no parameters'), (Bias(6, 9), 'class itself'),
+    'collab-4': lambda: [(FlatBias, 'second dimension'), (NoRange, 'range'), (FixedRange, 'y_range'), (UserOnly, 'both'), (Product, 'plain sum'), (Difference, 'sum of the two'), (Plain, 'no parameters'), (Bias(6, 9), 'class itself'),
                          (WithFactors, 'here there are 33'), (OfFilms, 'has a bias'), (dict, 'TypeError')],
     'collab-5': lambda: [(lambda x: 4, 'comes out wrong'), (lambda x: len(x), 'rows of the batch'), (lambda x: x[:,1].unique().numel(), 'films'), (lambda x: (x[:,0].bincount() > 1).sum(), 'more than once'),
                          (lambda x: x.unique().numel(), 'together'), (lambda x: x[:,0].max(), 'largest'), (lambda x: (x[:,0].bincount() == 1).sum(), 'exactly once'), (lambda x: x[:,0].unique(), 'one number')],
@@ -570,7 +575,8 @@ def test_pets_7_compares_on_equal_terms(coloured):
     def pair(first, second, **kwargs): return fitted(dls, first, **kwargs), fitted(dls, second, **kwargs)
     good, bad = pair(Coloured(9), Coloured(-9, 1))
     even = fitted(dls, Coloured(9), pretrained=True), fitted(dls, Coloured(9, 1), pretrained=False)
-    for answer in (good, bad), {'pretrained': good, 'from scratch': bad}, even: taken('pets-7', answer)
+    worse = fitted(dls, Coloured(-9), pretrained=True), fitted(dls, Coloured(9, 1), pretrained=False)
+    for answer in (good, bad), {'pretrained': good, 'from scratch': bad}, even, worse: taken('pets-7', answer)
     assert 'that can be chance' in ex.judge('pets-7', even).sentence and '0.0%' in ex.judge('pets-7', (good, bad)).sentence
     for answer, why in [
             (pair(Coloured(9), Coloured(-9)), 'began with the same weights'), ((bad, good), 'should come first'),

@@ -480,6 +480,14 @@ def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn)
     path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
     assert len(points_dls(path).valid_ds) == 2
     with pytest.raises(ValueError, match='no column group'): points_dls(path, valid_group='a')
+
+
+def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
+    part = ['train', 'valid', 'test']
+    path = table(lambda ls: 'fname,x,y,split\n' + '\n'.join(f'{l[:-2]},{part[i % 3]}' for i, l in enumerate(ls)))
+    dls = points_dls(path, bs=2)
+    assert {f.name for f in dls.valid_ds.items} == {'p1.jpg', 'p4.jpg', 'p7.jpg'} and len(dls.train_ds) == 4
+    assert any('3 of 10 rows' in str(o.message) for o in recwarn)
     assert not [w for w in recwarn if 'random' in str(w.message)]
 
 
@@ -703,7 +711,7 @@ def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_g
 
 @pytest.mark.parametrize('laptop, chosen', [(True, ((192, 256), 16)), (False, ((240, 320), 8))])
 def test_a_laptop_takes_fewer_pixels_of_a_picture_and_more_pictures_in_a_batch_than_a_gpu(tmp_path, monkeypatch, laptop, chosen):
-    monkeypatch.setattr(points, '_on_laptop', lambda *args: laptop)
+    monkeypatch.setattr(points, 'on_laptop', lambda *args: laptop)
     Image.new('RGB', (640, 480), 'grey').save(tmp_path/'0.jpg')
     for i in range(1, 100): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
     (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,80,60\n' for i in range(100)))

@@ -325,7 +325,7 @@ def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monke
     assert [made(synthetic), made(folder)] == ['drawnet18', 'efficientnet_lite0']
     from test_pets import small_net
     assert made(folder, arch=small_net, metrics=[ml.partial(accuracy_multi, thresh=.2)]) == 'small_net'
-    monkeypatch.setattr(labels, '_stays_frozen', lambda dls: False)
+    monkeypatch.setattr(labels, 'stays_frozen', lambda dls: False)
     monkeypatch.setattr(networks, 'default_device', lambda: torch.device('cuda'))
     assert made(folder) == 'resnet50'
 

@@ -359,3 +359,9 @@ def test_the_section_runs_to_its_end(seed, tmp_path):
     assert claims.keys() == {c for c in statements if c.startswith('pets-')}
     assert {claims[f'pets-{c}'] for c in ('cross-entropy', 'diagonal', 'transfer', 'frozen', 'slice')} == {'holds'}
     assert claims['pets-look-alikes'] == claims['pets-deeper'] == 'not asked'
+
+
+def test_a_second_row_for_another_part_is_named(tmp_path):
+    for n in 'abcd': Image.new('RGB', (20, 20), (ord(n), 0, 0)).save(tmp_path/f'{n}.png')
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\na.png,pug,train\nb.png,cat,train\nc.png,cat,valid\na.png,pug,valid\n')
+    with pytest.raises(ValueError, match='line 5: a.png is there a second time, with another part'): pet_labels(tmp_path)

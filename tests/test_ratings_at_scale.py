@@ -217,3 +217,12 @@ for step in range(2):
     finally:
         for p in both: p.kill()
     assert said == [['[0.5, 0.5, 0.0, 0.0]', '[0.0, 0.5, 0.5, 0.0]']]*2
+
+
+def test_what_was_not_rated_is_gone_before_the_split_and_names_are_composed(tmp_path):
+    t = pd.DataFrame({'user': [i % 20 for i in range(400)], 'title': [('Caf\u00e9', 'Cafe\u0301', 'Alien')[i % 3] for i in range(400)],
+                      'rating': [float(i % 6) for i in range(400)], 'timestamp': range(400)})
+    t.loc[300:, 'rating'] = 0.
+    t.to_parquet(tmp_path/'t.parquet')
+    dls = parquet_dls(tmp_path/'t.parquet', valid='time', valid_pct=.2, not_rated=0, device='cpu')
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (200, 50) and dls.classes['title'] == ['#na#', 'Alien', 'Caf\u00e9']

@@ -163,7 +163,6 @@ def choices(sources):
         if name not in known: continue
         places = list(inspect.signature(known[name]).parameters)
         given = {*places[:len(args)], *(k.arg or 'kwargs' for k in node.keywords)}
-        if '_learner' in name and 'kwargs' in places: given -= {'path'} # where its files go
         if given - FACTS: found.setdefault(name, set()).update(given - FACTS)
     return found
 

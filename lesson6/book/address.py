@@ -6,7 +6,7 @@
 __all__ = ['parts', 'set_address', 'main']
 
 # %% ../../nbs/book/address.ipynb #ae4fd7be
-import json, re, sys
+import json, re
 from pathlib import Path
 from fastcore.script import CliError, call_parse
 from .running import sections
@@ -18,7 +18,7 @@ def parts(
     url:str,  # the address of the repository, or ''
 ) -> dict:    # {'clone': Markdown, ...}
     "What is between `<!-- address: NAME -->` and `<!-- end -->` in README and CONTRIBUTING"
-    name = url.rstrip('/').rpartition('/')[2].removesuffix('.git')
+    name = url.rpartition('/')[2]
     clone = (f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url
              else 'Clone this repository, and in its folder:\n\n```sh\nmake run\n```')
     where = {section: open_links(section, url) for section in sections}
@@ -40,7 +40,8 @@ def set_address(
     # the files that changed; ValueError for what is no address, or if a place for it is missing
 ) -> list:
     "Writes the address of the repository into every place that has to spell it out"
-    url, root = url.strip().rstrip('/'), Path(root)
+    url, root = url.strip().rstrip('/').removesuffix('.git'), Path(root)
+    made = parts(url)
     if url and not re.fullmatch(r'https://[\w.-]+(:\d+)?(/[\w.~-]+)+', url):
         raise ValueError(f'{url!r} is no address of a repository; it should look like '
                          'https://git.example.org/our/lesson6.')
@@ -56,10 +57,10 @@ def set_address(
                                      before='references:')
     for name in 'README.md', 'CONTRIBUTING.md':
         def put(m):
-            if m[1] not in parts(url):
+            if m[1] not in made:
                 raise ValueError(f'{root/name} has a place for {m[1]!r}, and there is no such '
                                  'part of the address.')
-            return f'<!-- address: {m[1]} -->\n{parts(url)[m[1]]}\n<!-- end -->'
+            return f'<!-- address: {m[1]} -->\n{made[m[1]]}\n<!-- end -->'
         new[root/name], n = re.subn(r'<!-- address: ([\w-]+) -->\n.*?\n<!-- end -->', put,
                                     texts[root/name], flags=re.DOTALL)
         if not n:
@@ -78,10 +79,11 @@ def set_address(
     for f in changed: write_whole(f, new[f])
     return changed
 
-# the text with what matches replaced, or with the new put before `before`, or at its end
-def _line(text, pattern, new, before=None):
+# the text with what matches replaced, or with the new put before `before`
+def _line(text, pattern, new, before):
     if re.search(pattern, text): return re.sub(pattern, lambda _: new, text)
-    at = text.find(before) if before else len(text)
+    at = text.find(before)
+    if at < 0: raise ValueError(f'There is no place for the address: {before.strip()!r} is missing.')
     return text[:at] + new + text[at:]
 
 # %% ../../nbs/book/address.ipynb #5a84b678

@@ -6,11 +6,12 @@
 __all__ = ['parts_of', 'assignment', 'class_copy', 'write_course', 'main']
 
 # %% ../../nbs/book/classroom.ipynb #16d7fc5b
-import ast, sys
+import ast
 from dataclasses import replace
 from pathlib import Path
 from fastcore.script import CliError, call_parse
 from .running import section_name, sections
+from ..files import write_whole
 
 # %% ../../nbs/book/classroom.ipynb #00f46af6
 _given = {'pets', 'files', 'pascal', 'pascal_dls', 'df', 'cal', 'ratings', 'rated', '(n_users, n_movies)'} # as in the sections
@@ -82,8 +83,7 @@ def write_course(
     texts[folder/'nbgrader_config.py'] = _config.format([id for id,e in exercises.items() if 'experiment' in e.effort])
     for path,text in texts.items():
         if path.exists(): continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding='utf-8')
+        write_whole(path, text)
         written.append(path)
     return written
 
@@ -99,6 +99,7 @@ def main(
     from importlib.util import find_spec
     if not find_spec('nbgrader'): raise CliError("A class takes what the extra `class` installs: pip install 'lesson6[class]'.")
     from lesson6.book import grading
+    if at_once < 0: raise CliError(f'--at-once {at_once}: give how many submissions may be marked at the same time, or 0.')
     folder = Path(folder).expanduser().resolve()
     if not (grade or report):
         for path in write_course(folder) or [f'Nothing: all of the course is there. Delete a file of {folder} to have it written again.']: print(path)
@@ -111,7 +112,7 @@ def main(
         for student,said in grading.mark_all(folder, asked, at_once):
             print(said or f'{student} is marked.', flush=True)
             wrong += bool(said)
-        if wrong: raise CliError(f'{wrong} students could not be marked.')
+        if wrong: raise CliError(f'{wrong} student{"s"*(wrong != 1)} could not be marked.')
     if report:
         try: print(grading.report(folder))
         except FileNotFoundError as e: raise CliError(str(e)) from None

@@ -82,8 +82,9 @@ def run(
     import nbformat
     from tqdm import tqdm
     from lesson6.claims import read_claims
+    from lesson6.data import profile
     if at_once < 0: raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, or 0.')
-    try: paths = find_notebooks(notebooks)
+    try: paths = list(dict.fromkeys(find_notebooks(notebooks)))
     except FileNotFoundError as e: raise CliError(str(e)) from None
     _choose_data(data)
     out, began, failed, ran = Path(out), time.time(), None, {}
@@ -93,7 +94,7 @@ def run(
     threads = {} if n == 1 or 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
     jobs = [(path, threads, timeout or None, f'{i}/{len(paths)} {names[path]}') for i,path in enumerate(long_ones_first(paths), 1)]
     warm = not cold and len(jobs) > 2
-    synthetic = os.environ.get('LESSON6_DATA', 'mini') == 'mini'
+    synthetic = profile.drawn
     times = Times([names[job[0]] for job in jobs], n, expected_seconds() if synthetic else {})
     if synthetic: print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about {minutes(times.left())} on this machine.', flush=True)
     for path,nb,why in run_together(jobs, n, warm, times):
@@ -178,7 +179,7 @@ def _in(folder, names): # {name: its folder}; one name may be that of the folder
     there = {n: p for n in names or folders if (p := set_path(n, folder)).is_dir()}
     if not there and len(names) == 1: return {names[0]: folder}
     if not there: raise CliError(f'--check {folder}: it holds none of {", ".join(folders.values())}; if it is one set itself, say which: lesson6 data pets --check FOLDER.')
-    return there
+    return {n: set_path(n, folder) for n in names} if names else there
 
 # %% ../../nbs/book/command.ipynb #3610542b
 def requirements_missing() -> list: # one sentence each

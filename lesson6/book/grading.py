@@ -9,7 +9,7 @@ __all__ = ['Confined', 'exercise_of', 'is_test', 'not_marked', 'configure', 'sub
 # %% ../../nbs/book/grading.ipynb #140d0717
 import os, re, shutil, sys, tempfile, warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from html import escape
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from nbclient.util import run_sync
 from nbformat.v4 import new_output
 from traitlets import Integer, List, Unicode
+from ..files import write_whole
 from .confined import confined_manager, unprotected
 with warnings.catch_warnings(): # what nbgrader imports changes the filters, and the module path
     path = sys.path[:]
@@ -33,8 +34,8 @@ _hidden = ('source', 'submitted', 'downloaded', 'autograded', 'feedback', 'grade
 
 @cache
 def _draw(): # a confined kernel can't write the data sets: they must be there before it starts
-    from lesson6.data import folders, lesson_path
-    for name in folders: lesson_path(name)
+    from lesson6.data import folders, lesson_paths
+    lesson_paths(*folders)
 
 class Confined(Execute):
     "Runs a submission in a kernel that isn't trusted, with a limit of time for each cell"
@@ -169,8 +170,10 @@ def mark_all(
     waiting = submissions(folder, sections)
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     with ProcessPoolExecutor(at_once or os.cpu_count(), get_context('spawn')) as pool:
-        jobs = {student: pool.submit(_mark, str(folder), student, asked) for student,asked in waiting.items()}
-        for student,job in jobs.items(): yield student, job.result()
+        jobs = {pool.submit(_mark, str(folder), student, asked): student for student,asked in waiting.items()}
+        for job in as_completed(jobs):
+            why = job.exception() # of a process that was killed, perhaps
+            yield jobs[job], f'{jobs[job]} could not be marked: {why!r}' if why else job.result()
 
 # %% ../../nbs/book/grading.ipynb #43a54a2e
 def marks(
@@ -180,7 +183,7 @@ def marks(
     import pandas as pd
     from lesson6.book.running import sections
     order = list(sections.values())
-    names = {g.name: (order.index(a.name) if a.name in order else 99, a.name, int(g.name.rpartition('-')[2]))
+    names = {g.name: (order.index(a.name) if a.name in order else 99, a.name, len(g.name), g.name)
              for a in gradebook.assignments for n in a.notebooks for g in n.grade_cells}
     rows = {s.id: {} for s in gradebook.students}
     for a in gradebook.assignments:
@@ -236,5 +239,5 @@ def report(
             'max-width:60em;margin:2em auto;padding:0 1em}td,th{padding:.4em .8em;text-align:left;vertical-align:top;border-top:1px solid #ccc}'
             f'</style><h1>What was hard</h1><p>{len(table)} students.<table><tr><th>exercise<th>solved<th>what wrong answers were told\n' + '\n'.join(rows) + '\n</table></html>\n')
     file = Path(folder)/'report.html'
-    file.write_text(page, encoding='utf-8')
+    write_whole(file, page)
     return file

@@ -191,4 +191,4 @@ def main(
     if int(os.environ.get('RANK', 0)) == 0:
         by = int(os.environ.get('WORLD_SIZE', 1))
         print(f'validation loss {history[-1][1]:.4f} after {len(history)} epochs, trained by {by} '
-              f'process{"es"*(by>1)}; the learner is in {Path(out)/section}')
+              f'process{"es"*(by>1)}; the learner is in {Path(out)/section_name(section)}')

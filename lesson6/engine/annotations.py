@@ -13,7 +13,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 import yaml
 from .pictures import upright_size
-from ..files import composed, picture_files, read_text, walk
+from ..files import composed, picture_endings, picture_files, read_text, walk
 from ..tables import part_of
 
 # %% ../../nbs/engine/annotations.ipynb #b643f81f
@@ -93,8 +93,10 @@ def _voc_parts(folder): # {name of a picture without ending: its part}, from `Im
         if (here.parent.name, here.name) != ('ImageSets', 'Main'): continue
         for name in 'trainval', 'train', 'test', 'val':
             if not (here/f'{name}.txt').is_file(): continue
-            lines = read_text(here/f'{name}.txt').splitlines()
-            found |= {Path(l.split()[0]).stem: part_of(name) for l in lines if l.strip()}
+            named = [Path(composed(l.split()[0]))
+                     for l in read_text(here/f'{name}.txt').splitlines() if l.strip()]
+            found |= {p.stem if p.suffix.lower() in picture_endings() else p.name: part_of(name)
+                      for p in named}
     return found
 
 def _voc(folder, files):
@@ -108,7 +110,7 @@ def _voc(folder, files):
             things.append(Thing(composed(label), _box(*box, where) if box else None))
         size = [_number(root.findtext(f'size/{k}') or 0, xml, k) for k in ('width', 'height')]
         file = pictures.find(xml, root.findtext('filename'), xml.stem)
-        yield Annotated(file, str(xml), things, parts.get(xml.stem), _size(size))
+        yield Annotated(file, str(xml), things, parts.get(composed(xml.stem)), _size(size))
 
 # %% ../../nbs/engine/annotations.ipynb #54e95423
 def _list(told, key, file): # of objects; ValueError
@@ -207,14 +209,17 @@ def _yolo_thing(line, where, names, points): # the number of keypoints and of nu
     return Thing(names[int(at[0])], _box(min(x), min(y), max(x), max(y), where),
                  tuple(None if (m[2:] == [0] or m[:2] == [0, 0]) else tuple(m[:2]) for m in marks))
 
-def _yolo_parts(file, told, folder): # {folder or list of pictures: its part}
+def _yolo_parts(file, told, folder): # {a folder of pictures, or a picture: its part}
     root = Path(file.parent, str(told.get('path') or ''))
     found = {}
     for key,part in ('train', 'train'), ('val', 'valid'), ('test', 'test'):
         for place in told.get(key) if isinstance(told.get(key), list) else [told.get(key)]:
             inside = re.sub(r'^(\.{1,2}/)*', '', str(place or '').replace('\\', '/')).strip('/')
             for o in (root/inside, folder/inside):
-                if inside and o.exists(): found[o.resolve()] = part
+                if not inside or not o.exists(): continue
+                lines = read_text(o).splitlines() if o.is_file() else [''] # a list of pictures
+                here = o.parent if o.is_file() else o
+                found |= {Path(here, l.strip()).resolve(): part for l in lines if l.strip() or here == o}
     return found
 
 def _yolo(folder, files):
@@ -229,7 +234,7 @@ def _yolo(folder, files):
         lines = enumerate(read_text(label).splitlines() if label else [], 1)
         things = [_yolo_thing(l, f'{label}, line {i}', names, points) for i,l in lines if l.strip()]
         inside = [part_of(o, folder=True) for o in p.relative_to(folder).parts[:-1]]
-        said = [parts[o] for o in p.resolve().parents if o in parts] + [o for o in inside if o]
+        said = [parts[o] for o in (p.resolve(), *p.resolve().parents) if o in parts] + [o for o in inside if o]
         part = said[0] if said else None
         yield Annotated(p, str(label or p), things, part, (1, 1))
 
@@ -334,6 +339,7 @@ def annotated_points(
         if n: warnings.warn(f'{n} of {len(found)} pictures in {folder} {what} and were left out.',
                             stacklevel=3)
     def group(f):
+        if said[f] == held: return 'valid' # the part to validate on is the last one by name
         named = re.fullmatch(r'(.+)_[0-9]+', f.stem)
         return said[f] or (named and composed(named[1]))
     points = {f.relative_to(folder).as_posix(): (*p, group(f)) for f,p in points.items() if p}

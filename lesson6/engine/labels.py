@@ -26,7 +26,7 @@ from fastai.vision.data import ImageBlock
 from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head
-from .networks import lesson_arch
+from .networks import lesson_arch, stays_frozen
 from .picture_loaders import KeepBatches, normalize
 from .label_tables import check_labels, read_labels, split_labels, splitter, voc_labels # noqa: F401
 from .pictures import UprightImage, check_picture, read_picture
@@ -83,11 +83,6 @@ def multilabel_dls(
     return dls
 
 # %% ../../nbs/engine/labels.ipynb #5688aee4
-def _stays_frozen(dls):
-    "Whether the body is better computed once: a network for photographs is slow without a GPU"
-    device = torch.device(dls.device or default_device()).type
-    return device == 'cpu' and not is_synthetic(getattr(dls, 'folder', None))
-
 def multilabel_learner(
     dls:DataLoaders,        # batches as `multilabel_dls` makes them
     arch=None,              # makes the network, as torchvision's `resnet50` does; None: what suits the pictures and the machine
@@ -96,7 +91,7 @@ def multilabel_learner(
     **kwargs,               # more for fastai's `vision_learner`
 ) -> Learner:
     "A learner that names everything it sees: pretrained body, new head, binary cross-entropy and accuracy over all labels"
-    name = 'resnet18' if _stays_frozen(dls) else 'resnet50'   # of the two for a laptop, the one that is faster
+    name = 'resnet18' if stays_frozen(dls) else 'resnet50'   # of the two for a laptop, the one that is faster
     arch = arch or lesson_arch(name, getattr(dls, 'folder', None), kwargs.get('pretrained', True))
     order_anew(dls)
     return vision_learner(dls, arch, metrics=metrics, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
@@ -111,7 +106,7 @@ def fit_multilabel(
 ):
     "Fine-tunes as the lesson does; real pictures without a GPU pass through the frozen body once, and the head is trained"
     def count(n): return f'{n} epoch{"s"*(n != 1)}'
-    frozen = views is not None or _stays_frozen(learn.dls)
+    frozen = views is not None or stays_frozen(learn.dls)
     if epochs is None: epochs = 10 if frozen else 3
     views, lr = views or 2, lr or 3e-3
     if frozen: how = f'the body computed once for {views} crops of each picture, then {count(epochs or head_epochs)} for the head'

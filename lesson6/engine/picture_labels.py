@@ -195,8 +195,10 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         rows, label, column_of_split = _rows_of(table, path, names, column)
         split = split or column_of_split
         for where,f,*said in rows:
-            if found.setdefault(f, (where, *said))[1] != said[0]:
-                raise ValueError(f'{where}: {f.name} is there a second time, with another label; keep one of its rows.')
+            other = [what for what,a,b in zip(('label', 'part'), found.setdefault(f, (where, *said))[1:], said) if a != b]
+            if other:
+                raise ValueError(f'{where}: {f.name} is there a second time, with another {other[0]}; '
+                                 'keep one of its rows.')
     names.say_left(found, tables[0].name)
     files = sorted(found)
     where, labels, said = zip(*(found[f] for f in files))
@@ -206,7 +208,8 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         kept, valid = _held_back(files, None, parts if all(parts) else [None]*len(files), path)
     else:
         order = sorted([*held[0], *held[1]])
-        kept, valid = [files[i] for i in order], [order.index(i) for i in held[1]]
+        back = set(held[1])
+        kept, valid = [files[i] for i in order], [k for k,i in enumerate(order) if i in back]
     of = {composed(f.relative_to(path).as_posix()): l for f,l in zip(files, labels)}
     return LabelledPictures(kept, TableLabel(path, of), f'the column {label!r} of {tables[0].name}', valid)
 
@@ -245,7 +248,7 @@ def _from_folders_or_names(path, root, in_name, by):
     if not files:
         where = f'{root} holds no pictures'
         if root == path: where = f'{path/"images"} is not there, and {path.name}/ itself holds no pictures'
-        raise FileNotFoundError(f'{where}; they belong into it, named like great_pyrenees_173.jpg, or in a folder '
+        raise FileNotFoundError(f'{where}; they belong in it, named like great_pyrenees_173.jpg, or in a folder '
                                 'for each breed.')
     parts, labels, names, by = _choose(files, root, in_name, by)
     _say_left([f for f,l in zip(files, labels) if l is None], root, 'have no label')

@@ -48,6 +48,10 @@ class KeepItems(TfmdDL):
         if self.made_by != list(self.after_item.fs): self.kept, self.made_by = {}, list(self.after_item.fs)
         if s not in self.kept: self.kept[s] = super().do_item(s)
         return self.kept[s]
+    def new(self, dataset=None, cls=None, **kwargs):
+        res = super().new(dataset, cls, **kwargs)
+        if isinstance(res, KeepItems) and res.dataset is self.dataset: res.kept, res.made_by = self.kept, self.made_by
+        return res
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7c1f03ab
 class KeepPictures(TfmdDL):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'published_frame', 'posed_frames', 'read_points', 'kept_out',
-           'TablePoint', 'point_of', 'fit_size', 'person_splitter', 'stays_frozen', 'points_dls', 'biwi_dls',
-           'HeatCentre', 'TwoMaps', 'two_maps', 'map_features', 'use_two_maps', 'say_recipe', 'plot_function',
-           'pixel_error', 'to_pixels', 'pixel_point', 'show_points', 'show_heat', 'point_errors']
+           'TablePoint', 'point_of', 'fit_size', 'person_splitter', 'points_dls', 'biwi_dls', 'HeatCentre', 'TwoMaps',
+           'two_maps', 'map_features', 'use_two_maps', 'say_recipe', 'plot_function', 'pixel_error', 'to_pixels',
+           'pixel_point', 'show_points', 'show_heat', 'point_errors']
 
 # %% ../../nbs/engine/points.ipynb #c3d83f17
 import re, warnings
@@ -29,11 +29,13 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock, PointBlock
 from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic, points_source
+from .networks import on_laptop
 from .annotations import annotated_points, annotations_in
 from .picture_loaders import KeepItems, normalize
 from .pictures import UprightImage, check_picture, upright_size
 from ..files import PictureNames, composed, picture_files
-from ..tables import find_column, gap, plain_name, read_rows, short_list, usual_columns
+from ..tables import (find_column, gap, plain_name, read_rows, read_split, short_list,
+                            usual_columns)
 
 # %% ../../nbs/engine/points.ipynb #8dedabad
 def img2pose(
@@ -154,6 +156,14 @@ def _not_labelled(said, seen): # the cells of a point, and of a column that says
     if seen.strip().lower() in ('0', '0.0', 'false', 'no', 'invisible'): return True
     return all(o.strip().lower() in ('', 'nan') for o in said) or [_pixel(o, ';') for o in said] == [0, 0]
 
+def _parts_of(rows): # 'train', 'valid' or False, to be left out, for each row; None without a column for it
+    column = find_column(rows.columns, 'split', rows.file, needed=False)
+    split = column and read_split(rows.cells(column), rows.where, column, rows.file)
+    if not split: return None
+    parts = np.full(len(rows.rows), False, object)
+    for part,at in zip(('train', 'valid'), split): parts[at] = part
+    return parts.tolist()
+
 def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk: (x, y, group)}; group is None
     rows, names = read_rows(table, ('fname', 'x', 'y', 'group'), 3), PictureNames(table.parent)  # without a column
     picture, columns = find_column(rows.columns, 'picture', table), _point_columns(rows)
@@ -161,8 +171,12 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
     files = names.of_rows(rows.cells(picture), rows.where)
     points, found = list(zip(*map(rows.cells, columns))), {}
     seen = rows.cells(seen) or ['']*len(files)
-    groups = [None]*len(files) if group is None else rows.cells(group)
-    for i,(f,said) in enumerate(zip(files, points)):
+    groups = rows.cells(group) or _parts_of(rows) or [None]*len(files)
+    if group and (split := find_column(rows.columns, 'split', table, needed=False)):
+        warnings.warn(f'The column {split} of {table} was not used, because {group} says who is held out.', stacklevel=5)
+    asked = [i for i,o in enumerate(groups) if o is not False]
+    for i in asked:
+        f,said = files[i],points[i]
         if _not_labelled(said, seen[i]): continue
         at = [_pixel(o, rows.separator) for o in said]
         if None in at:
@@ -171,8 +185,8 @@ def _read_table(table:Path) -> dict: # {name of the picture as it is on the disk
         if groups[i] == '': raise gap(rows.where(i), group, 'leave out the whole column')
         found[f] = *(_middle(at, rows.where(i)) if len(at) == 4 else at), groups[i]
     if not found: raise ValueError(f'{table} gives no picture a point.')
-    if len(found) < len(files):
-        warnings.warn(f'{len(files)-len(found):,} of {len(files):,} rows of {table} say that nothing is labelled (0,0 or '
+    if len(found) < len(asked):
+        warnings.warn(f'{len(asked)-len(found):,} of {len(files):,} rows of {table} say that nothing is labelled (0,0 or '
                       'empty or not visible) and were left out.', stacklevel=5)
     names.say_left(files, table.name)
     return {f.relative_to(table.parent).as_posix(): found[f] for f in sorted(found)}
@@ -268,7 +282,7 @@ def _named(who, names): # the one of `names` that is meant
     def fits(n): return asked and all(map(_same, reversed(n.split('/')), reversed(asked)))
     found = [n for n in names if n == composed(who)] or [n for n in names if fits(n)]
     if not names:
-        raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because points.csv '
+        raise ValueError(f'There are no frames of person {who}; these pictures belong to nobody, because the set '
                          'has no column group.')
     if not found:
         raise ValueError(f'There are no frames of person {who}; there are frames of {short_list(names)}.')
@@ -301,6 +315,7 @@ def point_of(
 ):             # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
     source = _source(Path(path))
+    if source: _kept_table.cache_clear() # a file in an annotated folder may have changed, and the folder's time not
     return TablePoint(source, unit) if source else get_ctr
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
@@ -324,15 +339,6 @@ def person_splitter(
     who = kept_out(frames, who)
     if who: return IndexSplitter(np.flatnonzero(frames.group.isin(who)))
     return RandomSplitter(max(.2, 1/max(1, len(frames))), seed) # at least one
-
-def _on_laptop(folder, device=None): # real pictures without a GPU
-    return torch.device(device or default_device()).type == 'cpu' and not is_synthetic(folder)
-
-def stays_frozen(
-    dls, # batches of pictures and points
-) -> bool:
-    "Whether the body of a network is computed only once, because its epochs would be slow: real pictures without a GPU"
-    return _on_laptop(getattr(dls, 'folder', None), dls.device)
 
 def points_dls(
     path,              # a folder, as `read_points` takes it
@@ -359,7 +365,7 @@ def points_dls(
         warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them is kept out; on a '
                       'person never seen the error will be larger.', stacklevel=2)
     n_train = len(splitter(frames)[0])
-    laptop = _on_laptop(path, kwargs.get('device'))
+    laptop = on_laptop(path, kwargs.get('device'))
     usual = 64 if n_train > 5000 else 16 if laptop else 8
     bs = bs or min(usual, max(2, n_train//4))
     if n_train < bs:

@@ -213,7 +213,9 @@ def tidy_ratings(
     if not len(table): raise ValueError(f'{what} has no rows; it needs a line for each.')
     left = [] if not_rated is None else np.atleast_1d(not_rated)
     table = _tidy(table, where, None if len(left) else scale)
-    if len(left): table = _tidy(table[~table['rating'].isin(left)].reset_index(drop=True), where, scale)
+    if len(left):
+        at = np.flatnonzero(~table['rating'].isin(left))
+        table = _tidy(table.iloc[at].reset_index(drop=True), lambda row: where(at[row]), scale)
     first = [o for o in _four if o in table]
     first.insert(len(first) if 'movie' in table else 1, 'title')
     table = table[[*first, *(o for o in table if o not in first)]].copy()

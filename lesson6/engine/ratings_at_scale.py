@@ -6,18 +6,18 @@
 __all__ = ['draw_ratings', 'SortedRatingsDL', 'parquet_dls', 'RowsInPlace', 'large_ratings_learner']
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e005
-from functools import partial
 from itertools import islice
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import Module, default_device
 from .rating_learners import FusedAdam, fused_learner
-from .rating_tables import name_columns
+from .rating_tables import composed_names, name_columns
 from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, batch_size, check_share,
                                     rating_scale, say_repeated, say_unknown, split_rows)
 from ..mini.movielens import Truth, plant, stars, who_rates_what
@@ -81,7 +81,10 @@ def _numbers(column): # one that was read
     if not hasattr(column.type, 'index_type'): column = column.dictionary_encode()
     chunks = column.unify_dictionaries().chunks
     if not chunks: return np.empty(0, np.int32), []
-    return np.concatenate([c.indices.to_numpy() for c in chunks]), chunks[0].dictionary.to_pylist()
+    codes, names = np.concatenate([c.indices.to_numpy() for c in chunks]), chunks[0].dictionary.to_pylist()
+    if all(o.isascii() for o in names if isinstance(o, str)): return codes, names
+    alike, names = pd.factorize(composed_names(pd.Series(names, dtype=object)))
+    return alike.astype(np.int32)[codes], names.tolist()
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e017
 def _known(codes, names, train): # a mask, (n,): who is in the training set
@@ -121,11 +124,11 @@ def parquet_dls(
 ) -> RatingsDataLoaders:  # as from `ratings_dls`; FileNotFoundError or ValueError, naming file and column
     "Loaders for as many ratings as fit into memory, 12 bytes each"
     check_share(valid_pct)
-    y, columns, train, held = _columns(file, valid, seed, valid_pct)
+    y, columns, train, held = _columns(file, valid, seed, valid_pct, not_rated)
     if y.dtype.kind not in 'iuf' or not np.isfinite(y).all():
         raise ValueError(f'The column rating of {file} must be numbers.')
-    kept = train | held if not_rated is None else (train | held) & ~np.isin(y, not_rated)
-    if not kept.all(): # the rest is for a test, or has no rating
+    kept = train | held
+    if not kept.all(): # the rest is for a test
         y, train = y[kept], train[kept]
         columns = [(codes[kept], names) for codes,names in columns]
     n = int(train.sum())
@@ -160,7 +163,7 @@ def _both(column, more, file): # two columns; the file of the second
         raise ValueError(f'{file} has another type of column ({more.type}) than the file to train on '
                          f'({column.type}).') from None
 
-def _columns(file, valid, seed, share): # as for `parquet_dls`
+def _columns(file, valid, seed, share, not_rated): # as for `parquet_dls`
     "The ratings, (n,); codes and names of users and of titles; who is to train on and who is held back, (n,)"
     second = valid if isinstance(valid, Path) or str(valid).lower().endswith('.parquet') else None
     names = _names(file)
@@ -170,13 +173,17 @@ def _columns(file, valid, seed, share): # as for `parquet_dls`
         more = _names(second)
         columns = {name: _both(o, _column(second, more[name]), second) for name,o in columns.items()}
     y = columns.pop('rating').to_numpy()
+    rated = slice(None) if not_rated is None else ~np.isin(y, not_rated)
+    if not_rated is not None: # before the split, as in `ratings_dls`
+        y, n_first = y[rated], int(rated[:n_first].sum())
+        columns = {name: o.filter(pa.array(rated)) for name,o in columns.items()}
     train, held = (np.zeros(len(y), bool) for _ in range(2))
     if second is not None: held = np.arange(len(y)) >= n_first
     elif valid is None:
         held = (torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < share).numpy()
     else:
         def there(name): return names.get(name, name if name in names.values() else None)
-        def column(name): return there(name) and _column(file, there(name)).to_pandas().to_numpy()
+        def column(name): return there(name) and _column(file, there(name)).to_pandas().to_numpy()[rated]
         train_at, held_at = split_rows(valid, len(y), column, names.values(), share, file)
         train[train_at], held[held_at] = True, True
         return y, [_numbers(o) for o in columns.values()], train, held

@@ -24,7 +24,7 @@ def _pets(path):
 
 def _pascal(path):
     from lesson6.engine.labels import get_x, read_labels
-    df = read_labels(path, empty_ok=True)
+    df = read_labels(path)
     n, held = len(df), int(df['is_valid'].sum())
     labels = {l for o in df['labels'] for l in o.split()}
     files = [get_x(r, path) for _,r in df.iterrows()]

@@ -161,6 +161,9 @@ def _sums(cls, model, x): # what it makes of given biases
                 'than another must not depend on the user.')
     if abs(act[0]-act[2]) < 1e-6 or abs(act[0]-act[1]) < 1e-6:
         return 'The prediction should depend on both, the user and the film.'
+    for p in model.parameters(): p.fill_(.5)
+    if not close(torch.logit(model(x)[:,0]/5.5), np.ones(5), 1e-3):
+        return 'Before the squeezing it should be the sum of the two biases, and nothing else.'
     for p in model.parameters(): p.fill_(40.)
     if (model(x) > 5.5001).any(): return 'The predictions leave the range 0 to 5.5.'
     other = call(cls, 6, 9, (1, 2))

@@ -239,11 +239,12 @@ def _(answer):
                 'ones.')
     found = compare(errors(a), errors(b), names=('pretrained', 'from random weights'), unit='share',
                     over='pictures')
-    if found.verdict == FAILS:
+    if found.verdict == FAILS and begun != [True, False]:
         return f'The second is the better one: {found}. The pretrained one should come first.'
     if found.verdict == EVEN and begun != [True, False]:
         return f"The two can't be told apart: {found}. Train longer, or take more pictures."
-    return Solved(f"{found}{'; that can be chance' if found.verdict == EVEN else ''}.")
+    more = {EVEN: '; that can be chance', FAILS: ': here random weights were the better start'}
+    return Solved(f"{found}{more.get(found.verdict, '')}.")
 
 def _shapes(learn): # of its weights
     return [tuple(p.shape) for p in learn.model.parameters()]

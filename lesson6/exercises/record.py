@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 from .checking import exercises, listeners
+from ..files import write_whole
 
 # %% ../../nbs/exercises/record.ipynb #6d4ec01b
 def progress_file() -> Path: # may not exist yet
@@ -22,7 +23,8 @@ def read_progress() -> dict: # from `pets-3` to {'tried': 2, 'solved': '2026-01-
     "What is in the record; a file that can't be read counts as none"
     try: known = json.loads(progress_file().read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict): return {}
+    return {k: v for k,v in known.items() if isinstance(v, dict)}
 
 def _noted(entry, event, verdict): # a row of the record after one more event
     if event != 'tried': return entry | {event: True}
@@ -42,9 +44,7 @@ def record(
         with FileLock(file.with_suffix('.lock'), timeout=2):
             known = read_progress()
             known[id] = _noted(known.get(id, {}), event, verdict)
-            new = file.with_suffix('.new')
-            new.write_text(json.dumps(known, indent=1), encoding='utf-8')
-            new.replace(file)
+            write_whole(file, json.dumps(known, indent=1))
     except (OSError, Timeout): pass # an answer is checked all the same
 
 listeners.append(record)
