@@ -223,13 +223,15 @@ def read_frame(
             arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
     except ArrowInvalid:
         table, as_text = pd.DataFrame([row for _,row in rows().rows], columns=columns, dtype=str), True
+    # of columns without a name, the first is kept
+    if not table.columns.is_unique: table = table.loc[:, ~table.columns.duplicated()].copy()
     for c in table.columns: # as in `read_rows`, blanks around a cell don't count
         if pd.api.types.is_numeric_dtype(table[c]): continue
         bare = {o: o.strip() for o in table[c].unique() if isinstance(o, str) and o != o.strip()}
         if bare: table[c] = table[c].replace(bare)
     if as_text: table = table.apply(_as_numbers)
     blank = pd.Series(True, table.index)
-    for c in columns: # lines of nothing but separators
+    for c in table: # lines of nothing but separators
         if not blank.any(): break
         number = pd.api.types.is_numeric_dtype(table[c])
         blank &= table[c].isna() if number else table[c].fillna('').astype(str).str.strip() == ''

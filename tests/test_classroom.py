@@ -133,6 +133,7 @@ bad = { # what code that isn't to be trusted may try; the exercise, and what is 
 @pytest.mark.skipif(bool(unprotected()), reason='this system confines nothing')
 def test_a_submission_harms_itself_only(course):
     "Each exercise does harm of another kind; what comes after it is marked all the same, and so is the next student."
+    (course.parent/'another way').symlink_to(course)
     config = course/'nbgrader_config.py'
     kept = config.read_text()
     config.write_text(kept + 'c.Confined.seconds = 3\n')

@@ -16,6 +16,7 @@ from .kernels import kernel_manager, libraries
 def _readable(hidden:list, here:Path=Path('/')): # the largest folders and files without anything hidden
     with suppress(OSError):
         for path in here.iterdir():
+            if path.is_symlink(): continue # what it points to has a place of its own
             if not any(h.is_relative_to(path) for h in hidden): yield path
             elif path not in hidden: yield from _readable(hidden, path)
 
