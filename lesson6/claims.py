@@ -35,7 +35,6 @@ def statement(
     id:str,             # a name that no other statement has
     says:str,           # the statement, as one sentence
     lesson:str='',      # the lesson's own number, as text
-    source:str=LESSON,  # where that number comes from
     of:str='',          # the data set it is asked of
     planted:str='',     # what was planted in the synthetic data for it
 ):
@@ -44,7 +43,7 @@ def statement(
         if id in statements:
             raise ValueError(f'There are two statements named {id!r}; give one of them another '
                              'name.')
-        statements[id] = Statement(id, says, lesson, source if lesson else '', of, planted, check)
+        statements[id] = Statement(id, says, lesson, LESSON if lesson else '', of, planted, check)
         return check
     return register
 
@@ -136,14 +135,11 @@ def read_claims(
     shown = [o for o in shown if not o['id'].startswith('example-')]
     return list({o['id']: Verdict(**{k: o[k] for k in known & {*o}}) for o in shown}.values())
 
-def claims_table(
-    rows:list[Verdict]=None,  # default: all that this notebook has checked
-):                            # a DataFrame, one row a claim
+def claims_table(): # a styled DataFrame, one row a claim
     "The claims checked so far, with the lesson's number next to ours"
     import pandas as pd
-    rows = list(verdicts.values()) if rows is None else rows
     shown = pd.DataFrame([{'claim': v.says, 'the lesson': v.lesson, 'here': v.measured,
-                           'data': v.data, 'device': v.device, 'verdict': v.verdict} for v in rows])
+                           'data': v.data, 'device': v.device, 'verdict': v.verdict} for v in verdicts.values()])
     return shown.style.hide().set_properties(**{'text-align': 'left', 'white-space': 'normal'})
 
 # %% ../nbs/claims.ipynb #5ea003e3

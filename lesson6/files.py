@@ -135,12 +135,11 @@ class PictureNames:
     "The pictures below a folder, to be found by the names that a table gives them"
     def __init__(self,
         folder,      # where they are
-        files=None,  # their paths, if somebody has them already
         outside:bool=False, # a whole path may also name a picture that isn't below the folder
     ):
         self.outside = outside
         self.folder = Path(folder)
-        self.files = picture_files(folder) if files is None else list(files)
+        self.files = picture_files(folder)
         self._of = {composed(f.relative_to(self.folder).as_posix()): f for f in self.files}
 
     @cached_property

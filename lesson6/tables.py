@@ -39,13 +39,12 @@ def plain_name(
     return ''.join(o for o in composed(column).casefold() if o.isalnum())
 
 def short_list(
-    names,    # anything
-    most=120, # letters
-) -> str:
+    names, # anything
+) -> str:  # at most eight of them, and 120 letters
     "Names for a message, with commas between"
     names = list(map(str, names))
     text = ', '.join(names[:8]) + f' and {len(names)-8} more'*(len(names) > 8)
-    return text if len(text) <= most else f'{text[:most]}...'
+    return text if len(text) <= 120 else f'{text[:120]}...'
 
 def find_column(
     columns,          # the names of a table's columns

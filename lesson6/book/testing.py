@@ -10,7 +10,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from fastcore.script import CliError, call_parse
 from .kernels import Forked, ServerDied, can_fork
-from .running import long_ones_first
+from .running import find_notebooks, long_ones_first
 
 # %% ../../nbs/book/testing.ipynb #f485ab6a
 def test_notebook(path:str): # the notebook; SystemExit(1) if a cell raises
@@ -83,11 +83,8 @@ def main(
     paths = []
     for name in map(Path, notebooks):
         if not name.exists(): raise CliError(f'There is no {name}.')
-        def hidden(p): return any(part[0] in '._' for part in p.relative_to(name).parts)
-        found = [name] if name.is_file() else [
-            p for p in long_ones_first(sorted(name.rglob('*.ipynb'))) if not hidden(p)]
-        if not found: raise CliError(f'There is no notebook in {name}.')
-        paths += found
+        try: paths += [name] if name.is_file() else long_ones_first(find_notebooks(folder=name))
+        except FileNotFoundError as e: raise CliError(str(e)) from None
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ['LESSON6_PROGRESS'] = 'off' # the exercises in them are not the user's

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 import yaml
 from .pictures import upright_size
-from ..files import composed, picture_endings, picture_files, read_text, walk
+from ..files import (PictureNames, composed, picture_endings, picture_files, read_text,
+                           walk)
 from ..tables import part_of
 
 # %% ../../nbs/engine/annotations.ipynb #b643f81f
@@ -33,29 +34,21 @@ class Annotated:
     size:tuple=None  # width and height in which boxes and points count; None: the picture's own
 
 # %% ../../nbs/engine/annotations.ipynb #1d0d232c
-class _Pictures:
-    "The pictures of a set, to be found by the names in its annotations"
-    def __init__(self, folder):
-        self.folder, self.by = folder, {}
-        for f in picture_files(folder):
-            inside = Path(composed(f.relative_to(folder).as_posix()))
-            for key in {str(inside), str(inside.with_suffix('')), inside.name, inside.stem}:
-                self.by.setdefault(key, []).append(f)
-
-    def find(self, by, *names): # the file of annotations; what it calls the picture
-        "The picture; FileNotFoundError or ValueError, naming the file of annotations"
-        here = by.parent.relative_to(self.folder)
-        names = [composed(n).strip().replace('\\', '/').strip('/') for n in names if n]
-        folders = here, here.parent/'images', here.parent/'JPEGImages'
-        keys = [str(p/n) for n in names for p in folders] + names
-        keys += [k for n in names for k in (Path(n).name, Path(n).stem)]
-        tries = [self.by[k] for k in keys if k in self.by]
-        if alone := next((o for o in tries if len(o) == 1), None): return alone[0]
-        name = names[0][-60:]
-        if tries: raise ValueError(f'{by}: {len(tries[0])} pictures below {self.folder} are called '
-                                   f'{name!r}; give each a name of its own.')
-        raise FileNotFoundError(f'{by}: there is no picture {name!r} below {self.folder}; '
-                                'copy it there, or take it out of the annotations.')
+def _picture(pictures, by, *names): # the `PictureNames`, the annotations' file, what it calls it
+    "The picture; FileNotFoundError or ValueError, naming the file of annotations"
+    here = by.parent.relative_to(pictures.folder)
+    first = [o.as_posix() for o in (here, here.parent/'images', here.parent/'JPEGImages')]
+    names = [n.replace('\\', '/').strip() for n in names if n]
+    ends = [n.rpartition('/')[2] for n in names]
+    tries = [fits for n in [*names, *ends, *(Path(o).stem for o in ends)]
+             if (fits := pictures.find(n, *first))]
+    if alone := next((o for o in tries if len(o) == 1), None): return alone[0]
+    name = names[0][-60:]
+    if tries:
+        raise ValueError(f'{by}: {len(tries[0])} pictures below {pictures.folder} are called '
+                         f'{name!r}; give each a name of its own.')
+    raise FileNotFoundError(f'{by}: there is no picture {name!r} below {pictures.folder}; '
+                            'copy it there, or take it out of the annotations.')
 
 def _number(o, where, what): # a finite number; ValueError
     try: n = float(o)
@@ -100,7 +93,7 @@ def _voc_parts(folder): # {name of a picture without ending: its part}, from `Im
     return found
 
 def _voc(folder, files):
-    pictures, parts = _Pictures(folder), _voc_parts(folder)
+    pictures, parts = PictureNames(folder), _voc_parts(folder)
     for xml in files:
         root, things = _xml(xml), []
         for o in root.findall('object'):
@@ -109,7 +102,7 @@ def _voc(folder, files):
             box = at is not None and [_number(at.findtext(k), where, k) for k in _edges]
             things.append(Thing(composed(label), _box(*box, where) if box else None))
         size = [_number(root.findtext(f'size/{k}') or 0, xml, k) for k in ('width', 'height')]
-        file = pictures.find(xml, root.findtext('filename'), xml.stem)
+        file = _picture(pictures, xml, root.findtext('filename'), xml.stem)
         yield Annotated(file, str(xml), things, parts.get(composed(xml.stem)), _size(size))
 
 # %% ../../nbs/engine/annotations.ipynb #54e95423
@@ -153,7 +146,7 @@ def _coco_things(told, images, file): # {id of an image: its things}
     return things
 
 def _coco(folder, files):
-    pictures = _Pictures(folder)
+    pictures = PictureNames(folder)
     for file in files:
         try: told = json.loads(read_text(file))
         except json.JSONDecodeError as e:
@@ -167,7 +160,7 @@ def _coco(folder, files):
             where, name = f'{file}, image {i}', image.get('file_name')
             if not isinstance(name, str) or not name: raise ValueError(f'{where} has no file_name.')
             size = [_number(image.get(k) or 0, where, k) for k in ('width', 'height')]
-            yield Annotated(pictures.find(file, name), where, things[i], part, _size(size))
+            yield Annotated(_picture(pictures, file, name), where, things[i], part, _size(size))
 
 # %% ../../nbs/engine/annotations.ipynb #61db74ec
 def _yolo_names(file): # names of the classes, what else the file says; ValueError

@@ -181,13 +181,12 @@ def train_on_few_frames(
     block,            # of the target, for `FewFrames.dls`
     tfms,             # batch transforms
     epochs:int=50,    # how many
-    lr:float=3e-3,    # the highest learning rate of `fit_one_cycle`
     # two arrays: how far off the model is on each frame of `few.seen` and of `few.unseen`, in
     # pixels of the whole frame
 ) -> tuple:
     "Trains a model on a few frames, and measures it on these and on the people never seen"
     learn = Learner(few.dls(block, tfms), model, loss_func=MSELossFlat())
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=_OnlyTrain())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3, cbs=_OnlyTrain())
     def off(files):
         with learn.no_bar():
             preds = learn.get_preds(dl=learn.dls.test_dl(files))[0].as_subclass(Tensor)

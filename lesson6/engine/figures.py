@@ -81,7 +81,6 @@ def confusion_data(
     preds,        # probabilities, (n, classes)
     targs,        # classes, (n,)
     files,        # the n pictures
-    each:int=5,   # pictures of one field, at most
     most:int=200, # pictures in all, at most
     # vocab, fields (actual, guess, count, pictures as [place on the sheet, probability]), sheet
 ) -> dict:
@@ -94,7 +93,7 @@ def confusion_data(
     order = sorted(fields, key=lambda f: (f[0] == f[1], -len(fields[f]), f))
     shown, rows = [], []
     for field in order:
-        some = fields[field][:max(0, min(each, most-len(shown)))]
+        some = fields[field][:max(0, min(5, most-len(shown)))]
         rows.append({'actual': field[0], 'guess': field[1], 'count': len(fields[field]),
                      'pictures': [[len(shown)+k, float(sure[i])] for k,i in enumerate(some)]})
         shown += some
@@ -106,8 +105,7 @@ def threshold_data(
     preds,     # probabilities, (n, labels)
     targs,     # zeros and ones, the same shape
     vocab,     # the labels, in order
-    files,     # the n pictures
-    some:int=8, # of them are shown, spread evenly
+    files,     # the n pictures; eight of them are shown, spread evenly
     # thresholds, accuracy, precision (None where nothing is named) and recall at each; best; vocab;
     # sheet, and for each of its pictures the labels that are there, and [label, probability]
 ) -> dict:
@@ -118,7 +116,7 @@ def threshold_data(
     accuracy = torch.stack([(n == t).float().mean() for n in named])
     right = torch.stack([(n & t).sum() for n in named]).float()
     best = thresholds[accuracy == accuracy.max()]
-    at = np.unique(np.linspace(0, len(files)-1, min(some, len(files))).round().astype(int)).tolist()
+    at = np.unique(np.linspace(0, len(files)-1, min(8, len(files))).round().astype(int)).tolist()
     pictures = [{'labels': t[i].nonzero().flatten(),
                  'said': [[l, p[i,l].item()] for l in p[i].argsort(descending=True).tolist()
                           if p[i,l] > .01]} for i in at]

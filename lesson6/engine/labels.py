@@ -151,14 +151,12 @@ def best_threshold(
 def plot_threshold_curve(
     preds:Tensor,       # probabilities, (n, labels)
     targs:Tensor,       # zeros and ones, the same shape
-    thresholds=None,    # to try; default 29 from 0.05 to 0.95
-    ax=None,            # matplotlib axes; default: a new figure
 ):                      # the axes
     "Accuracy against threshold, the best marked, with the accuracy of answering \"nothing\""
     import matplotlib.pyplot as plt
-    xs, accs = threshold_curve(preds, targs, thresholds)
-    best, top = best_threshold(preds, targs, thresholds), accs.max()
-    ax = ax or plt.subplots(figsize=(6, 4))[1]
+    xs, accs = threshold_curve(preds, targs)
+    best, top = best_threshold(preds, targs), accs.max()
+    _, ax = plt.subplots(figsize=(6, 4))
     ax.plot(xs, accs, marker='.')
     ax.plot([best], [top], 'o', ms=10, color='tab:red', label=f'best: {top:.2%} at {best:.2f}')
     silent = 1 - torch.as_tensor(targs).float().mean().item()
@@ -171,15 +169,13 @@ def choose_on_half(
     preds:Tensor,           # probabilities, (n, labels)
     targs:Tensor,           # zeros and ones, the same shape
     per_label:bool=False,   # choose a threshold for each label; False: one for all
-    splits:int=200,         # into halves, at random
-    seed:int=42,            # of the splits
 ) -> Tensor:                # (2, n), the share of right answers for each picture: while it was in the half that chose, and while it was not
-    "What a threshold chosen on half of the pictures is worth on that half, and on the other"
+    "What a threshold chosen on half of the pictures, 200 times at random, is worth on both halves"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
-    rng, n = np.random.default_rng(seed), len(preds)
+    rng, n = np.random.default_rng(42), len(preds)
     right = torch.stack([(preds > t) == targs.bool() for t in torch.linspace(0.05, 0.95, 29)]).float()   # (thresholds, n, labels)
     total, times, labels = torch.zeros(2, n), torch.zeros(2, n), torch.arange(preds.shape[1])
-    for _ in range(splits):
+    for _ in range(200):
         order = torch.as_tensor(rng.permutation(n))
         chose = right[:, order[::2]].mean(1)
         best = chose.argmax(0) if per_label else chose.mean(1).argmax().expand(len(labels))
@@ -263,13 +259,12 @@ def plot_label(
     targs:Tensor,   # zeros and ones, the same shape
     vocab:list,     # the labels, in order
     files:list,     # the n pictures
-    n:int=6,        # how many to show
 ):                  # the figure
-    "Pictures that have a label, from the one in which it is found least probable to the one in which it is found most probable"
+    "Six pictures that have a label, from where it is found least probable to where it is most"
     p, there = preds[:, list(vocab).index(label)], torch.where(targs[:, list(vocab).index(label)] == 1)[0]
     rows = there[p[there].argsort()]
-    rows = rows[torch.linspace(0, len(rows)-1, min(n, len(rows))).round().long()].tolist()
-    return plot_pictures([files[i] for i in rows], [f'{label}: {p[i]:.2f}' for i in rows], ncols=n)
+    rows = rows[torch.linspace(0, len(rows)-1, min(6, len(rows))).round().long()].tolist()
+    return plot_pictures([files[i] for i in rows], [f'{label}: {p[i]:.2f}' for i in rows], ncols=6)
 
 def best_and_worst(
     preds:Tensor,  # probabilities, (n, labels)

@@ -529,12 +529,11 @@ def show_points(
 # %% ../../nbs/engine/points.ipynb #dc7868f0
 def show_heat(
     learn,       # a learner whose head ends with a `HeatCentre`
-    n:int=3,     # how many pictures, spread over those held out for validation
 ):               # the figure
-    "Pictures that the learner was not trained on; over each, how probable it finds each cell of its map"
+    "Three pictures held out; over each, how probable the learner finds each cell of its map"
     import matplotlib.pyplot as plt
     held = learn.dls.valid_ds
-    files = [held.items[i] for i in np.linspace(0, len(held)-1, min(n, len(held))).round().astype(int)]
+    files = [held.items[i] for i in np.linspace(0, len(held)-1, min(3, len(held))).round().astype(int)]
     with hook_output(learn.model[-1][-2]) as heat, learn.no_bar(), learn.no_logging():
         learn.get_preds(dl=learn.dls.test_dl(files, bs=len(files), num_workers=0))
     fig,axs = plt.subplots(1, len(files), figsize=(4*len(files), 3.2), squeeze=False)

@@ -55,14 +55,13 @@ def extreme_items(
 def factor_map(
     learn,         # a trained Learner whose model has factors, on `ratings_dls`
     n:int=50,      # how many titles, those with the most ratings
-    fit:int=1000,  # on how many of them the directions are found
 ) -> pd.DataFrame: # columns title, genres (where known), x, y
     "The titles in the two directions in which their factors differ most, by PCA"
     from sklearn.decomposition import PCA
     titles, factors = _titles(learn), _part(learn, 0)
     most = _counts(learn, titles)[1:].argsort(descending=True, stable=True) + 1
     if len(most) < 3: raise ValueError(f'A map needs at least 3 titles; the model knows {len(most)}.')
-    pca = PCA(2).fit(factors[most[:fit]].numpy())
+    pca = PCA(2).fit(factors[most[:1000]].numpy())
     x, y = pca.transform(factors[most[:n]].numpy()).T
     return _with_genres(learn, pd.DataFrame({'title': [titles[i] for i in most[:n].tolist()], 'x': x, 'y': y}))
 
@@ -83,22 +82,19 @@ def similar_items(
 # %% ../../nbs/engine/recommending.ipynb #42663849
 def taste_agreement(
     learn,         # a trained Learner whose model has factors, on `ratings_dls`
-    n:int=5,       # neighbours of each title
-    most:int=2000, # titles that are asked about, those with the most ratings
-    seed:int=42,   # of the pairs picked at random
 ) -> tuple:        # for each pair of neighbours, and for the same number of random pairs; nan where nobody rated both
-    "How far people agree in their validation ratings about titles that are neighbours, and about titles picked at random"
+    "How far validation ratings agree about the five neighbours of a title, and about random pairs"
     train, held = (o.table() for o in (learn.dls.train_ds, learn.dls.valid_ds))
     of = lambda column: held[column].map(train.groupby(column).rating.mean()).fillna(train.rating.mean())
     rest = held.rating - of('user') - of('title') + train.rating.mean()
     titles, factors = _titles(learn), F.normalize(_part(learn, 0))
-    kept = _counts(learn, titles)[1:].argsort(descending=True, stable=True)[:most] + 1
+    kept = _counts(learn, titles)[1:].argsort(descending=True, stable=True)[:2000] + 1
     table = held.assign(rest=rest).pivot_table(index='user', columns='title', values='rest').reindex(columns=[titles[i] for i in kept.tolist()])
     there, left = torch.tensor(table.notna().to_numpy(), dtype=torch.float), torch.tensor(table.fillna(0).to_numpy(), dtype=torch.float)
     agree = (left.t()@left)/(there.t()@there)/rest.var()
     cosine = (factors[kept]@factors[kept].t()).fill_diagonal_(-math.inf)
-    near = {tuple(sorted((i, j))) for i,row in enumerate(cosine.topk(min(n, len(kept)-1)).indices.tolist()) for j in row}
-    chance = torch.Generator().manual_seed(seed)
+    near = {tuple(sorted((i, j))) for i,row in enumerate(cosine.topk(min(5, len(kept)-1)).indices.tolist()) for j in row}
+    chance = torch.Generator().manual_seed(42)
     far = torch.stack([torch.randint(len(kept), (len(near),), generator=chance), torch.randint(1, len(kept), (len(near),), generator=chance)])
     far[1] = (far[0] + far[1]) % len(kept) # never a title with itself
     return agree[tuple(torch.tensor(sorted(near)).t())].numpy(), agree[tuple(far)].numpy()
@@ -206,8 +202,7 @@ class Newcomers:
 
     def error_after(self,
         answers:int, # how many ratings are known
-        most:int=10, # the ratings that are kept for answers
     ) -> float:      # nan if nobody has enough ratings
         "The mean of `errors_after`"
-        errors,_ = self.errors_after(answers, most)
+        errors,_ = self.errors_after(answers)
         return float(errors.mean()) if len(errors) else math.nan

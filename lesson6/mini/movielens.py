@@ -66,12 +66,11 @@ def who_rates_what(
     truth:Truth,         # from `plant`
     n_ratings:int,       # how many ratings
     seed:int=42,         # the same seed picks the same pairs
-    least:int=20,        # every user rates at least as many films
     # users and films, numbers from 1, (n_ratings,) each; ValueError if so many don't fit
 ):
     "Different pairs of a user and a film, in random order"
     n_users, n_films = len(truth.user_bias), len(truth.film_bias)
-    most = int(0.9*n_films)
+    least, most = 20, int(0.9*n_films) # for each user
     if not least*n_users <= n_ratings <= most*n_users:
         raise ValueError(f'{n_users:,} users and {n_films:,} films take {least*n_users:,} to '
                          f'{most*n_users:,} ratings, not {n_ratings:,}.')

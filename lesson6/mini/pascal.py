@@ -119,8 +119,9 @@ def thing(height, width):
     return enter
 
 # %% ../../nbs/data/mini/pascal.ipynb #cb7ab856
-def head(p, rng, x, y, r=.1):
+def head(p, rng, x, y):
     "A head with hair, seen from the front"
+    r = .1
     skin, hair = (ink(rng, 'skin', 'skin', 'olive', 'umber'),
                   ink(rng, 'dark', 'brown', 'chestnut', 'yellow', 'grey'))
     if rng.random() < .4: p.disc(x, y-.02, r*1.2, r*1.35, hair)                    # long hair
