@@ -445,14 +445,11 @@ second = good.splitlines()[1]
 @pytest.mark.parametrize('data, item, says', [
     ('', titles, r'u\.data is empty; its first line'),
     ('\n\n', titles, r'u\.data is empty'),
-    (None, titles, r'u\.data is missing'),
-    (good, None, r'u\.item is missing'),
     (good.replace(second, '2\t1\t\t880000001'), titles, r"u\.data, line 2 has no rating"),
     (good.replace(second, '2\t1\t5'), titles, r"u\.data, line 2 \(2\), has 3 fields where there should be 4"),
     (good.replace(second, second+'\t9'), titles, r"u\.data, line 2 .* has 5 fields"),
     (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2 .* has 1 fields"),
     (good.replace(second, '2\t1\tfive\t880000001'), titles, r"u\.data, line 2: the rating is 'five'; it must be a number"),
-    (good.replace(second, '2\t1\tnan\t880000001'), titles, r"u\.data, line 2 has no rating"),
     (good.replace(second, 'Ann\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
     (good.replace(second, '2.5\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '2\.5'"),
     (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '1000"),
@@ -460,10 +457,8 @@ second = good.splitlines()[1]
     (good.replace(second, '2\t1\t5\ttoday'), titles, r"u\.data, line 2: the time is 'today'"),
     (good.replace(second, '2\t2\t5\t880000001'), titles, r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
     (good, '', r"u\.data, line 1: item 1 has no title in u\.item"),
-    (good, titles + '4\n', r"u\.item, line 3 has no title"),
     (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3 has no title"),
     (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the item is 'x'"),
-    (good, titles + '3|Quiet Raid (1980)\n', r"u\.item, line 3: item 3 already has a title"),
     (b'\x00\xff\xfe\x80', titles, r"u\.data has no rows"),
 ])
 def test_bad_files(folder, data, item, says):
@@ -472,34 +467,21 @@ def test_bad_files(folder, data, item, says):
 
 
 @pytest.mark.parametrize('change, kw, says', [
-    (lambda t: t[:40], {'bs': 64}, 'There are 32 ratings to train on, fewer than a batch of 64; give more ratings, or a smaller bs'),
     (lambda t: t[:0], {}, 'The table has no rows'),
-    (lambda t: t.assign(rating=4), {}, 'All 300 ratings are 4: there is nothing to learn'),
     (lambda t: t, {'scale': (1, 4)}, "the rating is '5'; it must be a number from 1 to 4"),
-    (lambda t: t, {'valid': 'fold'}, "The table has no column 'fold'; it has user"),
-    (lambda t: t, {'valid': 'time'}, "needs a column timestamp, and the ratings have none"),
     (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
-    (lambda t: t, {'valid': True}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': False}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': 7}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': 3.5}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': []}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': {'test'}}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': [[1, 2], [3]]}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': [[1, 2]]}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
-    (lambda t: t, {'valid': ['test']*300}, "valid must be a column, positions from 0 to 299, a second table, or 'time'"),
+    *((lambda t: t, {'valid': o}, "valid must be a column, positions from 0 to 299, a second table, or 'time'")
+      for o in (True, False, 7, 3.5, [], {'test'}, [[1, 2], [3]], [[1, 2]], ['test']*300)),
     (lambda t: t, {'valid': [True]*299}, 'valid has 299 truth values for 300 ratings'),
     (lambda t: t, {'valid_pct': '20 %'}, 'valid_pct is 20 %; it must be a share'),
     (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
     (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
     (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, "The table, row 0: the time is 'soon'"),
     (lambda t: t[:4], {'bs': 2}, '4 ratings leave none for validation'),
-    (lambda t: t.drop(columns='title'), {}, 'The table has no column for the title, such as title'),
     (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The table, row 7 has no user'),
     (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The table, row 5: the rating is 'x'; it must be a number"),
     (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The table, row 5: the rating is 'inf'"),
-    (lambda t: t, {'bs': 0}, 'bs is 0; a batch needs at least one rating'),
     (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must be a share, from 0 to below 1'),
 ])
 def test_bad_tables(small, change, kw, says):
@@ -515,7 +497,6 @@ def test_bad_tables(small, change, kw, says):
     (lambda l: recommend(l, 99), 'has not seen the user 99; the nearest it knows are .* For somebody new take user=None'),
     (lambda l: recommend(l, '7'), "has not seen the user '7', which is text; it knows 7, which is a number"),
     (lambda l: l.dls.test_dl(pd.DataFrame({'user': ['3'], 'title': ['Film 03']})), "has not seen the user '3', which is text; it knows 3"),
-    (lambda l: recommend(l, 3, 0), 'n is 0; at least one title'),
     (lambda l: l.predict({'user': 3, 'title': 'Film 77'}), "has not seen the title 'Film 77'"),
     (lambda l: l.predict({'user': 3}), 'has no column for the title'),
 ])
@@ -627,11 +608,8 @@ head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
 
 @pytest.mark.parametrize('text, says', [
     ('', r'ratings\.csv is empty'),
-    (head.splitlines()[0] + '\n', r'ratings\.csv has no rows'),
     (head + '2,1,,880000000\n', r'ratings\.csv, line 3 has no rating'),
     (head + '\n2,1,four,880000000\n', r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
-    (head + '2,1,4\n', r'ratings\.csv, line 3 \(2\), has 3 fields where there should be 4'),
-    (head + ',1,4,880000000\n', r'ratings\.csv, line 3 has no user'),
     (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add it there'),
     (head + '2,1,inf,880000000\n', r"ratings\.csv, line 3: the rating is 'inf'"),
 ])
@@ -939,7 +917,6 @@ def test_the_hidden_layer_has_the_lessons_width():
 
 def test_how_many_titles_are_told(learn):
     assert len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5 and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5]
-    with pytest.raises(ValueError, match='n is 0; at least one title can be recommended'): recommend(learn, 1, 0)
 
 
 def test_ratings_csv_may_come_without_movies_csv(tmp_path):

@@ -245,7 +245,7 @@ def test_the_setting_overrides(machine, device, arch):
         assert lesson_arch('resnet50', pretrained=False).__name__ == arch
 
 
-@pytest.mark.parametrize('name', ['resnet35', 'efficientnet_lite1', '_weights', 'lesson_arch'])
+@pytest.mark.parametrize('name', ['efficientnet_lite1', '_weights', 'lesson_arch', 'os', 'list_models', 'ResNet', 'drawnet10 '])
 def test_unknown(machine, name):
     machine('cpu', 'mini', name)
     with pytest.raises(ValueError, match=f"no network named '{name}'; LESSON6_ARCH takes a name of torchvision"): lesson_arch('resnet34')

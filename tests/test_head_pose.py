@@ -222,31 +222,15 @@ def test_windows_line_ends_and_missing_last_newline(person):
     assert read_calibration(f.parent/'rgb.cal').shape == (3, 3)
 
 
-@pytest.mark.parametrize('text, says', [
-    ('', 'cut short'),
-    (TURN, 'cut short'),
-    (TURN[:12], 'cut short'),
-    (TURN + '112.78 48.95 ', 'cut short'),
-    (TURN + '112.78 48.95 90x ', 'cut short'),
-    (TURN + '112.78 nan 900 ', 'cut short'),
-    (TURN + '112.78 48.95 0 ', 'is 0 mm away'),
-    (TURN + '112.78 48.95 -900 ', 'is -900 mm away'),
-])
-def test_a_pose_that_is_no_pose(person, text, says):
+@pytest.mark.parametrize('text', [TURN, TURN + '112.78 48.95 '])
+def test_a_pose_that_is_no_pose(person, text):
     f = person()
     img2pose(f).write_text(text)
-    with pytest.raises(ValueError, match=f'frame_00003_pose.txt .*{says}'): get_ctr(f)
+    with pytest.raises(ValueError, match='frame_00003_pose.txt .*cut short'): get_ctr(f)
 
 
-def test_a_frame_without_its_pose(person):
-    f = person()
-    img2pose(f).unlink()
-    with pytest.raises(FileNotFoundError, match='frame_00003_rgb.jpg has no pose: frame_00003_pose.txt is missing'): get_ctr(f)
-
-
-@pytest.mark.parametrize('text', ['', '517.679 0 320 \n0 517.679 240.5 \n', REAL_CAL.replace('517.679 0 320', '517.679 0'),
-    REAL_CAL.replace('0 0 1', '0 0 1 0', 1), REAL_CAL.replace('517.679', '0'), REAL_CAL.replace('517.679', 'f'), '\x00\xff'*100,
-    REAL_CAL.replace('0 0 1', '1 0 0', 1)])
+@pytest.mark.parametrize('text', [REAL_CAL.replace('517.679 0 320', '517.679 0'),
+    REAL_CAL.replace('0 0 1', '0 0 1 0', 1), '\x00\xff'*100, REAL_CAL.replace('0 0 1', '1 0 0', 1)])
 def test_a_calibration_that_is_not_3_by_3(person, text):
     f = person()
     (f.parent/'rgb.cal').write_text(text, encoding='latin-1')
@@ -259,16 +243,6 @@ def test_the_middle_of_a_cropped_picture_may_lie_outside_it_but_a_focal_length_i
     for cal in REAL_CAL.replace('517.679 0 320', '0 0 320'), REAL_CAL.replace('0 517.679 240.5', '0 0 240.5'):
         f = person(cal=cal)
         with pytest.raises(ValueError, match='rgb.cal'): read_calibration(f.parent/'rgb.cal')
-
-
-def test_no_calibration_at_all(person):
-    f = person()
-    (f.parent/'rgb.cal').unlink()
-    with pytest.raises(FileNotFoundError, match='rgb.cal is missing'): get_ctr(f)
-
-
-def test_a_name_that_is_no_frame():
-    with pytest.raises(ValueError, match='not named like a frame'): img2pose('01/rgb.jpg')
 
 
 # The DataLoaders
@@ -305,10 +279,6 @@ def test_who_is_kept_out_if_nobody_is_named(there, chosen):
 
 def test_two_people_of_one_name_are_both_listed():
     with pytest.raises(ValueError, match='Several people are called 13: a/13, b/13;'): kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
-
-
-def test_fewer_frames_than_a_batch(few):
-    with pytest.raises(ValueError, match='6 frames to train on, fewer than a batch of 64'): biwi_dls(few, '02', bs=64)
 
 
 def test_a_small_set_has_small_batches(few):
@@ -584,8 +554,6 @@ def test_pixel_error_is_a_distance_in_the_frame(shape):
     px = [(t+1)*torch.tensor([320., 240.]) for t in (preds, targs)]
     torch.testing.assert_close(pixel_error(preds, targs.view(shape), (480, 640)), (px[0]-px[1]).pow(2).sum(1).sqrt())
     assert pixel_error(targs, targs.view(shape), (480, 640)).max() == 0
-    for fewer, more in (preds[:2], targs), (preds, targs[:2]):
-        with pytest.raises(ValueError, match=f'There are {len(fewer)} predicted points but {len(more)} true ones'): pixel_error(fewer, more.view(-1, *shape[1:]), (480, 640))
 
 
 # The learner

@@ -54,22 +54,10 @@ def test_a_good_table_is_read_as_it_is(folder):
 bad_tables = {
     'no fname': ('labels,is_valid\ncar,True\n', 'no column for the picture, such as fname, filename, file; it has labels, is_valid'),
     'no labels': ('fname,is_valid\n000012.jpg,True\n', 'no column for the labels, such as labels, label, tags; it has fname, is_valid'),
-    'an empty label': (head + '000012.jpg,car,False\n000013.jpg,,True\n', r'line 3 has no label'),
     'a label of spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 has no label'),
     'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n', r"line 3 has the label 'car,dog'.*label_delim=','"),
-    'a comma and a space': (head + '000012.jpg,"car, dog",False\n000013.jpg,car,True\n', r"line 2 .*label_delim=','"),
-    'a bar between labels': (head + '000012.jpg,car|dog,False\n000013.jpg,car,True\n', r"line 2 .*label_delim='\|'"),
-    'a semicolon between labels': (head + '000012.jpg,car;dog,False\n000013.jpg,car,True\n', r"line 2 .*label_delim=';'"),
-    'a list as text': (head + '000012.jpg,car,False\n000013.jpg,"[\'car\', \'dog\']",True\n', r'line 3 has a list written as text'),
     'two words in quotes': (head + '000012.jpg,"sports car",False\n000013.jpg,car,True\n', r"line 2 has 'sports car' in quotes"),
-    'a number': (head + '000012.jpg,car,False\n000013.jpg,7,True\n', r"line 3 has the label '7', a number"),
     'a one-hot row': (head + '000012.jpg,0 1 0,False\n000013.jpg,1 0 0,True\n', r"line 2 has the label '0', a number"),
-    'no picture': (head + '000012.jpg,car,False\n,car,True\n', 'line 3 names no picture'),
-    'a picture named twice': (head + '000012.jpg,car,False\n000012.jpg,dog,True\n', 'line 3: 000012.jpg is there a second time'),
-    'no validation rows': (head + '000012.jpg,car,False\n000013.jpg,car,False\n', 'is_valid leaves nothing to validate on'),
-    'no training rows': (head + '000012.jpg,car,True\n000013.jpg,car,True\n', 'is_valid leaves nothing to train on'),
-    'no rows': (head, 'no rows'),
-    'a split that is no yes or no': (head + '000012.jpg,car,maybe\n000013.jpg,car,False\n', "'maybe'"),
     'an empty split': (head + '000012.jpg,car,\n000013.jpg,car,False\n', 'line 2 has no is_valid'),
 }
 
@@ -79,10 +67,6 @@ def test_a_bad_table_gets_one_sentence(folder, table, says):
     (folder/'train.csv').write_text(table, encoding='utf-8')
     with pytest.raises(ValueError, match=says) as e: ml.read_labels(folder)
     assert '\n' not in str(e.value) and str(e.value).endswith('.')
-
-
-def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='train.csv is missing, and so are metadata.csv'): ml.read_labels(tmp_path)
 
 
 def test_a_missing_picture_is_named_before_any_is_opened(folder, monkeypatch):
@@ -111,7 +95,6 @@ def test_a_vocabulary_says_that_numbers_and_commas_are_meant(folder):
 
 def test_background_is_let_in_when_asked(folder):
     write(folder, ['000012.jpg,,False', '000013.jpg,unicorn,False', '000014.jpg,unicorn,True'])
-    with pytest.raises(ValueError, match='line 2 has no label'): ml.read_labels(folder)
     df = ml.read_labels(folder, empty_ok=True)
     assert [ml.get_y(r) for _,r in df.iterrows()] == [[], ['unicorn'], ['unicorn']]
 
@@ -409,10 +392,6 @@ def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
     assert done.stdout == 'trained\n', done.stderr[-2000:]
 
 
-def test_a_batch_larger_than_the_training_set_is_refused(folder):
-    with pytest.raises(ValueError, match='2 training pictures, fewer than a batch of 64'): ml.multilabel_dls(ml.read_labels(folder), folder, bs=64)
-
-
 def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):
     dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
     assert list(dls.vocab) == ['car', 'dog', 'person']
@@ -449,7 +428,6 @@ def test_encoding_and_decoding_are_inverse(labels):
 
 
 def test_encodings_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="'unicorn' is not in the vocabulary"): ml.one_hot_encode(['unicorn'], ml.voc_labels)
     with pytest.raises(ValueError, match='3 numbers cannot stand for the 20 labels'): ml.decode_one_hot(torch.zeros(3), ml.voc_labels)
 
 

@@ -263,8 +263,6 @@ def test_a_checkpoint_of_other_names_or_another_network_is_not_gone_on_with(tmp_
     for f in pets.glob('zzz_*'): f.rename(pets/f.name.replace('zzz', 'aaa'))
     monkeypatch.setenv('LESSON6_ARCH', 'drawnet18')
     with pytest.raises(ValueError, match=r'belongs to another training \(.*drawnet10.*, now .*drawnet18'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
-    torch.save({'weights': torch.zeros(1)}, tmp_path/'runs'/'pets'/'checkpoint.pt')
-    with pytest.raises(ValueError, match='is no checkpoint that can be read'): train_section('pets', 1, bs=4, out=tmp_path/'runs')
 
 
 class PullThePlug:
