@@ -139,7 +139,8 @@ def claims_table(): # a styled DataFrame, one row a claim
     "The claims checked so far, with the lesson's number next to ours"
     import pandas as pd
     shown = pd.DataFrame([{'claim': v.says, 'the lesson': v.lesson, 'here': v.measured,
-                           'data': v.data, 'device': v.device, 'verdict': v.verdict} for v in verdicts.values()])
+                           'data': v.data, 'device': v.device, 'verdict': v.verdict}
+                          for v in verdicts.values()])
     return shown.style.hide().set_properties(**{'text-align': 'left', 'white-space': 'normal'})
 
 # %% ../nbs/claims.ipynb #5ea003e3
@@ -442,8 +443,9 @@ def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers
            lesson='0.1: 93.1 %; 0.2: 95.1 %; 0.9: 95.5 %; 0.99: 94.2 %')
 def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
     wrong = {t: _wrong(preds, targs, t) for t in (.1, .2, .5, .9, .99)}
-    verdict, text, *compared = _together(*[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
-                                                   trainings=False, **_pictures) for t in (.1, .99)])
+    verdict, text, *compared = _together(
+        *[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
+                  trainings=False, **_pictures) for t in (.1, .99)])
     return (verdict, f"accuracy {', '.join(f'{t:g}: {1-w.mean():.1%}' for t,w in wrong.items())}; "
                      f"{text}", *compared)
 

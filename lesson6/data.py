@@ -23,7 +23,8 @@ from .files import PictureNames, picture_files, read_bytes, read_text, walk
 from .tables import find_column, find_table, read_rows
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
-folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose', 'movielens': 'ml-100k'}
+folders = {'pets': 'oxford-iiit-pet', 'pascal': 'pascal_2007', 'biwi': 'biwi_head_pose',
+           'movielens': 'ml-100k'}
 urls = {'pets': 'PETS', 'pascal': 'PASCAL_2007', 'biwi': 'BIWI_HEAD_POSE', 'movielens': 'ML_100k'}
 
 # %% ../nbs/data/datasets.ipynb #8ff3b6a7
@@ -50,9 +51,11 @@ class Profile:
     ) -> str:     # one line for a person
         "Which data `name` is, where it lies and how large it is"
         path = lesson_path(name)
-        how = {'mini': 'made on this machine', 'full': 'the real set'}.get(self.data, 'from your own folder')
+        how = {'mini': 'made on this machine', 'full': 'the real set'}.get(self.data,
+                                                                           'from your own folder')
         counts = ', '.join(f'{n:,} {what}' for what,n in check_dataset(name, path).items())
-        return f'{name}: {how} (LESSON6_DATA={with_home(self.data)}), {counts}, in {with_home(path)}'
+        return (f'{name}: {how} (LESSON6_DATA={with_home(self.data)}), {counts}, in '
+                f'{with_home(path)}')
 
 profile = Profile()
 
@@ -64,10 +67,12 @@ def _mend(): # what to do about a set that is not whole
 def _need(path:Path,   # the file or folder that must be there
     folder:bool=False, # whether it is a folder
 ) -> Path:             # the same path; FileNotFoundError if it isn't there
-    if not (path.is_dir() if folder else path.is_file()): raise FileNotFoundError(f'{path} is missing.')
+    if not (path.is_dir() if folder else path.is_file()):
+        raise FileNotFoundError(f'{path} is missing.')
     return path
 
-def _missing(path:Path, names:list, what:str): # the folder; what should be there and isn't; what these are
+# the folder; what should be there and isn't; what these are
+def _missing(path:Path, names:list, what:str):
     if names:
         raise FileNotFoundError(f'{path} lacks {what} ({len(names):,}, the first is {names[0]}).')
 
@@ -79,18 +84,21 @@ def _check_pets(path:Path):
     listed = path/'annotations'/'list.txt'
     if listed.exists():
         there = {f.stem for f in files}
-        names = [l.split()[0] for l in read_text(listed).splitlines() if l.strip() and not l.startswith('#')]
+        names = [l.split()[0] for l in read_text(listed).splitlines() if l.strip()
+                 and not l.startswith('#')]
         _missing(path, [f'images/{n}.jpg' for n in names if n not in there],
                  'pictures named in annotations/list.txt')
     named = [f.stem.rpartition('_') for f in files]
     breeds = {breed for breed,_,number in named if breed and number.isdigit()}
     in_names = all(breed and number.isdigit() for breed,_,number in named)
-    return {'pictures': len(files)} | ({'breeds': len(breeds)} if in_names else {}) # else others know where
+    # else others know where
+    return {'pictures': len(files)} | ({'breeds': len(breeds)} if in_names else {})
 
 # %% ../nbs/data/datasets.ipynb #85148ab0
 def _check_pascal(path:Path):
     rows = read_rows(_need(path/'train.csv'), ('fname', 'labels', 'is_valid'))
-    names, labels = (rows.cells(find_column(rows.columns, o, rows.file)) for o in ('picture', 'labels'))
+    names, labels = (rows.cells(find_column(rows.columns, o, rows.file))
+                     for o in ('picture', 'labels'))
     PictureNames(path).of_rows(names, rows.where, 'train')
     return {'pictures': len(names), 'labels': len({l for o in labels for l in o.split()})}
 
@@ -108,11 +116,14 @@ def _check_biwi(path:Path):
         frames = [n for n in names if Path(n).stem.endswith('_rgb')]
         if frames: people[here.relative_to(path)] = frames, set(names)
     if not people:
-        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like frame_00003_rgb.jpg.')
-    _missing(path, [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names],
+        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like '
+                                'frame_00003_rgb.jpg.')
+    _missing(path,
+             [(p/'rgb.cal').as_posix() for p,(_,names) in people.items() if 'rgb.cal' not in names],
              'calibrations')
     poses = [(p, f'{Path(f).stem[:-3]}pose.txt') for p,(frames,_) in people.items() for f in frames]
-    _missing(path, [(p/f).as_posix() for p,f in poses if f not in people[p][1]], 'poses of its frames')
+    _missing(path, [(p/f).as_posix() for p,f in poses if f not in people[p][1]],
+             'poses of its frames')
     return {'frames': len(poses), 'people': len(people)}
 
 # %% ../nbs/data/datasets.ipynb #2f7cb4ec
@@ -121,7 +132,8 @@ def _check_movielens(path:Path):
     counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     if (path/'u.info').exists():
         words = [l.split() for l in read_text(path/'u.info').splitlines()]
-        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal() and len(w[0]) < 10}
+        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()
+                and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
             if counts[what] < said.get(key, 0):
                 raise FileNotFoundError(f'{path} holds {counts[what]:,} of {said[key]:,} {what}.')
@@ -129,27 +141,35 @@ def _check_movielens(path:Path):
 
 # %% ../nbs/data/datasets.ipynb #d7f3c0f6
 full_counts = {'pets': {'pictures': 7390, 'breeds': 37}, 'pascal': {'pictures': 5011, 'labels': 20},
-               'biwi': {'frames': 15678, 'people': 24}, 'movielens': {'ratings': 100000, 'films': 1682}}
+               'biwi': {'frames': 15678, 'people': 24},
+               'movielens': {'ratings': 100000, 'films': 1682}}
 
 def check_dataset(
     name:str,            # one of `folders`
     path:Path,           # the folder of the set
     expected:dict=None,  # counts that it must reach, as `full_counts`; None: any size will do
-) -> dict:               # what it holds, as {'pictures': 7390, ...}; FileNotFoundError or ValueError if it isn't whole
-    "Counts what is in one of the lesson's sets, and says what is missing; yours is read by `lesson6.engine.sets`"
-    if name not in folders: raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
+    # what it holds, as {'pictures': 7390, ...}; FileNotFoundError or ValueError if it isn't whole
+) -> dict:
+    "Counts what is in one of the lesson's sets; yours is read by `lesson6.engine.sets`"
+    if name not in folders:
+        raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
     path = Path(path)
-    if not path.is_dir(): raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
-    check = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi, 'movielens': _check_movielens}
+    if not path.is_dir():
+        raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
+    check = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi,
+             'movielens': _check_movielens}
     try:
         counts = check[name](path)
         what, n = next(iter(counts.items()))
         if not n: raise FileNotFoundError(f'{path} holds no {what}.')
     except FileNotFoundError as e:
-        raise FileNotFoundError(f'The data set {name!r} is not whole: {str(e)[:-1]}; {_mend()}.') from None
+        raise FileNotFoundError(f'The data set {name!r} is not whole: {str(e)[:-1]}; '
+                                f'{_mend()}.') from None
     for what,n in (expected or {}).items():
         if counts.get(what, n) != n:
-            raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds {counts[what]:,} of {n:,} {what}; remove that folder and run again.')
+            raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds '
+                                    f'{counts[what]:,} of {n:,} {what}; remove that folder and run '
+                                    'again.')
     return counts
 
 # %% ../nbs/data/datasets.ipynb #a166a450
@@ -157,10 +177,12 @@ def cache_path() -> Path: # `LESSON6_CACHE`, or the user's cache folder
     "Where drawn data is kept"
     if chosen := os.environ.get('LESSON6_CACHE'): return Path(os.path.expanduser(chosen))
     if Path(os.path.expanduser('~')).is_dir(): return user_cache_path('lesson6')
-    return Path(tempfile.gettempdir())/f"lesson6-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    whose = os.getuid() if hasattr(os, 'getuid') else 'cache'
+    return Path(tempfile.gettempdir())/f'lesson6-{whose}'
 
 # %% ../nbs/data/datasets.ipynb #4f72f75c
-def _twin_path(name): return cache_path()/'mini'/f"v{import_module(f'lesson6.mini.{name}').VERSION}"/folders[name]
+def _twin_path(name):
+    return cache_path()/'mini'/f"v{import_module(f'lesson6.mini.{name}').VERSION}"/folders[name]
 
 def draw_twin(
     name:str,       # one of `folders`
@@ -181,7 +203,8 @@ def draw_twin(
                 part.rename(path)
             except BaseException: shutil.rmtree(part, ignore_errors=True); raise
     except OSError as e:
-        raise OSError(f'The drawn data could not be written to {path}: {e.strerror or e}; make room there, or set LESSON6_CACHE to a folder that can be written.') from None
+        raise OSError(f'The drawn data could not be written to {path}: {e.strerror or e}; make '
+                      'room there, or set LESSON6_CACHE to a folder that can be written.') from None
     return path
 
 # %% ../nbs/data/datasets.ipynb #c4e17f0d
@@ -212,7 +235,8 @@ def _ask(url:str,   # what to fetch
 class _Broken(Exception):
     "What came is not the data set"
 
-def _known(url:str) -> tuple: # (size in bytes, md5 of the first megabyte); None if fastai doesn't know
+# (size in bytes, md5 of the first megabyte); None if fastai doesn't know
+def _known(url:str) -> tuple:
     import fastai.data
     from fastdownload.core import checks_module, read_checks
     return read_checks(checks_module(fastai.data)).get(url)
@@ -225,52 +249,66 @@ def _right(path:Path, url:str) -> bool: # is the file what fastai knows of `url`
 def _fetch(url:str, # what to fetch
     path:Path,      # the file to write
     wait:float, stall:float, # seconds until the first answer, and between two pieces of it
-):                  # ConnectionError if it doesn't come, `_Broken` if something else comes, OSError if it can't be written
+    # ConnectionError if it doesn't come, `_Broken` if something else comes, OSError if it can't be
+    # written
+):
     size = (_known(url) or [0])[0]
     with _ask(url, wait, stall) as answer:
         total = answer.length or size
         if size and total != size: raise _Broken(f'it has {total:,} bytes, not {size:,}')
         had, since = 0, time.monotonic()
-        with open(path, 'wb') as f, tqdm(total=total or None, unit='B', unit_scale=True, desc=path.stem, file=sys.stdout) as bar:
+        with open(path, 'wb') as f, tqdm(total=total or None, unit='B', unit_scale=True,
+                                         desc=path.stem, file=sys.stdout) as bar:
             while True:
                 try: piece = answer.read1(2**16)
-                except (OSError, HTTPException) as e: raise ConnectionError(f'broke off after {bar.n:,} bytes ({e})') from None
+                except (OSError, HTTPException) as e:
+                    raise ConnectionError(f'broke off after {bar.n:,} bytes ({e})') from None
                 if not piece: break
                 f.write(piece); bar.update(len(piece))
                 if bar.n > (total or 2**28): raise _Broken(f'it does not end after {bar.n:,} bytes')
                 if time.monotonic()-since > stall: # less than 1 kB a second is as good as silence
-                    if bar.n-had < 1000*stall: raise ConnectionError(f'has all but stopped after {bar.n:,} bytes')
+                    if bar.n-had < 1000*stall:
+                        raise ConnectionError(f'has all but stopped after {bar.n:,} bytes')
                     had, since = bar.n, time.monotonic()
         if bar.n < total: raise ConnectionError(f'broke off after {bar.n:,} of {total:,} bytes')
     if not _right(path, url): raise _Broken('its first megabyte is not the one that fastai knows')
 
 # %% ../nbs/data/datasets.ipynb #5d64f9ef
-def _members(archive:Path): # yields the name of each member with an open file, or with None for a folder
+# yields the name of each member with an open file, or with None for a folder
+def _members(archive:Path):
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as z:
             for m in z.infolist():
-                if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): raise _Broken(f'{m.filename!r} in it is neither a file nor a folder')
+                if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _Broken(f'{m.filename!r} in it is neither a file nor a folder')
                 yield m.filename, None if m.is_dir() else z.open(m)
     else:
         with gzip.open(archive) as z, tarfile.open(fileobj=z, mode='r:') as tar:
             for m in tar:
-                if not (m.isfile() or m.isdir()): raise _Broken(f'{m.name!r} in it is neither a file nor a folder')
+                if not (m.isfile() or m.isdir()):
+                    raise _Broken(f'{m.name!r} in it is neither a file nor a folder')
                 yield m.name, None if m.isdir() else tar.extractfile(m)
             while z.read(2**20): pass # to the end, where the checksum is
 
 # %% ../nbs/data/datasets.ipynb #666bef53
 def _unpack(archive:Path, # `.tgz` or `.zip`
     folder:Path,          # where to; nothing is written outside it
-):                        # `_Broken` for an archive that is damaged or must not be unpacked, OSError if it can't be written
+    # `_Broken` for an archive that is damaged or must not be unpacked, OSError if it can't be
+    # written
+):
     try:
-        for name, file in tqdm(_members(archive), unit=' files', desc=f'unpacking {archive.stem}', file=sys.stdout):
+        for name, file in tqdm(_members(archive), unit=' files', desc=f'unpacking {archive.stem}',
+                               file=sys.stdout):
             inside = PurePosixPath(name)
-            if inside.is_absolute() or '..' in inside.parts or set(name) & set('\\:') or not name.isprintable():
+            if (inside.is_absolute() or '..' in inside.parts or set(name) & set('\\:')
+                or not name.isprintable()):
                 raise _Broken(f'{name!r} in it points outside the data folder')
-            (folder/inside if file is None else (folder/inside).parent).mkdir(parents=True, exist_ok=True)
+            to = folder/inside
+            (to if file is None else to.parent).mkdir(parents=True, exist_ok=True)
             if file is not None:
-                with file, open(folder/inside, 'wb') as f: shutil.copyfileobj(file, f)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError,
+                with file, open(to, 'wb') as f: shutil.copyfileobj(file, f)
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError,
+            RuntimeError,
             FileExistsError, IsADirectoryError, NotADirectoryError) as e:
         raise _Broken(f'it cannot be unpacked ({e})') from None
 
@@ -280,7 +318,8 @@ def _download(name:str, url:str, archive:Path, path:Path, wait:float, stall:floa
     try:
         if not _right(archive, url):
             need = 2*(_known(url) or [0])[0]
-            if shutil.disk_usage(archive.parent).free < need: raise OSError(f'it needs {need/1e9:.1f} GB')
+            if shutil.disk_usage(archive.parent).free < need:
+                raise OSError(f'it needs {need/1e9:.1f} GB')
             _fetch(url, fetched, wait, stall)
             fetched.replace(archive)
         shutil.rmtree(part, ignore_errors=True)
@@ -290,7 +329,8 @@ def _download(name:str, url:str, archive:Path, path:Path, wait:float, stall:floa
             inside = list(part.iterdir())
             whole = inside[0] if len(inside) == 1 and inside[0].is_dir() else part
             try: check_dataset(name, whole, full_counts[name])
-            except (FileNotFoundError, ValueError) as e: raise _Broken(str(e).partition(';')[0]) from None
+            except (FileNotFoundError, ValueError) as e:
+                raise _Broken(str(e).partition(';')[0]) from None
         except _Broken: archive.unlink(); raise
         whole.rename(path)
     finally:
@@ -303,28 +343,34 @@ def download_real(
     wait:float=10,    # seconds until the server's first answer
     stall:float=30,   # seconds that it may be silent after that
 ) -> Path:            # the folder; ConnectionError, ValueError or OSError if the set can't be had
-    "The real data set, downloaded and unpacked to where `untar_data` keeps it, if it isn't there yet"
+    "The real data set, downloaded and unpacked to where `untar_data` keeps it, if need be"
     from fastai.data.external import URLs, fastai_cfg
     url = getattr(URLs, urls[name])
     home = os.environ.get('FASTAI_HOME') or '~/.fastai'
-    needs, others = f'LESSON6_DATA=full needs {url}', f'set LESSON6_DATA=mini for the drawn data, or to a folder that holds {folders[name]}/.'
+    needs, others = (f'LESSON6_DATA=full needs {url}',
+                     'set LESSON6_DATA=mini for the drawn data, or to a folder that holds '
+                     f'{folders[name]}/.')
     try:
         cfg = fastai_cfg()
-        path, archive = cfg.path('data', 'data')/folders[name], cfg.path('archive', 'archive')/url.rpartition('/')[2]
+        path, archive = (cfg.path('data', 'data')/folders[name],
+                         cfg.path('archive', 'archive')/url.rpartition('/')[2])
         if path.is_dir(): return path
         for p in path, archive: p.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(archive.with_name(f'{archive.name}.lock')):
             if not path.is_dir(): _download(name, url, archive, path, wait, stall)
         return path
     except ConnectionError as e: raise ConnectionError(f'{needs}, which {e}; {others}') from None
-    except _Broken as e: raise ValueError(f'{needs}, and what came is not the data set: {e}; run again, or {others}') from None
+    except _Broken as e:
+        raise ValueError(f'{needs}, and what came is not the data set: {e}; run again, or '
+                         f'{others}') from None
     except (OSError, RuntimeError) as e: # RuntimeError: there is no home folder
         why = getattr(e, 'strerror', None) or e
-        raise OSError(f'{needs}, which could not be kept in {home}: {why}; make room there, set FASTAI_HOME to another folder, or {others}') from None
+        raise OSError(f'{needs}, which could not be kept in {home}: {why}; make room there, set '
+                      f'FASTAI_HOME to another folder, or {others}') from None
 
 # %% ../nbs/data/datasets.ipynb #014b47a4
 def _in_folder(root:Path, name:str) -> Path:
-    "A set in somebody's own folder; where there are no heads of people, those of the pets will do, if their boxes are there"
+    # where there are no heads of people, those of the pets will do, if their boxes are there
     pets = root/folders['pets']
     heads = name == 'biwi' and not (root/folders[name]).is_dir() and points_source(pets) is not None
     return pets if heads else root/folders[name]
@@ -350,17 +396,25 @@ def expected_counts(
 def lesson_path(
     name:str,       # one of `folders`: pets, pascal, biwi, movielens
     progress=None,  # wraps an iterable to show how far drawing is, as `tqdm` does
-) -> Path:          # its folder, checked unless it is your own, which its reader checks; FileNotFoundError or ConnectionError if it can't be had
+    # its folder, checked unless it is your own, which its reader checks; FileNotFoundError or
+    # ConnectionError if it can't be had
+) -> Path:
     "The folder of a data set, drawn, downloaded or your own, as `LESSON6_DATA` says"
-    if name not in folders: raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
+    if name not in folders:
+        raise ValueError(f'There is no data set named {name!r}; there are {", ".join(folders)}.')
     if profile.drawn:
         path = draw_twin(name, progress)
     elif profile.data == 'full':
         path = download_real(name)
     else:
-        if not os.path.isdir(os.path.expanduser(profile.data)): raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which is neither mini, nor full, nor a folder.')
+        if not os.path.isdir(os.path.expanduser(profile.data)):
+            raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which is neither mini, nor '
+                                    'full, nor a folder.')
         path = set_path(name)
-        if not path.is_dir(): raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which holds no folder {folders[name]}/; put the data there, or set LESSON6_DATA=mini.')
+        if not path.is_dir():
+            raise FileNotFoundError(f'LESSON6_DATA is {profile.data!r}, which holds no folder '
+                                    f'{folders[name]}/; put the data there, or set '
+                                    'LESSON6_DATA=mini.')
         return path
     check_dataset(name, path, expected_counts(name))
     return path
@@ -370,8 +424,9 @@ substituted: dict[str, str] = {} # the sets that a synthetic one stands in for, 
 
 def lesson_paths(
     *names:str,     # some of `folders`: pets, pascal, biwi, movielens
-) -> list:          # their folders, in order; FileNotFoundError or ConnectionError if none of them can be had
-    "The folders of several data sets; a synthetic set stands in for one that your own folder lacks, and a line says so"
+    # their folders, in order; FileNotFoundError or ConnectionError if none of them can be had
+) -> list:
+    "Folders of data sets; a synthetic one stands in for what your folder lacks, and a line says so"
     if unknown := [o for o in names if o not in folders]: return [lesson_path(o) for o in unknown]
     own = None if profile.data in ('mini', 'full') else Path(os.path.expanduser(profile.data))
     lacks = [o for o in names if own and not _in_folder(own, o).is_dir()]

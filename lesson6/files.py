@@ -81,7 +81,8 @@ def write_whole(
     except BaseException as e:
         try: part.unlink(missing_ok=True)
         except OSError: pass # there is no such folder
-        if not isinstance(e, (OSError, RuntimeError)): raise # RuntimeError: torch's word for a full disk
+        if not isinstance(e, (OSError, RuntimeError)):
+            raise # RuntimeError: torch's word for a full disk
         why = (e.strerror or e) if isinstance(e, OSError) else 'is the disk full?'
         raise OSError(f'{path} could not be written: {why}; make room there, '
                       'or choose another folder.') from None
@@ -149,7 +150,8 @@ class PictureNames:
             parts = inside.split('/')
             for i in range(len(parts)):
                 end = '/'.join(parts[i:])
-                for name in {end, end.rpartition('.')[0]} - {''}: found.setdefault(name, set()).add(f)
+                for name in {end, end.rpartition('.')[0]} - {''}:
+                    found.setdefault(name, set()).add(f)
         return found
 
     @cached_property
@@ -165,9 +167,11 @@ class PictureNames:
             if inside in self._of: return [self._of[inside]]
         if name.startswith('/') or ':' in name[:3]: # a whole path
             known = self._resolved.get(Path(name).resolve())
-            return [known] if known else [Path(name)] if self.outside and Path(name).is_file() else []
+            return ([known] if known else [Path(name)] if self.outside and Path(name).is_file()
+                    else [])
         for inside in [*(f'{o}/{name}' for o in first), name]: # a picture that isn't named like one
-            if '..' not in inside and os.path.isfile(self.folder/inside): return [self.folder/inside]
+            if '..' not in inside and os.path.isfile(self.folder/inside):
+                return [self.folder/inside]
         for inside in [*(f'{o}/{name}' for o in first), name]:
             if len(self._by.get(inside, ())) == 1: return list(self._by[inside])
         return sorted(self._by.get(name, ()))
@@ -181,18 +185,21 @@ class PictureNames:
         "The pictures that the rows of a table mean"
         found, seen = [self.find(n, *first) if str(n).strip() else None for n in names], set()
         for i,(name,fits) in enumerate(zip(names, found)):
-            if fits is None: raise ValueError(f'{where(i)} names no picture; fill it in, or remove the row.')
+            if fits is None:
+                raise ValueError(f'{where(i)} names no picture; fill it in, or remove the row.')
             if not fits:
                 gone = sum(o == [] for o in found)
                 many = f' ({gone:,} of {len(found):,} rows name none that is there)'*(gone > 1)
                 raise FileNotFoundError(f'{where(i)}: there is no picture {str(name)[:60]!r} in '
-                                        f'{self.folder.name}/{many}; put it there, or remove the row.')
+                                        f'{self.folder.name}/{many}; put it there, or remove the '
+                                        'row.')
             if len(fits) > 1:
                 a,b = (o.relative_to(self.folder).as_posix() for o in fits[:2])
-                raise ValueError(f'{where(i)}: {str(name)[:60]!r} may be {a} or {b}; name the folder as well.')
+                raise ValueError(f'{where(i)}: {str(name)[:60]!r} may be {a} or {b}; name the '
+                                 'folder as well.')
             if fits[0] in seen and not twice:
-                raise ValueError(f'{where(i)}: {str(name)[:60]} is there a second time; keep one of its '
-                                 'rows, or join them.')
+                raise ValueError(f'{where(i)}: {str(name)[:60]} is there a second time; keep one '
+                                 'of its rows, or join them.')
             seen.add(fits[0])
         return [fits[0] for fits in found]
 
@@ -204,6 +211,7 @@ class PictureNames:
         if len(used) >= len(self.files): return
         used = set(used)
         left = [f for f in self.files if f not in used]
-        if left: warnings.warn(f'{len(left):,} of {len(self.files):,} pictures in {self.folder} have no row '
-                               f'in {table} and were left out; the first is '
-                               f'{left[0].relative_to(self.folder).as_posix()}.', stacklevel=4)
+        if left:
+            warnings.warn(f'{len(left):,} of {len(self.files):,} pictures in {self.folder} have '
+                          f'no row in {table} and were left out; the first is '
+                          f'{left[0].relative_to(self.folder).as_posix()}.', stacklevel=4)

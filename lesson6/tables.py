@@ -110,7 +110,9 @@ _known = {n for names in usual_columns.values() for n in names.split()}
 
 def _cells(line, sep):
     if len(sep) > 1: return [o.strip() for o in line.split(sep)]
-    try: return [o.strip() for o in next(csv.reader([line], delimiter=sep, skipinitialspace=True), [])]
+    try:
+        return [o.strip()
+                for o in next(csv.reader([line], delimiter=sep, skipinitialspace=True), [])]
     except csv.Error: return [line[:80]] # a field without an end is named later
 
 def _begin(file, lines, names, least, quiet): # as for `read_rows`; the number of lines before the
@@ -136,11 +138,13 @@ def _begin(file, lines, names, least, quiet): # as for `read_rows`; the number o
     if known[0] or not data and (len(cells) > 1 or below == 1): return heads[0]
     if not least <= len(cells) <= len(names):
         raise ValueError(f'{file} has no first line that names its columns: it begins with '
-                         f'{some[0][1].strip()[:60]!r}. Write one, such as {",".join(names or ("fname", "labels"))}.')
+                         f'{some[0][1].strip()[:60]!r}. Write one, such as '
+                         f'{",".join(names or ("fname", "labels"))}.')
     names = names[:len(cells)]
-    if not quiet: warnings.warn(f'{file} has no first line that names its columns; they were taken as '
-                  f'{", ".join(names)}, in this order. Write such a line if they are others.',
-                  stacklevel=4)
+    if not quiet:
+        warnings.warn(f'{file} has no first line that names its columns; they were taken as '
+                      f'{", ".join(names)}, in this order. Write such a line if they are others.',
+                      stacklevel=4)
     return start-1, sep, list(names)
 
 def read_rows(
@@ -162,7 +166,8 @@ def read_rows(
             cells = [o.strip() for o in row]
             if any(cells): found.append((start + reader.line_num, cells))
     except csv.Error as e:
-        raise ValueError(f'{file}, line {start + reader.line_num}, is no row of a table: {e}.') from None
+        raise ValueError(f'{file}, line {start + reader.line_num}, is no row of a table: '
+                         f'{e}.') from None
     check_columns(columns, file)
     for n,row in found:
         if len(row) != len(columns):
@@ -183,11 +188,14 @@ def _as_numbers(column):
 
 _as_0, _as_1 = (bytes.maketrans(b'123456789', o*9) for o in (b'0', b'1'))
 
-def _loses(raw, sep): # would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
-    like, firsts = raw.translate(_as_0), raw.translate(_as_1) # bytes, because they are quick to search
+# would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
+def _loses(raw, sep):
+    # bytes, because they are quick to search
+    like, firsts = raw.translate(_as_0), raw.translate(_as_1)
     starts = [o + sign for o in (sep.encode(), b'\n', b'"') for sign in (b'', b'-')
               if (o != b'"' or o in raw) and (not sign or sign in raw)]
-    zero = firsts.startswith((b'00', b'01')) or any(o + n in firsts for o in starts for n in (b'00', b'01'))
+    zero = firsts.startswith((b'00', b'01')) or any(o + n in firsts for o in starts
+                                                    for n in (b'00', b'01'))
     if zero or b'0'*16 in like: return True
     if not any(o in raw and (b'0'+o in like or b'.'+o in like) for o in (b'e', b'E')): return False
     return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"])-?[0-9.]+[eE]', raw))
@@ -221,7 +229,8 @@ def read_frame(
             arrow.ParseOptions(delimiter=sep, newlines_in_values='"' in body),
             arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
     except ArrowInvalid:
-        table, as_text = pd.DataFrame([row for _,row in rows().rows], columns=columns, dtype=str), True
+        table, as_text = pd.DataFrame([row for _,row in rows().rows], columns=columns,
+                                      dtype=str), True
     # of columns without a name, the first is kept
     if not table.columns.is_unique: table = table.loc[:, ~table.columns.duplicated()].copy()
     for c in table.columns: # as in `read_rows`, blanks around a cell don't count
@@ -251,7 +260,8 @@ def part_of(
 ) -> str:              # 'train', 'valid', 'test' or 'base'; None if it is no such word
     "Which part of a set a word stands for"
     word = re.sub('[^a-z0-9]+', ' ', str(said).casefold()).strip()
-    if not folder and re.fullmatch(r'true|false|base|[01]( 0)?', word): return _flags[word.split()[0]]
+    if not folder and re.fullmatch(r'true|false|base|[01]( 0)?', word):
+        return _flags[word.split()[0]]
     words = re.findall('[a-z]+', word)
     return _part_of.get(''.join([o for o in words if o not in _beside] or words))
 
@@ -289,8 +299,9 @@ def read_split(
         if not len(part):
             raise ValueError(f'{what}: the column {column} leaves nothing to {use}; write '
                              f'{"train" if part is train else "valid"} in some rows.')
-    if len(rest): warnings.warn(f'{len(rest):,} of {len(codes):,} rows of {what} are for a test, as the '
-                                f'column {column} says, and were left out.', stacklevel=4)
+    if len(rest):
+        warnings.warn(f'{len(rest):,} of {len(codes):,} rows of {what} are for a test, as the '
+                      f'column {column} says, and were left out.', stacklevel=4)
     return train, held
 
 # %% ../nbs/data/tables.ipynb #7d4b6337

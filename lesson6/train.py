@@ -1,7 +1,9 @@
-"What `python -m lesson6.train` runs, for launchers of several processes such as torchrun; it is written in nbs/book/train.ipynb"
+"What `python -m lesson6.train` runs, for launchers of several processes such as torchrun"
 if __name__ == '__main__':
     import warnings
-    warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning) # fastai still uses it, and warns at import
+    # fastai still uses it, and warns at import
+    warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
+                            category=FutureWarning)
 
 from lesson6.book.train import * # noqa: F403
 from lesson6.book.train import main

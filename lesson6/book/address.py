@@ -83,7 +83,8 @@ def set_address(
 def _line(text, pattern, new, before):
     if re.search(pattern, text): return re.sub(pattern, lambda _: new, text)
     at = text.find(before)
-    if at < 0: raise ValueError(f'There is no place for the address: {before.strip()!r} is missing.')
+    if at < 0:
+        raise ValueError(f'There is no place for the address: {before.strip()!r} is missing.')
     return text[:at] + new + text[at:]
 
 # %% ../../nbs/book/address.ipynb #5a84b678

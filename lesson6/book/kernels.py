@@ -17,7 +17,8 @@ from traitlets import List
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage',
-             'sklearn.metrics', 'sklearn.decomposition', 'matplotlib.pyplot', 'PIL.Image', 'requests',
+             'sklearn.metrics', 'sklearn.decomposition', 'matplotlib.pyplot', 'PIL.Image',
+             'requests',
              'yaml', 'plum', 'starlette.applications')
 can_fork = sys.platform == 'linux'
 
@@ -32,12 +33,13 @@ def _early(env): # the variables that a library may read while it is imported
 # %% ../../nbs/book/kernels.ipynb #366809c2
 _lock, _server = threading.RLock(), {}
 
-def _new_python(): # the module path of one that starts now, without its script's, and its environment
+# the module path of one that starts now, without its script's, and its environment
+def _new_python():
     show = 'import json, os, sys; print(json.dumps([sys.path[1:], list(os.environ)]))'
     return json.loads(subprocess.check_output([sys.executable, '-c', show]))
 
 def environment() -> dict: # the variables of this process
-    "What a kernel is to be started with: `os.environ`, but for what a thread that starts the server puts there"
+    "What to start a kernel with: `os.environ`, but for what a thread that starts the server adds"
     with _lock: return dict(os.environ)
 
 @contextmanager
@@ -60,7 +62,8 @@ def _as_the_server_starts():
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../../nbs/book/kernels.ipynb #02fba9d1
-def _set_threads(n): # as many as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
+# as many as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
+def _set_threads(n):
     import torch
     from threadpoolctl import threadpool_limits
     cores = len(os.sched_getaffinity(0))
@@ -85,12 +88,14 @@ def _show_warnings():
 
 def _in_the_copy(work, args, cwd, env, path, names): # what a forked process does
     os.setsid()
-    gc.freeze() # the garbage collector would write to every object, and what is written to is no longer shared
+    # the garbage collector would write to every object, and what is written to is no longer shared
+    gc.freeze()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, name='EndWithParent', daemon=True).start()
     multiprocessing.set_start_method(None, force=True) # the default again
     os.chdir(cwd)
-    by_imports = {k: v for k,v in os.environ.items() if k not in names} # torch and scikit-learn set some
+    # torch and scikit-learn set some
+    by_imports = {k: v for k,v in os.environ.items() if k not in names}
     os.environ.clear()
     os.environ.update(by_imports | env)
     sys.path[:] = [cwd, *path] # as `python -m` has it
@@ -120,14 +125,15 @@ class Forked:
         *args,             # its arguments
         env:dict=None,     # all environment variables; default: those of this process
         cwd:str=None,      # its working folder; default: that of this process
-        preload=(),        # modules to import as well as `libraries`; the first process of all decides
+        # modules to import as well as `libraries`; the first process of all decides
+        preload=(),
     ):
         self.env, self.preload = dict(os.environ if env is None else env), preload
         self.job = work, args, os.path.abspath(cwd or '.')
         self.process = self.pid = None
 
     def start(self):
-        "Starts it, and the server if there is none; returns once it is forked; `ServerDied` if it can't be"
+        "Starts it, and the server if need be; returns once it is forked, or raises `ServerDied`"
         context = multiprocessing.get_context('forkserver')
         with _lock:
             if not _server:
@@ -199,7 +205,8 @@ class WarmProvisioner(LocalProvisioner):
 
 # %% ../../nbs/book/kernels.ipynb #80a81e60
 def kernel_manager(
-    warm:bool=True,    # fork it from a process that has imported the libraries, where that can be done
+    # fork it from a process that has imported the libraries, where that can be done
+    warm:bool=True,
     module:str='ipykernel_launcher', # what is run as `python -m`
     preload:tuple=(),  # modules to import as well; the first process of all decides
 ):                     # a jupyter_client `AsyncKernelManager`
@@ -214,9 +221,11 @@ def kernel_manager(
         ours = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', Factory.GROUP_NAME)
         Factory.instance().provisioners[name] = ours
         modules = [*_kernel_modules, *preload]
-        metadata = {'kernel_provisioner': {'provisioner_name': name, 'config': {'preload': modules}}}
+        metadata = {'kernel_provisioner': {'provisioner_name': name,
+                                           'config': {'preload': modules}}}
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(argv=make_ipkernel_cmd(module), display_name='Python 3', language='python',
+            return KernelSpec(argv=make_ipkernel_cmd(module), display_name='Python 3',
+                              language='python',
                               metadata=metadata)
     return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())

@@ -35,32 +35,47 @@ def remember_learner(
         with open(_ours(), 'a', encoding='utf-8') as f: f.write(_digest(file)+'\n')
     except OSError: pass # then it is warned about, which does no harm
 
-def _learner_file(named): # the file of a learner; FileNotFoundError or ValueError if it is something else
+# the file of a learner; FileNotFoundError or ValueError if it is something else
+def _learner_file(named):
     file = Path(named)
-    if '://' in str(named): raise ValueError(f'{named} is an address; download the learner, and give the path of its file.')
+    if '://' in str(named):
+        raise ValueError(f'{named} is an address; download the learner, and give the path of its '
+                         'file.')
     if file.is_dir():
-        if not (file/'learner.pkl').is_file(): raise FileNotFoundError(f'{file} is a folder without learner.pkl; give the file of a learner.')
+        if not (file/'learner.pkl').is_file():
+            raise FileNotFoundError(f'{file} is a folder without learner.pkl; give the file of a '
+                                    'learner.')
         file = file/'learner.pkl'
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there; `lesson6 train` writes one, and so does `learn.export`.')
+    if not file.is_file():
+        raise FileNotFoundError(f'{file} is not there; `lesson6 train` writes one, and so does '
+                                '`learn.export`.')
     try: kept = torch.load(file, map_location='cpu', weights_only=True)
     except Exception: return file # a learner is more than weights
-    what = 'the checkpoint of a training' if isinstance(kept, dict) and 'settings' in kept else 'weights alone'
-    raise ValueError(f'{file} holds {what}; a learner is the file learner.pkl that `lesson6 train` writes at its end, or what `learn.export` writes.')
+    what = ('the checkpoint of a training' if isinstance(kept, dict) and 'settings' in kept
+            else 'weights alone')
+    raise ValueError(f'{file} holds {what}; a learner is the file learner.pkl that `lesson6 train` '
+                     'writes at its end, or what `learn.export` writes.')
 
 def open_learner(
-    file:Path, # as `learn.export` or `lesson6 train` writes it, or a folder that holds it as learner.pkl
+    # as `learn.export` or `lesson6 train` writes it, or a folder that holds it as learner.pkl
+    file:Path,
 ):             # a Learner; FileNotFoundError or ValueError, naming the file
-    "Loads a learner on the CPU, and says beforehand what that means if the file was not written here"
+    "Loads a learner on the CPU; says beforehand what that means if its file was not written here"
     import warnings
     from fastai.learner import load_learner
     file = _learner_file(file)
     try: known = _digest(file) in _ours().read_text(encoding='utf-8').split()
     except OSError: known = False
-    if not known: print(f'{file} was not written by `lesson6 train` here: loading it runs whatever code it holds, so go on only if you know where it comes from.', file=sys.stderr, flush=True)
+    if not known:
+        print(f'{file} was not written by `lesson6 train` here: loading it runs whatever code it '
+              'holds, so go on only if you know where it comes from.', file=sys.stderr, flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # fastai says the same, at length
         try: return load_learner(file)
-        except Exception as e: raise ValueError(f'{file} cannot be loaded ({type(e).__name__}: {" ".join(str(e).split())[:200]}); export it again, with the versions that are installed here.') from None
+        except Exception as e:
+            raise ValueError(f'{file} cannot be loaded ({type(e).__name__}: '
+                             f'{" ".join(str(e).split())[:200]}); export it again, with the '
+                             'versions that are installed here.') from None
 
 # %% ../../nbs/book/predict.ipynb #ad0c387d
 def named_pictures(
@@ -70,38 +85,56 @@ def named_pictures(
     return [f for item in map(str, items) for f in _named(item)]
 
 def _named(item):
-    if '://' in item: raise ValueError(f'{item} is an address; download the picture, and give its path.')
+    if '://' in item:
+        raise ValueError(f'{item} is an address; download the picture, and give its path.')
     path = Path(item)
     if path.is_file(): return [item]
-    found = picture_files(path) if path.is_dir() else sorted(f for f in glob(item, recursive=True) if Path(f).is_file())
+    found = picture_files(path) if path.is_dir() else sorted(f for f in glob(item, recursive=True)
+                                                             if Path(f).is_file())
     if found: return found
     if path.is_dir(): raise FileNotFoundError(f'{item} is a folder without pictures.')
-    if set(item) & set('*?['): raise FileNotFoundError(f'{item} means no file that is there; give pictures, or a folder of them.')
-    raise FileNotFoundError(f'{item} is not there; give the paths of pictures, or of a folder of them.')
+    if set(item) & set('*?['):
+        raise FileNotFoundError(f'{item} means no file that is there; give pictures, or a folder '
+                                'of them.')
+    raise FileNotFoundError(f'{item} is not there; give the paths of pictures, or of a folder of '
+                            'them.')
 
 def predict_pictures(
     learn,        # of pets, multilabel or head_pose, or of your own pictures
     files:list,   # as for `named_pictures`
     thresh=None,  # several labels: above it a label counts as named; None: the learner's own
-) -> pd.DataFrame:# a row a picture: its file and what is predicted; FileNotFoundError or ValueError, naming the file, before anything is predicted
+    # a row a picture: its file and what is predicted; FileNotFoundError or ValueError, naming the
+    # file, before anything is predicted
+) -> pd.DataFrame:
     "What a learner says about pictures: the label, the labels, or the point in pixels"
     files = named_pictures(files)
     for f in files: check_picture(f)
-    preds = torch.cat([_said(learn, files[i:i+64]) for i in tqdm(range(0, len(files), 64), 'predicting', disable=None, leave=False)])
+    preds = torch.cat([_said(learn, files[i:i+64])
+                       for i in tqdm(range(0, len(files), 64), 'predicting', disable=None,
+                                     leave=False)])
     rows, vocab = [], getattr(learn.dls, 'vocab', None)
     several = type(learn.loss_func).__name__ == 'BCEWithLogitsLossFlat'
     if thresh is None: thresh = getattr(learn.loss_func, 'thresh', .5)
     for f,p in zip(map(str, files), preds, strict=True):
         if vocab is None:
-            if p.numel() != 2: raise ValueError(f'This learner predicts {p.numel()} numbers a picture; a point has two.')
+            if p.numel() != 2:
+                raise ValueError(f'This learner predicts {p.numel()} numbers a picture; a point '
+                                 'has two.')
             x,y = to_pixels(p.flatten(), upright_size(f)).tolist()
             rows.append({'file': f, 'x': round(x, 1), 'y': round(y, 1)})
-        elif several: rows.append({'file': f, 'labels': {vocab[i]: round(float(p[i]), 4) for i in p.argsort(descending=True).tolist() if p[i] > thresh}})
-        else: rows.append({'file': f, 'label': str(vocab[int(p.argmax())]), 'probability': round(float(p.max()), 4)})
+        elif several:
+            rows.append({'file': f,
+                         'labels': {vocab[i]: round(float(p[i]), 4)
+                                    for i in p.argsort(descending=True).tolist() if p[i] > thresh}})
+        else:
+            rows.append({'file': f, 'label': str(vocab[int(p.argmax())]),
+                         'probability': round(float(p.max()), 4)})
     return pd.DataFrame(rows)
 
 def _said(learn, files): # what the network answers
-    with learn.no_bar(), learn.no_logging(): return learn.get_preds(dl=learn.dls.test_dl([Path(f) for f in files], num_workers=0))[0].cpu()
+    with learn.no_bar(), learn.no_logging():
+        return learn.get_preds(dl=learn.dls.test_dl([Path(f) for f in files],
+                                                    num_workers=0))[0].cpu()
 
 # %% ../../nbs/book/predict.ipynb #0932e8fd
 @call_parse
@@ -117,17 +150,26 @@ def main(
     try:
         learn = open_learner(learner)
         if hasattr(learn.dls, 'seen'): table = _recommended(learn, user, n, items)
-        elif not items: raise ValueError(f'{learner} predicts pictures: name one or more of them, or a folder.')
-        elif user: raise ValueError(f'{learner} predicts pictures, so --user means nothing to it; leave it out.')
+        elif not items:
+            raise ValueError(f'{learner} predicts pictures: name one or more of them, or a folder.')
+        elif user:
+            raise ValueError(f'{learner} predicts pictures, so --user means nothing to it; leave '
+                             'it out.')
         else: table = predict_pictures(learn, items)
     except (ValueError, OSError) as e: raise CliError(str(e)) from None
     if json: return print(dumps(table.to_dict('records'), ensure_ascii=False))
-    if 'labels' in table: table['labels'] = [', '.join(f'{l} {p:.0%}' for l,p in o.items()) or '(nothing)' for o in table['labels']]
-    print(table.to_csv(index=False, lineterminator='\n') if csv else table.to_string(index=False), end='' if csv else '\n')
+    if 'labels' in table:
+        table['labels'] = [', '.join(f'{l} {p:.0%}' for l,p in o.items()) or '(nothing)'
+                           for o in table['labels']]
+    print(table.to_csv(index=False, lineterminator='\n') if csv else table.to_string(index=False),
+          end='' if csv else '\n')
 
 def _recommended(learn, user, n, items):
     from lesson6.collab import recommend
-    if items: raise ValueError(f'This learner was trained on ratings, and {items[0]!r} means nothing to it; say --user and a user.')
+    if items:
+        raise ValueError(f'This learner was trained on ratings, and {items[0]!r} means nothing to '
+                         'it; say --user and a user.')
     users = list(learn.dls.classes[list(learn.dls.classes)[0]])[1:]
-    who = {str(u): u for u in users}.get(user, user) if user else None # what is typed is text, a user's id may be a number
+    # what is typed is text, a user's id may be a number
+    who = {str(u): u for u in users}.get(user, user) if user else None
     return recommend(learn, who, n)

@@ -22,33 +22,43 @@ def notebooks_path() -> Path: # the folder of the notebooks
     return here/'nbs' if (here/'nbs').is_dir() else here.parent/'nbs'
 
 # %% ../../nbs/book/running.ipynb #5fa3b4fc
-sections = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose', '04_collab': 'collab', '05_regularisation': 'regularisation'}
-wings = ['', 'exercises', 'engine', 'data', 'book']  # the folders of the notebooks, in reading order; '' is the lesson
+sections = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose',
+            '04_collab': 'collab', '05_regularisation': 'regularisation'}
+# the folders of the notebooks, in reading order; '' is the lesson
+wings = ['', 'exercises', 'engine', 'data', 'book']
 
 def section_name(
     name:str, # of a section: collab, or the name of its file, as 04_collab
 ) -> str:     # the name of its module, such as collab; any other name as it is
     "The one name of a section, by which `run`, `train` and `data` know it"
     stem = str(name).removesuffix('.ipynb').removeprefix('nbs/')
-    return next((module for file,module in sections.items() if stem in (file, file.partition('_')[2])), stem)
+    return next((module for file,module in sections.items()
+                 if stem in (file, file.partition('_')[2])), stem)
 
-def _wing(path): return wings.index(path.parts[0]) if path.parts[0] in wings else len(wings)*(len(path.parts) > 1)
+def _wing(path):
+    return (wings.index(path.parts[0]) if path.parts[0] in wings
+            else len(wings)*(len(path.parts) > 1))
 
 def find_notebooks(
-    names:list=(),    # such as `04_collab`, `collab`, `engine/pictures` or `nbs/04_collab.ipynb`; none: all of them
+    # such as `04_collab`, `collab`, `engine/pictures` or `nbs/04_collab.ipynb`; none: all of them
+    names:list=(),
     folder:Path=None, # default: `notebooks_path()`
-) -> list[Path]:      # their paths in reading order; FileNotFoundError for a name without a notebook
+    # their paths in reading order; FileNotFoundError for a name without a notebook
+) -> list[Path]:
     "The notebooks that go by these names"
     folder = Path(folder or notebooks_path())
-    every = [p for p in folder.rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.relative_to(folder).parts)]
-    every.sort(key=lambda p: (_wing(p.relative_to(folder)), p.relative_to(folder).parent.as_posix(), p.stem != 'index', p.stem))
+    every = [p for p in folder.rglob('*.ipynb')
+             if not any(o.startswith(('.', '_')) for o in p.relative_to(folder).parts)]
+    every.sort(key=lambda p: (_wing(p.relative_to(folder)), p.relative_to(folder).parent.as_posix(),
+                              p.stem != 'index', p.stem))
     if not every: raise FileNotFoundError(f'There is no notebook in {folder}.')
     if not names: return every
     found = []
     for name in names:
         key = name.removesuffix('.ipynb').removeprefix('nbs/')
         match = [p for p in every if key == p.relative_to(folder).with_suffix('').as_posix()]
-        match = match or [p for p in every if p.parent == folder and key in (p.stem.partition('_')[2], sections.get(p.stem))]
+        match = match or [p for p in every if p.parent == folder
+                          and key in (p.stem.partition('_')[2], sections.get(p.stem))]
         match = match or [p for p in every if key == p.stem != 'index'][:1]
         if not match:
             lesson = ', '.join(p.stem for p in every if p.parent == folder)
@@ -60,16 +70,19 @@ def find_notebooks(
 
 def long_ones_first(
     paths:list,   # notebooks
-) -> list[Path]:  # the same ones: sections, then the book, then the others, from the deepest folder on
-    "The order in which to start notebooks where several run at once, so that short ones fill the gaps at the end"
-    return sorted(paths, key=lambda p: (not p.stem[0].isdigit(), p.parent.name != 'book', -len(p.parts)))
+    # the same ones: sections, then the book, then the others, from the deepest folder on
+) -> list[Path]:
+    "The order in which to start notebooks at once, so that short ones fill the gaps at the end"
+    return sorted(paths,
+                  key=lambda p: (not p.stem[0].isdigit(), p.parent.name != 'book', -len(p.parts)))
 
 # %% ../../nbs/book/running.ipynb #df4c8bf7
 def flags(
     source:str, # of a cell
 ) -> dict:      # {'export': '', 'fig-alt': 'Nine cats', ...}
     "The `#|` lines of a cell"
-    lines = [l.strip()[2:].partition(':') for l in source.splitlines() if l.strip().startswith('#|')]
+    lines = [l.strip()[2:].partition(':') for l in source.splitlines()
+             if l.strip().startswith('#|')]
     return {k.strip(): v.strip() for k,_,v in lines}
 
 def pictures(cell): # yields (output, its MIME type) of each picture that a code cell has drawn
@@ -96,7 +109,9 @@ class Stopped(KeyboardInterrupt):
 # %% ../../nbs/book/running.ipynb #3f0ce65d
 _running = set() # for each notebook that runs, a function that stops it, from any thread
 
-def _until_complete(coroutine): # `asyncio.run`, also in a notebook, where a loop is running already; nbclient's own way leaves a task pending in a thread that is stopped
+# `asyncio.run`, also in a notebook, where a loop is running already; nbclient's own way leaves a
+# task pending in a thread that is stopped
+def _until_complete(coroutine):
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
     try: asyncio.get_running_loop()
@@ -110,8 +125,12 @@ def run_notebook(
     progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
     line:int=0,         # where its bar stands, if several run at once
-    warm:bool=False,    # fork the kernel from a process that has imported the libraries: it pays from the third notebook on
-):                      # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises; `Stopped` on Ctrl-C
+    # fork the kernel from a process that has imported the libraries: it pays from the third
+    # notebook on
+    warm:bool=False,
+    # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises;
+    # `Stopped` on Ctrl-C
+):
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
     import asyncio, signal
     import nbformat
@@ -123,7 +142,9 @@ def run_notebook(
     cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
     number = {c.id: i for i,c in enumerate(cells, 1)}
     began, title = time.time(), f'{title or path.stem:<24}'
-    bar = tqdm(total=len(cells), desc=title, unit='cell', disable=not (progress and sys.stdout.isatty()), file=sys.stdout, position=line, leave=False,
+    bar = tqdm(total=len(cells), desc=title, unit='cell',
+               disable=not (progress and sys.stdout.isatty()), file=sys.stdout, position=line,
+               leave=False,
                bar_format='{desc} {bar:24} {n_fmt}/{total_fmt} cells, {elapsed}')
     last, stopped, loop, task = [], False, None, None
     def stop():
@@ -137,16 +158,22 @@ def run_notebook(
         if stopped: task.cancel()
         try:
             for s in signal.SIGINT, signal.SIGTERM: loop.add_signal_handler(s, stop)
-        except (NotImplementedError, RuntimeError, ValueError): pass  # on Windows, or in a thread: whoever started it calls `stop`
+        except (NotImplementedError, RuntimeError, ValueError):
+            pass  # on Windows, or in a thread: whoever started it calls `stop`
         try: await client.async_execute(env=kernel_env)
         except asyncio.CancelledError:
-            if client.km: await client.km.shutdown_kernel(now=True) # nbclient leaves a kernel that has not answered yet
+            if client.km:
+                # nbclient leaves a kernel that has not answered yet
+                await client.km.shutdown_kernel(now=True)
             raise
     def start(cell, cell_index): last[:] = [cell]
     def done(cell, cell_index, execute_reply): bar.update()
-    def where(): return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
-    client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
-                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start, on_cell_executed=done)
+    def where():
+        return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
+    client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout,
+                            resources={'metadata': {'path': str(path.parent)}},
+                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start,
+                            on_cell_executed=done)
     client.owns_km = True
     kernel_env = {k:v for k,v in {**environment(), **(env or {})}.items() if k != 'MPLBACKEND'}
     kernel_env['LESSON6_PROGRESS'] = 'off' # the exercises in it are not the user's
@@ -155,13 +182,15 @@ def run_notebook(
     try:
         _until_complete(execute())
         ends = f'{len(cells)} cells'
-    except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as e:
+    except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError,
+            DeadKernelError, RuntimeError) as e:
         if stopped or isinstance(e, (KeyboardInterrupt, asyncio.CancelledError)):
             ends = 'stopped'
             raise Stopped(f'Stopped in {where()}.') from None
         cell = last[0] if last else cells[0]
-        why = f'{e.ename}: {e.evalue}' if isinstance(e, CellExecutionError) else \
-              'an end of the kernel: the machine may have run out of memory' if isinstance(e, DeadKernelError) else str(e).strip()
+        why = (f'{e.ename}: {e.evalue}' if isinstance(e, CellExecutionError)
+               else 'an end of the kernel: the machine may have run out of memory'
+               if isinstance(e, DeadKernelError) else str(e).strip())
         failed = CellFailed(f'{where()} failed with {why}\n\n{cell.source}')
         failed.nb = nb
         raise failed from None
@@ -175,23 +204,29 @@ def run_notebook(
 # %% ../../nbs/book/running.ipynb #4d2ac218
 def _shows(output): # False for what is left of a progress bar that has ended
     html = output.get('data', {}).get('text/html')
-    return html is None or bool(html.replace('<div></div>', '').strip()) and 'progress-bar' not in html
+    return (html is None or bool(html.replace('<div></div>', '').strip())
+            and 'progress-bar' not in html)
 
-def _without_folders(o): # an output: what is text in it, for a picture's letters may look like a folder
+# an output: what is text in it, for a picture's letters may look like a folder
+def _without_folders(o):
     if isinstance(o, str):
         for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
             if folder != folder.parent: o = o.replace(f'{folder}{os.sep}', f'{name}/')
         return o
     if isinstance(o, list): return [_without_folders(v) for v in o]
-    return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v) for k,v in o.items()} if isinstance(o, dict) else o
+    return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v)
+            for k,v in o.items()} if isinstance(o, dict) else o
 
 _large = 50_000 # bytes of a picture from which on it is made smaller
 
-def _small(png): # a PNG picture in base64; {MIME type: the picture}, as JPEG or with 256 colours, whichever is smaller
+# a PNG picture in base64; {MIME type: the picture}, as JPEG or with 256 colours, whichever is
+# smaller
+def _small(png):
     import base64, io
     from PIL import Image
     whole = base64.b64decode(png)
-    if len(whole) <= _large or (picture := Image.open(io.BytesIO(whole))).mode == 'P': return {'image/png': png}
+    if len(whole) <= _large or (picture := Image.open(io.BytesIO(whole))).mode == 'P':
+        return {'image/png': png}
     picture, made = picture.convert('RGB'), {'image/png': io.BytesIO(), 'image/jpeg': io.BytesIO()}
     picture.quantize(256, kmeans=2).save(made['image/png'], 'PNG', optimize=True)
     picture.save(made['image/jpeg'], 'JPEG', quality=85, subsampling=0, optimize=True)
@@ -199,8 +234,9 @@ def _small(png): # a PNG picture in base64; {MIME type: the picture}, as JPEG or
     return {mime: base64.b64encode(made[mime].getvalue()).decode()}
 
 def to_store(nb): # an executed notebook
-    """The same as it is to be stored: its outputs don't name the folders of this machine, a progress bar that has ended
-    leaves nothing behind, every figure has its words, and large pictures are made small"""
+    """The same as it is to be stored: its outputs don't name the folders of this machine, a
+    progress bar that has ended leaves nothing behind, every figure has its words, and large
+    pictures are made small"""
     from copy import deepcopy
     from nbformat import from_dict
     nb = deepcopy(nb)
@@ -211,7 +247,8 @@ def to_store(nb): # an executed notebook
             if not (png := o.get('data', {}).pop('image/png', None)): continue
             (mime, small), = _small(png).items()
             o.data[mime] = small
-            if said := o.metadata.pop('image/png', None): o.metadata[mime] = said # its width, perhaps
+            if said := o.metadata.pop('image/png', None):
+                o.metadata[mime] = said # its width, perhaps
     describe_figures(nb)
     return nb
 
@@ -223,11 +260,11 @@ def store(
     import nbformat
     write_whole(Path(path), nbformat.writes(to_store(nb or nbformat.read(path, as_version=4)))+'\n')
 
-
 # %% ../../nbs/book/running.ipynb #678ed96d
 def seed_of(nb): # the number in its line `seed = 42`, 42 if it has none
     "The seed that a notebook sets"
-    return next((int(m[1]) for c in nb.cells if (m := re.search(r'^seed = (\d+)\b', c.source, re.M))), 42)
+    return next((int(m[1]) for c in nb.cells
+                 if (m := re.search(r'^seed = (\d+)\b', c.source, re.M))), 42)
 
 def keep_run(
     file:Path,  # such as `docs/runs/real.json`; what it holds of other claims and seeds stays
@@ -237,28 +274,36 @@ def keep_run(
     from datetime import date
     from lesson6.claims import read_claims
     file = Path(file)
-    kept = {(o['id'], o['seed']): o for o in (json.loads(file.read_text(encoding='utf-8')) if file.exists() else [])}
+    kept = {(o['id'], o['seed']): o
+            for o in (json.loads(file.read_text(encoding='utf-8')) if file.exists() else [])}
     for nb in nbs:
         for v in read_claims(nb):
-            kept[v.id, seed_of(nb)] = {'id': v.id, 'seed': seed_of(nb), 'verdict': v.verdict, 'measured': v.measured,
-                                       'numbers': v.numbers, 'device': v.device, 'on': date.today().isoformat()}
-    write_whole(file, json.dumps([kept[k] for k in sorted(kept)], indent=1, ensure_ascii=False)+'\n')
+            kept[v.id, seed_of(nb)] = {'id': v.id, 'seed': seed_of(nb), 'verdict': v.verdict,
+                                       'measured': v.measured,
+                                       'numbers': v.numbers, 'device': v.device,
+                                       'on': date.today().isoformat()}
+    write_whole(file,
+                json.dumps([kept[k] for k in sorted(kept)], indent=1, ensure_ascii=False)+'\n')
 
 def kept_runs(
     folder:Path, # such as `docs/runs`
 ) -> dict:       # {'real': {(id, seed): what was kept, ...}, ...}
     "All runs that are kept in a folder"
     files = sorted(Path(folder).glob('*.json'))
-    return {f.stem: {(o['id'], o['seed']): o for o in json.loads(f.read_text(encoding='utf-8'))} for f in files}
+    return {f.stem: {(o['id'], o['seed']): o for o in json.loads(f.read_text(encoding='utf-8'))}
+            for f in files}
 
 # %% ../../nbs/book/running.ipynb #a1ec1924
-_times = 'times.json'  # in the folder of settings of the site: what this project's own run took; in the cache: what runs here took
+# in the folder of settings of the site: what this project's own run took; in the cache: what runs
+# here took
+_times = 'times.json'
 
 def machine_seconds() -> float: # the best of five tries
-    "How long this machine takes for a fixed piece of work, about a tenth of a second: products of matrices, and a loop of Python"
+    "How long a fixed piece of work takes, about .1 s: products of matrices, and a loop of Python"
     import numpy as np
     def once():
-        began, a = time.perf_counter(), np.linspace(0, 1, 256*256, dtype=np.float32).reshape(256, 256)
+        began, a = (time.perf_counter(),
+                    np.linspace(0, 1, 256*256, dtype=np.float32).reshape(256, 256))
         for _ in range(200): a = a@a/256
         for _ in range(2_000_000): pass
         return time.perf_counter()-began
@@ -269,8 +314,12 @@ class Times:
     def __init__(self,
         names:list,       # of the notebooks that will run
         n:int,            # that run at the same time
-        expected:dict,    # seconds of each, as `expected_seconds` gives them; those that aren't there count as nothing
-    ): self.n, self.expected, self.since, self.took = n, {o: expected.get(o, 0) for o in names}, {}, {}
+        # seconds of each, as `expected_seconds` gives them; those that aren't there count as
+        # nothing
+        expected:dict,
+    ):
+        self.n, self.expected, self.since, self.took = (n, {o: expected.get(o, 0) for o in names},
+                                                        {}, {})
 
     def begins(self, name): self.since[name] = time.time()
     def ends(self, name): self.took[name] = time.time()-self.since.pop(name)
@@ -278,7 +327,8 @@ class Times:
     def left(self) -> float: # seconds
         "How much longer it will take, about"
         now = time.time()
-        open = [max(s - (now-self.since[o] if o in self.since else 0), 1) for o,s in self.expected.items() if o not in self.took]
+        open = [max(s - (now-self.since[o] if o in self.since else 0), 1)
+                for o,s in self.expected.items() if o not in self.took]
         return max(sum(open)/self.n, max(open, default=0))
 
     def __str__(self):
@@ -291,8 +341,11 @@ def minutes(
     "A time as people say it"
     return f'{max(5, 5*round(seconds/5))} s' if seconds < 90 else f'{round(seconds/60)} minutes'
 
-def expected_seconds() -> dict: # seconds by the notebooks' names, such as 04_collab and engine/pictures
-    "What each notebook took when it last ran here on the synthetic data; before that, what it took where the project was made, by this machine's speed"
+def expected_seconds(
+    # seconds by the notebooks' names, such as 04_collab and engine/pictures; of a notebook that has
+    # not run here on the synthetic data, what it took elsewhere, by this machine's speed
+) -> dict:
+    "What each notebook took when it last ran, here or where the project was made"
     from lesson6.data import cache_path
     try: shipped = json.loads((notebooks_path().parent/'docs'/_times).read_text(encoding='utf-8'))
     except OSError: shipped = {'machine': 1, 'notebooks': {}}
@@ -316,16 +369,18 @@ def keep_times(
 def notebooks_at_once(
     n:int,   # notebooks
 ) -> int:    # of them at the same time
-    "For how many notebooks this machine has room: a core and two GB of free memory for each, and one alone on a GPU"
+    "How many have a core and two GB of free memory each; on a GPU, one alone"
     import psutil, shutil
-    return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31, 1 if shutil.which('nvidia-smi') else 4))
+    return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31,
+                      1 if shutil.which('nvidia-smi') else 4))
 
 def run_together(
     jobs:list, # of (path, env, timeout, title), as `run_notebook` takes them
     n:int,     # how many run at the same time
     warm:bool=False, # fork their kernels, as `run_notebook` does
     times:Times=None, # is told when each begins and ends, and shown in a terminal
-):             # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
+    # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
+):
     "Runs several notebooks, `n` at a time; when one fails, no other begins"
     import queue, signal
     from tqdm import tqdm
@@ -334,7 +389,8 @@ def run_together(
     for i in range(n): lines.put(i)
     times = times or Times([job[0] for job in jobs], n, {})
     names = dict(zip([job[0] for job in jobs], times.expected, strict=True))
-    bar = tqdm(total=len(jobs), position=n, leave=False, disable=not sys.stdout.isatty(), file=sys.stdout, bar_format='{desc}')
+    bar = tqdm(total=len(jobs), position=n, leave=False, disable=not sys.stdout.isatty(),
+               file=sys.stdout, bar_format='{desc}')
     def stop_all():
         pool.shutdown(wait=False, cancel_futures=True)
         for stop in list(_running): stop()
@@ -366,7 +422,8 @@ def run_together(
         while pending:
             stop_all()
             pending = {f for f in wait(pending, 1).not_done if not f.cancelled()}
-        raise Stopped(' '.join(str(f.exception()) for f in futures if not f.cancelled() and isinstance(f.exception(), Stopped))) from None
+        raise Stopped(' '.join(str(f.exception()) for f in futures if not f.cancelled()
+                               and isinstance(f.exception(), Stopped))) from None
     finally:
         stop_all()
         bar.close()

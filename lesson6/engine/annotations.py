@@ -212,7 +212,8 @@ def _yolo_parts(file, told, folder): # {a folder of pictures, or a picture: its 
                 if not inside or not o.exists(): continue
                 lines = read_text(o).splitlines() if o.is_file() else [''] # a list of pictures
                 here = o.parent if o.is_file() else o
-                found |= {Path(here, l.strip()).resolve(): part for l in lines if l.strip() or here == o}
+                found |= {Path(here, l.strip()).resolve(): part for l in lines if l.strip()
+                          or here == o}
     return found
 
 def _yolo(folder, files):
@@ -227,7 +228,8 @@ def _yolo(folder, files):
         lines = enumerate(read_text(label).splitlines() if label else [], 1)
         things = [_yolo_thing(l, f'{label}, line {i}', names, points) for i,l in lines if l.strip()]
         inside = [part_of(o, folder=True) for o in p.relative_to(folder).parts[:-1]]
-        said = [parts[o] for o in (p.resolve(), *p.resolve().parents) if o in parts] + [o for o in inside if o]
+        said = ([parts[o] for o in (p.resolve(), *p.resolve().parents) if o in parts]
+                + [o for o in inside if o])
         part = said[0] if said else None
         yield Annotated(p, str(label or p), things, part, (1, 1))
 

@@ -27,46 +27,52 @@ def split_labels(
     "The labels in a cell"
     return [composed(l.strip()) for l in text.split(label_delim) if l.strip()]
 
-def _check_text(text, where, vocab, label_delim, numbers_ok): # a cell of labels; where it is; the rest as for `read_labels`
+# a cell of labels; where it is; the rest as for `read_labels`
+def _check_text(text, where, vocab, label_delim, numbers_ok):
     labels, known = split_labels(text, label_delim), set(vocab or ())
     if text.strip()[:1] in ('[', '{', '(') and not known & set(labels):
-        raise ValueError(f'{where} has a list written as text, {text[:60]!r}; write its labels with spaces '
-                         'between, as in: car person.')
+        raise ValueError(f'{where} has a list written as text, {text[:60]!r}; write its labels '
+                         'with spaces between, as in: car person.')
     for l in labels:
         if l in known: continue
         has = f'{where} has the label {l[:40]!r}'
         if other := next((s for s in ',;|' if s in l), None):
-            raise ValueError(f'{has}, which holds {other!r}; if that separates labels, pass label_delim={other!r}.')
+            raise ValueError(f'{has}, which holds {other!r}; if that separates labels, pass '
+                             f'label_delim={other!r}.')
         if vocab is not None:
             some = ', '.join(map(str, vocab))
-            raise ValueError(f'{has}, which is not one of {some[:120]}{"..." if len(some) > 120 else ""}.')
+            raise ValueError(f'{has}, which is not one of '
+                             f'{some[:120]}{"..." if len(some) > 120 else ""}.')
         if _is_number(l) and not numbers_ok:
-            raise ValueError(f'{has}, a number; write a name in its place, or pass vocab, a list of all labels, '
-                             'if numbers are the names.')
+            raise ValueError(f'{has}, a number; write a name in its place, or pass vocab, a list '
+                             'of all labels, if numbers are the names.')
     return labels
 
-def _check_quotes(texts, quoted, where): # cells of labels, which of them are in quotes, where they are
+# cells of labels, which of them are in quotes, where they are
+def _check_quotes(texts, quoted, where):
     if all(q or not t for t,q in zip(texts, quoted)): return
     for i,(text,q) in enumerate(zip(texts, quoted)):
         if q and len(text.split()) > 1 and not set(text) & set(',;\t"'):
-            raise ValueError(f"{where(i)} has {text[:60]!r} in quotes, as if it were one label; pass label_delim=' ' "
-                             'if spaces separate labels, or put another separator between labels and pass that.')
+            raise ValueError(f"{where(i)} has {text[:60]!r} in quotes, as if it were one label; "
+                             "pass label_delim=' ' if spaces separate labels, or put another "
+                             'separator between labels and pass that.')
 
 # %% ../../nbs/engine/label_tables.ipynb #825d44af
 def _find_pictures(names, where, path): # as a table has them; where each is; the folder
     "The pictures of a table, named as they are on this disk"
     files, train = PictureNames(path, outside=True).of_rows(names, where, 'train'), path/'train'
-    return [f.relative_to(train).as_posix() if f.is_relative_to(train) else str(f.resolve()) for f in files]
+    return [f.relative_to(train).as_posix() if f.is_relative_to(train) else str(f.resolve())
+            for f in files]
 
 # %% ../../nbs/engine/label_tables.ipynb #ab74bd2e
 def _sample_split(n, seed, what): # how many rows; the seed; how the table is called in the note
     if n < 2:
-        raise ValueError(f'{what} has one row and no column is_valid; with one picture nothing can be learnt '
-                         'and checked.')
+        raise ValueError(f'{what} has one row and no column is_valid; with one picture nothing can '
+                         'be learnt and checked.')
     valid = np.zeros(n, bool)
     valid[np.random.default_rng(seed).permutation(n)[:max(1, round(n/5))]] = True
-    warn(f'{what} has no column is_valid: {valid.sum()} of its {n} pictures, sampled with seed {seed}, '
-         'are for validation.', stacklevel=4)
+    warn(f'{what} has no column is_valid: {valid.sum()} of its {n} pictures, sampled with seed '
+         f'{seed}, are for validation.', stacklevel=4)
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 def say_odd_labels(
@@ -79,30 +85,36 @@ def say_odd_labels(
     for label in vocab: alike.setdefault(str(label).casefold().replace(' ', '_'), []).append(label)
     for some in alike.values():
         if len(some) > 1:
-            warn(f'{" and ".join(map(repr, some))} count as different labels; write them alike if they are one.',
+            warn(f'{" and ".join(map(repr, some))} count as different labels; write them alike if '
+                 'they are one.',
                  stacklevel=stacklevel)
     unseen = sorted(set(vocab) - set(train)) if train is not None else []
     if unseen:
-        warn(f"{unseen[0]!r} is shown by pictures to validate on only ({len(unseen)} such labels); what no picture "
-             "to train on shows can't be learnt.", stacklevel=stacklevel)
+        warn(f"{unseen[0]!r} is shown by pictures to validate on only ({len(unseen)} such labels); "
+             "what no picture to train on shows can't be learnt.", stacklevel=stacklevel)
 
 def splitter(
     df:pd.DataFrame, # with a column `is_valid` of True and False
-) -> tuple:          # two lists of positions in `df`: training, validation; ValueError if one of them is empty
+    # two lists of positions in `df`: training, validation; ValueError if one of them is empty
+) -> tuple:
     "Splits the table as its column `is_valid` says"
     if df['is_valid'].dtype != bool:
-        raise ValueError(f'The column is_valid must hold True or False; it holds {df["is_valid"].iloc[0]!r}, for instance.')
+        raise ValueError('The column is_valid must hold True or False; it holds '
+                         f'{df["is_valid"].iloc[0]!r}, for instance.')
     parts = np.flatnonzero(~df['is_valid']).tolist(), np.flatnonzero(df['is_valid']).tolist()
     for rows,what in zip(parts, ('training', 'validation')):
-        if not rows: raise ValueError(f'The table has no {what} rows; set is_valid to {what == "validation"} for some of them.')
+        if not rows:
+            raise ValueError(f'The table has no {what} rows; set is_valid to '
+                             f'{what == "validation"} for some of them.')
     return parts
 
 # %% ../../nbs/engine/label_tables.ipynb #31ac89d4
-voc_labels = ['aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
-              'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor']
+voc_labels = ['aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
+              'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
+              'train', 'tvmonitor']
 
 def _checked(names, labels, said, where, what, path, label_delim, seed, column):
-    "The table as the lesson has it, from columns that were checked; `said` is what rows say of the split"
+    "The table as the lesson has it, from checked columns; `said` is what rows say of the split"
     split = None if said is None else read_split(said, where, column, what)
     if split is None: split = _sample_split(len(names), seed, what)
     df = pd.DataFrame({'fname': _find_pictures(names, where, path),
@@ -117,21 +129,25 @@ def _annotated(path, vocab, empty_ok, label_delim, seed): # as for `read_labels`
     names, texts, parts, places = zip(*annotated_labels(path, label_delim, empty_ok))
     labels = [_check_text(t, w, vocab, label_delim, numbers_ok=True) for t,w in zip(texts, places)]
     said = list(parts) if any(parts) else None
-    return _checked(names, labels, said, lambda i: places[i], path, path, label_delim, seed, 'split').reset_index(drop=True)
+    return (_checked(names, labels, said, lambda i: places[i], path, path, label_delim, seed,
+                     'split').reset_index(drop=True))
 
 def read_labels(
-    path:Path,               # the folder that holds the table, `train.csv` or `metadata.csv`, and the
-                             # pictures in `train/`; or a folder of Pascal VOC XML, COCO JSON or YOLO
+    # the folder that holds the table, `train.csv` or `metadata.csv`, and the pictures in `train/`;
+    # or a folder of Pascal VOC XML, COCO JSON or YOLO
+    path:Path,
     vocab:list=None,         # labels that may occur; None: any, except numbers
     empty_ok:bool=False,     # whether a picture may have no label at all; its `labels` are then ''
     label_delim:str=None,    # what separates the labels of a picture; None: spaces
     seed:int=42,             # of the split, where the table has none
-) -> pd.DataFrame:           # columns fname (below `train/`), labels, is_valid; FileNotFoundError or ValueError,
-                             # naming the line, if something is amiss
+    # columns fname (below `train/`), labels, is_valid; FileNotFoundError or ValueError, naming the
+    # line, if something is amiss
+) -> pd.DataFrame:
     "The table of labels, checked"
     path = Path(path)
     file = find_table(path, 'labels', needed=False)
-    if file is None and annotations_in(path): return _annotated(path, vocab, empty_ok, label_delim, seed)
+    if file is None and annotations_in(path):
+        return _annotated(path, vocab, empty_ok, label_delim, seed)
     rows = read_rows(file or find_table(path, 'labels'), ('fname', 'labels', 'is_valid'))
     file = rows.file
     picture, column = (find_column(rows.columns, o, file) for o in ('picture', 'labels'))
@@ -142,17 +158,20 @@ def read_labels(
         if not labels[-1] and not empty_ok: raise gap(rows.where(i), 'label', 'pass empty_ok=True')
     quoted = [f'"{text}"' in rows.lines[n-1] for text,(n,_) in zip(texts, rows.rows)]
     if vocab is None and label_delim is None: _check_quotes(texts, quoted, rows.where)
-    df = _checked(rows.cells(picture), labels, rows.cells(split), rows.where, file, path, label_delim, seed, split)
+    df = _checked(rows.cells(picture), labels, rows.cells(split), rows.where, file, path,
+                  label_delim, seed, split)
     return df.reset_index(drop=True)
 
 # %% ../../nbs/engine/label_tables.ipynb #54e0ffc1
-def _as_text(labels, where, label_delim): # a cell as pandas may hold it, and where it is; the cell as text
+# a cell as pandas may hold it, and where it is; the cell as text
+def _as_text(labels, where, label_delim):
     if isinstance(labels, str): return labels
     if isinstance(labels, (list, tuple, set, np.ndarray)):
         labels = [str(l) for l in labels]
         if torn := next((l for l in labels if len(split_labels(l, label_delim)) > 1), None):
-            raise ValueError(f"{where} has the label {torn[:40]!r}, which would be torn at {label_delim or ' '!r}; pass "
-                             "label_delim, a separator that no label holds, such as ','.")
+            raise ValueError(f"{where} has the label {torn[:40]!r}, which would be torn at "
+                             f"{label_delim or ' '!r}; pass label_delim, a separator that no label "
+                             "holds, such as ','.")
         return (label_delim or ' ').join(labels)
     if pd.isna(labels): return ''
     return f'{labels:g}' if isinstance(labels, float) else str(labels)
@@ -160,7 +179,8 @@ def _as_text(labels, where, label_delim): # a cell as pandas may hold it, and wh
 def check_labels(
     df:pd.DataFrame, # as for `multilabel_dls`
     path:Path, vocab:list, label_delim:str, seed:int, # as for `read_labels`
-) -> pd.DataFrame:   # columns fname, labels and is_valid, with its index; errors as from `read_labels`
+    # columns fname, labels and is_valid, with its index; errors as from `read_labels`
+) -> pd.DataFrame:
     "A table that need not have been read here, checked"
     what, index = 'The table', list(df.index)
     def where(i): return f'{what}, row {index[i]}'
@@ -169,13 +189,19 @@ def check_labels(
     split = find_column(df.columns, 'split', what, needed=False)
     if not len(df): raise ValueError(f'{what} has no rows; it needs a line for each.')
     given = df[column].tolist()
-    labels = [_check_text(_as_text(l, where(i), label_delim), where(i), vocab, label_delim, numbers_ok=True)
+    labels = [_check_text(_as_text(l, where(i), label_delim), where(i), vocab, label_delim,
+                          numbers_ok=True)
               for i,l in enumerate(given)]
-    missing = [i for i,l in enumerate(given) if not isinstance(l, (str, list, tuple, set, np.ndarray)) and pd.isna(l)]
-    if missing: warn(f'{len(missing)} of the {len(df)} pictures have no label, the first is in row {index[missing[0]]}; '
-                     'they count as pictures of nothing that has a name.', stacklevel=3)
+    missing = [i for i,l in enumerate(given)
+               if not isinstance(l, (str, list, tuple, set, np.ndarray)) and pd.isna(l)]
+    if missing:
+        warn(f'{len(missing)} of the {len(df)} pictures have no label, the first is in row '
+             f'{index[missing[0]]}; they count as pictures of nothing that has a name.',
+             stacklevel=3)
     numbers = [(l, i) for i,ls in enumerate(labels) for l in ls if vocab is None and _is_number(l)]
-    if numbers: warn(f'{where(numbers[0][1])} has the label {numbers[0][0]}, a number; it counts as a name.', stacklevel=3)
+    if numbers:
+        warn(f'{where(numbers[0][1])} has the label {numbers[0][0]}, a number; it counts as a '
+             'name.', stacklevel=3)
     names = df[picture].astype(object).where(df[picture].notna(), '').map(str).tolist()
     said = None if split is None else df[split]
     clean = _checked(names, labels, said, where, what, path, label_delim, seed, split)

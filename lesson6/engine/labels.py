@@ -56,25 +56,39 @@ class PictureOfRow(Transform):
 def multilabel_dls(
     df:pd.DataFrame,       # columns fname, labels and is_valid, or as they are usually called
     path:Path,             # the folder that holds `train/`
-    size:int=None,         # side of a picture in a batch, pixels; None: 64 of synthetic pictures; else the lesson's 128, without a GPU 224
-    bs:int=None,           # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter of those to train on
+    # side of a picture in a batch, pixels; None: 64 of synthetic pictures; else the lesson's 128,
+    # without a GPU 224
+    size:int=None,
+    # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter of those to train on
+    bs:int=None,
     min_scale:float=0.35,  # least share of a picture that a training crop keeps
     vocab:list=None,       # the labels, in order; None: all that occur in `df`, sorted
-    keep_valid:bool=None,  # keep the validation batches in memory once they are made; None: if they take 256 MB at most
+    # keep the validation batches in memory once they are made; None: if they take 256 MB at most
+    keep_valid:bool=None,
     label_delim:str=None,  # what separates the labels of a picture; None: spaces
-    seed:int=42,           # of the split, where `df` has no column for it; `read_labels` adds one, and has a seed of its own
-) -> DataLoaders:          # ValueError or FileNotFoundError, before any training, if the table or a picture won't do
-    "The lesson's pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
+    # of the split, where `df` has no column for it; `read_labels` adds one, and has a seed of its
+    # own
+    seed:int=42,
+    # ValueError or FileNotFoundError, before any training, if the table or a picture won't do
+) -> DataLoaders:
+    "Pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
     path = Path(path)
     df = check_labels(df, path, vocab, label_delim, seed)
     train,_ = splitter(df)
     size = size or (64 if is_synthetic(path) else 224 if default_device().type == 'cpu' else 128)
     bs = bs or min(64 if len(df) > 2000 else 16, max(2, len(train)//4))
-    if len(train) < bs: raise ValueError(f'There are {len(train)} training pictures, fewer than a batch of {bs}; pass a smaller bs.')
-    for _,r in tqdm(df.iterrows(), total=len(df), desc='looking at the pictures', leave=False, delay=2): check_picture(get_x(r, path))
-    vocab = sorted({l for _,r in df.iterrows() for l in get_y(r, label_delim)}) if vocab is None else list(vocab)
-    block = DataBlock(blocks=(ImageBlock(UprightImage), MultiCategoryBlock(vocab=vocab)), splitter=splitter, get_x=PictureOfRow(path),
-                      get_y=ColReader('labels', label_delim=label_delim or ' '), item_tfms=RandomResizedCrop(size, min_scale=min_scale),
+    if len(train) < bs:
+        raise ValueError(f'There are {len(train)} training pictures, fewer than a batch of {bs}; '
+                         'pass a smaller bs.')
+    for _,r in tqdm(df.iterrows(), total=len(df), desc='looking at the pictures', leave=False,
+                    delay=2):
+        check_picture(get_x(r, path))
+    vocab = (sorted({l for _,r in df.iterrows() for l in get_y(r, label_delim)}) if vocab is None
+             else list(vocab))
+    block = DataBlock(blocks=(ImageBlock(UprightImage), MultiCategoryBlock(vocab=vocab)),
+                      splitter=splitter, get_x=PictureOfRow(path),
+                      get_y=ColReader('labels', label_delim=label_delim or ' '),
+                      item_tfms=RandomResizedCrop(size, min_scale=min_scale),
                       batch_tfms=normalize())
     dls = block.dataloaders(df, bs=bs)
     if keep_valid is None: keep_valid = (len(df)-len(train))*3*size**2*4 <= 256e6
@@ -85,33 +99,42 @@ def multilabel_dls(
 # %% ../../nbs/engine/labels.ipynb #5688aee4
 def multilabel_learner(
     dls:DataLoaders,        # batches as `multilabel_dls` makes them
-    arch=None,              # makes the network, as torchvision's `resnet50` does; None: what suits the pictures and the machine
-    metrics=accuracy_multi, # of predictions and targets, such as `partial(accuracy_multi, thresh=0.2)`
+    # makes the network, as torchvision's `resnet50` does; None: what suits the pictures and the
+    # machine
+    arch=None,
+    # of predictions and targets, such as `partial(accuracy_multi, thresh=0.2)`
+    metrics=accuracy_multi,
     cbs=None,               # callbacks
     **kwargs,               # more for fastai's `vision_learner`
 ) -> Learner:
-    "A learner that names everything it sees: pretrained body, new head, binary cross-entropy and accuracy over all labels"
-    name = 'resnet18' if stays_frozen(dls) else 'resnet50'   # of the two for a laptop, the one that is faster
+    "A learner that names all it sees: pretrained body, new head, binary cross-entropy and accuracy"
+    # of the two for a laptop, the one that is faster
+    name = 'resnet18' if stays_frozen(dls) else 'resnet50'
     arch = arch or lesson_arch(name, getattr(dls, 'folder', None), kwargs.get('pretrained', True))
     order_anew(dls)
     return vision_learner(dls, arch, metrics=metrics, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
 
 def fit_multilabel(
     learn:Learner,     # as `multilabel_learner` makes it
-    epochs:int=None,   # None: 3 for all layers, of a frozen body 10 for the head; 0: the head alone, for `head_epochs`
+    # None: 3 for all layers, of a frozen body 10 for the head; 0: the head alone, for `head_epochs`
+    epochs:int=None,
     lr:float=3e-3,     # the largest learning rate
     views:int=None,    # crops of each picture for a frozen body; None: 2
     head_epochs:int=4, # for the head alone, before those for all layers
     cbs=None,          # callbacks
 ):
-    "Fine-tunes as the lesson does; real pictures without a GPU pass through the frozen body once, and the head is trained"
+    "Fine-tunes; of real pictures without a GPU, the frozen body is computed once for its head"
     def count(n): return f'{n} epoch{"s"*(n != 1)}'
     frozen = views is not None or stays_frozen(learn.dls)
     if epochs is None: epochs = 10 if frozen else 3
     views, lr = views or 2, lr or 3e-3
-    if frozen: how = f'the body computed once for {views} crops of each picture, then {count(epochs or head_epochs)} for the head'
-    else: how = f'{count(head_epochs)} for the head' + (f', then {epochs} for all layers' if epochs else '')
-    print(f"{getattr(learn.arch, '__name__', learn.arch)} at {getattr(learn.dls, 'pixels', '?')} pixels: {how}, learning rate {lr:g}")
+    if frozen:
+        how = (f'the body computed once for {views} crops of each picture, then '
+               f'{count(epochs or head_epochs)} for the head')
+    else:
+        how = f'{count(head_epochs)} for the head' + f', then {epochs} for all layers'*bool(epochs)
+    print(f"{getattr(learn.arch, '__name__', learn.arch)} at {getattr(learn.dls, 'pixels', '?')} "
+          f"pixels: {how}, learning rate {lr:g}")
     if frozen: fit_head(learn, epochs or head_epochs, lr, views, cbs=cbs)
     elif epochs: learn.fine_tune(epochs, base_lr=lr, freeze_epochs=head_epochs, cbs=cbs)
     else:
@@ -169,11 +192,15 @@ def choose_on_half(
     preds:Tensor,           # probabilities, (n, labels)
     targs:Tensor,           # zeros and ones, the same shape
     per_label:bool=False,   # choose a threshold for each label; False: one for all
-) -> Tensor:                # (2, n), the share of right answers for each picture: while it was in the half that chose, and while it was not
+    # (2, n), the share of right answers for each picture: while it was in the half that chose, and
+    # while it was not
+) -> Tensor:
     "What a threshold chosen on half of the pictures, 200 times at random, is worth on both halves"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
     rng, n = np.random.default_rng(42), len(preds)
-    right = torch.stack([(preds > t) == targs.bool() for t in torch.linspace(0.05, 0.95, 29)]).float()   # (thresholds, n, labels)
+    # (thresholds, n, labels)
+    right = (torch.stack([(preds > t) == targs.bool() for t in torch.linspace(0.05, 0.95, 29)])
+             .float())
     total, times, labels = torch.zeros(2, n), torch.zeros(2, n), torch.arange(preds.shape[1])
     for _ in range(200):
         order = torch.as_tensor(rng.permutation(n))
@@ -190,15 +217,21 @@ def label_report(
     targs:Tensor,       # zeros and ones, the same shape
     vocab:list,         # the labels, in order
     thresh:float=0.5,   # above it, a label counts as named
-) -> pd.DataFrame:      # a row a label: pictures, precision, recall, average precision; NaN where there is nothing to divide by
+    # a row a label: pictures, precision, recall, average precision; NaN where there is nothing to
+    # divide by
+) -> pd.DataFrame:
     "How well each label is found, by scikit-learn's metrics"
     if preds.shape != targs.shape or preds.shape[1] != len(vocab):
-        raise ValueError(f'Predictions {tuple(preds.shape)}, targets {tuple(targs.shape)} and {len(vocab)} labels do not match.')
+        raise ValueError(f'Predictions {tuple(preds.shape)}, targets {tuple(targs.shape)} and '
+                         f'{len(vocab)} labels do not match.')
     p, t = (torch.as_tensor(o).as_subclass(Tensor).cpu().numpy() for o in (preds, targs))
     t, named = t.astype(int), (p > thresh).astype(int)
-    def each(score, guess): return [score(t[:,i], guess[:,i]) if t[:,i].any() else np.nan for i in range(len(vocab))]
-    precision = [precision_score(t[:,i], named[:,i], zero_division=np.nan) for i in range(len(vocab))]
-    return pd.DataFrame({'label': list(vocab), 'pictures': t.sum(0), 'precision': precision, 'recall': each(recall_score, named),
+    def each(score, guess):
+        return [score(t[:,i], guess[:,i]) if t[:,i].any() else np.nan for i in range(len(vocab))]
+    precision = [precision_score(t[:,i], named[:,i], zero_division=np.nan)
+                 for i in range(len(vocab))]
+    return pd.DataFrame({'label': list(vocab), 'pictures': t.sum(0), 'precision': precision,
+                         'recall': each(recall_score, named),
                          'average precision': each(average_precision_score, p)})
 
 # %% ../../nbs/engine/labels.ipynb #54bde99c
@@ -210,7 +243,8 @@ def prediction_table(
     "What the model says about one picture; FileNotFoundError if it is not there"
     if isinstance(item, (str, Path)):
         item = Path(item)
-        if not item.exists(): raise FileNotFoundError(f'{item} is not there; give the path of a picture.')
+        if not item.exists():
+            raise FileNotFoundError(f'{item} is not there; give the path of a picture.')
     elif not isinstance(item, UprightImage): item = UprightImage.create(item)
     with learn.no_bar(): probs = learn.predict(item)[2]
     table = pd.DataFrame({'label': list(learn.dls.vocab), 'probability': probs.tolist()})
@@ -223,15 +257,21 @@ def plot_prediction(
     item,              # a path, or a picture as `PILImage`
     thresh:float=0.5,  # above it, a label counts as named
     title:str='',      # of the picture, such as what it really shows
-):                     # two matplotlib axes: the picture, and a bar for each label; FileNotFoundError if the picture is not there
+    # two matplotlib axes: the picture, and a bar for each label; FileNotFoundError if the picture
+    # is not there
+):
     "A picture, the probability of each label, and the threshold as a line"
     import matplotlib.pyplot as plt
     table = prediction_table(learn, item, thresh)
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=(1, 2.2))
-    left.imshow(item if isinstance(item, PILImage) else read_picture(item)); left.set_title(title); left.axis('off')
-    right.bar(table['label'], table['probability'], color=['tab:blue' if n else 'lightgrey' for n in table['named']])
+    left.imshow(item if isinstance(item, PILImage) else read_picture(item))
+    left.set_title(title); left.axis('off')
+    right.bar(table['label'], table['probability'],
+              color=['tab:blue' if n else 'lightgrey' for n in table['named']])
     right.axhline(thresh, ls='--', color='tab:red', label=f'threshold {thresh:.2f}')
-    right.set_ylim(0, 1); right.set_ylabel('probability'); right.tick_params(axis='x', rotation=90); right.legend(loc='upper right')
+    right.set_ylim(0, 1)
+    right.set_ylabel('probability')
+    right.tick_params(axis='x', rotation=90); right.legend(loc='upper right')
     fig.tight_layout()
     return left, right
 
@@ -261,7 +301,8 @@ def plot_label(
     files:list,     # the n pictures
 ):                  # the figure
     "Six pictures that have a label, from where it is found least probable to where it is most"
-    p, there = preds[:, list(vocab).index(label)], torch.where(targs[:, list(vocab).index(label)] == 1)[0]
+    p, there = (preds[:, list(vocab).index(label)],
+                torch.where(targs[:, list(vocab).index(label)] == 1)[0])
     rows = there[p[there].argsort()]
     rows = rows[torch.linspace(0, len(rows)-1, min(6, len(rows))).round().long()].tolist()
     return plot_pictures([files[i] for i in rows], [f'{label}: {p[i]:.2f}' for i in rows], ncols=6)
@@ -269,8 +310,9 @@ def plot_label(
 def best_and_worst(
     preds:Tensor,  # probabilities, (n, labels)
     targs:Tensor,  # zeros and ones, the same shape
-) -> tuple:        # two positions; of pictures with exactly two labels if there are any, else of all
-    "The picture whose labels are all found most probable, and the one that has the label found least probable"
+    # two positions; of pictures with exactly two labels if there are any, else of all
+) -> tuple:
+    "The picture whose labels are all found most probable, and the one with the least probable one"
     least = torch.where(targs.bool(), preds, 1.).amin(1)
     rows = torch.where(targs.sum(1) == 2)[0]
     if not len(rows): rows = torch.arange(len(targs))
@@ -282,10 +324,12 @@ def empty_skies(
     seed:int=42,   # of their colours
 ) -> pd.DataFrame: # fname, labels (empty) and is_valid (False), as `multilabel_dls` takes them
     "Pictures of nothing but a change from one blue to another"
-    folder, rng, ramp = Path(folder), np.random.default_rng(seed), np.linspace(0, 1, 96)[:,None,None]
+    folder, rng, ramp = (Path(folder), np.random.default_rng(seed),
+                         np.linspace(0, 1, 96)[:,None,None])
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder.resolve()/f'sky_{i}.png' for i in range(n)]
     for f in files:
-        top, bottom = rng.uniform([70, 120, 170], [150, 190, 230]), rng.uniform([160, 190, 220], [230, 240, 250])
+        top = rng.uniform([70, 120, 170], [150, 190, 230])
+        bottom = rng.uniform([160, 190, 220], [230, 240, 250])
         PILImage.create(np.uint8((1-ramp)*top + ramp*bottom).repeat(128, 1)).save(f)
     return pd.DataFrame({'fname': [str(f) for f in files], 'labels': '', 'is_valid': False})

@@ -39,7 +39,8 @@ class LabelledPictures:
         files:list,       # their paths, sorted
         label,            # takes one of these paths, gives its label
         where:str,        # where the labels were found, as words
-        valid:list=None,  # positions of the pictures held back; None: the set has no split of its own
+        # positions of the pictures held back; None: the set has no split of its own
+        valid:list=None,
     ):
         self.files, self.label, self.where, self.valid = files, label, where, valid
         self.labels = [label(f) for f in files]
@@ -47,7 +48,8 @@ class LabelledPictures:
 
     def __len__(self): return len(self.files)
     def __repr__(self):
-        split = '' if self.valid is None else f'; {len(self.valid):,} of them are held back, as the set says'
+        split = ('' if self.valid is None else f'; {len(self.valid):,} of them are held back, as '
+                                               'the set says')
         return f'{len(self):,} pictures with {len(self.vocab):,} labels, from {self.where}{split}'
 
     def check(self): # itself; ValueError, naming the file, for a picture that can't be read
@@ -59,8 +61,9 @@ class LabelledPictures:
     def split(self,
         valid_pct:float=.2, # share held back for validation, where the set has no split of its own
         seed:int=42,        # of the split
-    ) -> tuple:             # positions to train on, positions held back; ValueError if one of them is
-                            # empty, or a label is nowhere among those to train on
+        # positions to train on, positions held back; ValueError if one of them is empty, or a label
+        # is nowhere among those to train on
+    ) -> tuple:
         "The set's own split, or one at random in which every label has a picture to train on"
         if self.valid is None:
             if not 0 <= valid_pct < 1:
@@ -76,12 +79,12 @@ class LabelledPictures:
             there = {self.labels[i] for i in train}
             unseen = [i for i in valid if self.labels[i] not in there]
             if unseen:
-                raise ValueError(f'{self.files[unseen[0]]} shows {self.labels[unseen[0]]!r}, and no picture to '
-                                 'train on does; add some, or take its class away.')
+                raise ValueError(f'{self.files[unseen[0]]} shows {self.labels[unseen[0]]!r}, and '
+                                 'no picture to train on does; add some, or take its class away.')
         for part,use in (train, 'train on'), (valid, 'judge by'):
             if not part:
-                raise ValueError(f'{len(self)} pictures leave none to {use}; add pictures, or hold back another '
-                                 'share of them.')
+                raise ValueError(f'{len(self)} pictures leave none to {use}; add pictures, or hold '
+                                 'back another share of them.')
         return train, valid
 
 # %% ../../nbs/engine/picture_labels.ipynb #122fee61
@@ -109,14 +112,16 @@ def folder_label(
     "The label of a picture that lies in a folder of its class"
     return composed(Path(path).parent.name)
 
-def _parts_and_classes(files, root): # two lists: the part of the set, or None; the class's folder, or None
+# two lists: the part of the set, or None; the class's folder, or None
+def _parts_and_classes(files, root):
     known = {}
     def look(folder):
         names = folder.relative_to(root).parts
         at = next((i for i,n in enumerate(names) if part_of(n, folder=True)), None)
         if at is None: return None, names[-1] if names else None
         part = part_of(names[at], folder=True)
-        inside = any(part_of(n, folder=True) != part for n in names[at+1:]) # not seg_train/seg_train
+        # not seg_train/seg_train
+        inside = any(part_of(n, folder=True) != part for n in names[at+1:])
         return part, names[-1] if inside else None
     for f in files:
         if f.parent not in known: known[f.parent] = look(f.parent)
@@ -125,17 +130,21 @@ def _parts_and_classes(files, root): # two lists: the part of the set, or None; 
 def _say_left(files, root, why):
     if files:
         inside = min(files).parent.relative_to(root).as_posix()
-        warnings.warn(f'{len(files):,} pictures {why}, and were left out; the first are in {inside}/.', stacklevel=5)
+        warnings.warn(f'{len(files):,} pictures {why}, and were left out; the first are in '
+                      f'{inside}/.', stacklevel=5)
 
-def _copies(files, labels, parts): # positions of pictures that are there a second time, with the same name and label
+# positions of pictures that are there a second time, with the same name and label
+def _copies(files, labels, parts):
     alike, again = {}, []
     for i,f in enumerate(files): alike.setdefault((f.name, labels[i]), []).append(i)
     for some in alike.values(): # of two copies, the one that is held back stays
         some = sorted(some, key=lambda i: (parts[i] in ('train', None), len(files[i].parts)))
-        again += [i for k,i in enumerate(some) if any(filecmp.cmp(files[i], files[j], shallow=False) for j in some[:k])]
+        again += [i for k,i in enumerate(some)
+                  if any(filecmp.cmp(files[i], files[j], shallow=False) for j in some[:k])]
     return again
 
-def _held_back(files, labels, parts, root): # what each picture is for: files, and the positions held back
+# what each picture is for: files, and the positions held back
+def _held_back(files, labels, parts, root):
     again = set(_copies(files, labels, parts)) if labels else set()
     _say_left([files[i] for i in again], root, 'are copies of others')
     kept = [i for i in range(len(files)) if i not in again]
@@ -156,15 +165,18 @@ class TableLabel(Transform):
     ):
         super().__init__()
         self.root, self.labels = root, labels
-    def encodes(self, path): return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
+    def encodes(self, path):
+        return self.labels[composed(Path(path).relative_to(self.root).as_posix())]
 
 def _json_rows(file): # the same as from `read_rows`, of a file with an object in each line
     found, like = [], 'a line is such as {"file_name": "a.jpg", "label": "pug"}'
     for n,line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
-        except ValueError as e: raise ValueError(f'{file}, line {n}: that is no JSON ({e}); {like}.') from None
-        if not isinstance(row, dict): raise ValueError(f'{file}, line {n}: that is no object; {like}.')
+        except ValueError as e:
+            raise ValueError(f'{file}, line {n}: that is no JSON ({e}); {like}.') from None
+        if not isinstance(row, dict):
+            raise ValueError(f'{file}, line {n}: that is no object; {like}.')
         found.append((n, row))
     if not found: raise ValueError(f'{file} has no rows; it needs a line for each.')
     columns = list(dict.fromkeys(c for _,row in found for c in row))
@@ -172,18 +184,21 @@ def _json_rows(file): # the same as from `read_rows`, of a file with an object i
     return Rows(file, columns, rows, '', [])
 
 # %% ../../nbs/engine/picture_labels.ipynb #0ebfe309
-def _rows_of(table, path, names, column): # for each row: where it is, its picture, label and split; and the
-    rows = _json_rows(table) if '.jsonl' in table.suffixes else read_rows(table, ('fname', 'label', 'split'))
-    picture, label = (find_column(rows.columns, *o) for o in (('picture', table), ('label', table, column)))
-    split = find_column(rows.columns, 'split', table, needed=False)     # names of these two columns
+# for each row: where it is, its picture, label and split; and the names of these two columns
+def _rows_of(table, path, names, column):
+    rows = (_json_rows(table) if '.jsonl' in table.suffixes
+            else read_rows(table, ('fname', 'label', 'split')))
+    picture, label = (find_column(rows.columns, *o)
+                      for o in (('picture', table), ('label', table, column)))
+    split = find_column(rows.columns, 'split', table, needed=False)
     here = table.parent.relative_to(path).as_posix()
     first = ('images',) if here == '.' else (here, f'images/{here}')
     files = names.of_rows(list(map(str, rows.cells(picture))), rows.where, *first, twice=True)
     labels = []
     for i,said in enumerate(rows.cells(label)):
         if isinstance(said, (list, dict, bool, float)):
-            raise ValueError(f'{rows.where(i)}: the label {repr(said)[:40]} is no single one; each picture here shows '
-                             'one thing, and its label is a text.')
+            raise ValueError(f'{rows.where(i)}: the label {repr(said)[:40]} is no single one; each '
+                             'picture here shows one thing, and its label is a text.')
         labels.append(composed(said).strip())
         if not labels[-1]: raise gap(rows.where(i), 'label')
     said = [''] * len(files) if split is None else rows.cells(split)
@@ -195,10 +210,12 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         rows, label, column_of_split = _rows_of(table, path, names, column)
         split = split or column_of_split
         for where,f,*said in rows:
-            other = [what for what,a,b in zip(('label', 'part'), found.setdefault(f, (where, *said))[1:], said) if a != b]
+            other = [what
+                     for what,a,b in zip(('label', 'part'), found.setdefault(f, (where, *said))[1:],
+                                         said) if a != b]
             if other:
-                raise ValueError(f'{where}: {f.name} is there a second time, with another {other[0]}; '
-                                 'keep one of its rows.')
+                raise ValueError(f'{where}: {f.name} is there a second time, with another '
+                                 f'{other[0]}; keep one of its rows.')
     names.say_left(found, tables[0].name)
     files = sorted(found)
     where, labels, said = zip(*(found[f] for f in files))
@@ -211,15 +228,18 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         back = set(held[1])
         kept, valid = [files[i] for i in order], [k for k,i in enumerate(order) if i in back]
     of = {composed(f.relative_to(path).as_posix()): l for f,l in zip(files, labels)}
-    return LabelledPictures(kept, TableLabel(path, of), f'the column {label!r} of {tables[0].name}', valid)
+    return LabelledPictures(kept, TableLabel(path, of),
+                            f'the column {label!r} of {tables[0].name}', valid)
 
 # %% ../../nbs/engine/picture_labels.ipynb #b9ce3808
 def _or_none(f, *args):
     try: return f(*args), None
     except ValueError as e: return None, str(e)
 
-def _choose(files, root, in_name, by): # as for `labelled_pictures`; for each file what it is for, its label
-    "Where the labels are, and what each picture is for"     # and the label in its name; and 'name' or 'folder'
+# as for `labelled_pictures`; for each file what it is for, its label, and the label in its name;
+# and 'name' or 'folder'
+def _choose(files, root, in_name, by):
+    "Where the labels are, and what each picture is for"
     parts, folders = _parts_and_classes(files, root)
     names, why = zip(*(_or_none(in_name, f) for f in files))
     def fits(rows): # are there labels in the folders, and in the names?
@@ -236,29 +256,33 @@ def _choose(files, root, in_name, by): # as for `labelled_pictures`; for each fi
     if by is None: by = 'folder' if in_folder else 'name'
     if by == 'folder' and not in_folder:
         loose = next(files[i] for i in train if folders[i] is None)
-        raise ValueError(f'{loose} lies in no folder of its breed, as by="folder" asks; move it into one.')
+        raise ValueError(f'{loose} lies in no folder of its breed, as by="folder" asks; move it '
+                         'into one.')
     if by == 'name' and not in_names:
         first = next(why[i] for i in train if names[i] is None)
-        raise ValueError(f'{first.rstrip(".")}; nor does every picture lie in one of several folders named after '
-                         'the breeds.')
+        raise ValueError(f'{first.rstrip(".")}; nor does every picture lie in one of several '
+                         'folders named after the breeds.')
     return parts, folders if by == 'folder' else names, names, by
 
 def _from_folders_or_names(path, root, in_name, by):
     files = picture_files(root)
     if not files:
         where = f'{root} holds no pictures'
-        if root == path: where = f'{path/"images"} is not there, and {path.name}/ itself holds no pictures'
-        raise FileNotFoundError(f'{where}; they belong in it, named like great_pyrenees_173.jpg, or in a folder '
-                                'for each breed.')
+        if root == path:
+            where = f'{path/"images"} is not there, and {path.name}/ itself holds no pictures'
+        raise FileNotFoundError(f'{where}; they belong in it, named like great_pyrenees_173.jpg, '
+                                'or in a folder for each breed.')
     parts, labels, names, by = _choose(files, root, in_name, by)
     _say_left([f for f,l in zip(files, labels) if l is None], root, 'have no label')
     kept = [i for i,l in enumerate(labels) if l is not None]
     if by == 'folder':
         both, some = {(names[i], labels[i]) for i in kept}, {names[i] for i in kept} - {None}
-        if len(some) > 1 and None not in {n for n,_ in both} and not len(both) == len(some) == len({l for _,l in both}):
-            warnings.warn(f'The pictures in {root} have a label in their folder, such as {labels[kept[0]]!r}, and perhaps '
-                          f'another in their name, such as {names[kept[0]]!r}; the folder was taken. Choose the name '
-                          'with by="name".', stacklevel=4)
+        if (len(some) > 1 and None not in {n for n,_ in both}
+            and not len(both) == len(some) == len({l for _,l in both})):
+            warnings.warn(f'The pictures in {root} have a label in their folder, such as '
+                          f'{labels[kept[0]]!r}, and perhaps another in their name, such as '
+                          f'{names[kept[0]]!r}; the folder was taken. Choose the name with '
+                          'by="name".', stacklevel=4)
     files, valid = _held_back(*([o[i] for i in kept] for o in (files, labels, parts)), root)
     if by == 'name': return LabelledPictures(files, in_name, 'the names of the files', valid)
     return LabelledPictures(files, folder_label, 'the names of the folders', valid)
@@ -268,7 +292,8 @@ def labelled_pictures(
     in_name,         # takes a path, gives the label in the file's name; ValueError if it has none
     by:str=None,     # where to look: 'name', 'folder' or 'table'; None: where there is one
     column:str=None, # the table's column with the label; None: one named label, breed, class, ...
-) -> LabelledPictures: # FileNotFoundError or ValueError, which name file, line or value, if something is wrong
+    # FileNotFoundError or ValueError, which name file, line or value, if something is wrong
+) -> LabelledPictures:
     "The pictures of a set, with a label each"
     if by not in (None, 'name', 'folder', 'table'):
         raise ValueError(f"by is {by!r}; it must be 'name', 'folder' or 'table'.")
@@ -306,12 +331,15 @@ def pets_dls(
     size:int=None,         # pixels, side of what the network sees; None: what suits the network
     bs:int=None,           # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter
     valid_pct:float=None,  # share for validation; None: a fifth, of synthetic pictures two thirds
-    seed:int=42,           # of the split; it and `valid_pct` are for sets without a split of their own
+    # of the split; it and `valid_pct` are for sets without a split of their own
+    seed:int=42,
     num_workers:int=None,  # processes that read pictures; None: some for large ones on a GPU
-    keep_valid:bool=None,  # keep the validation batches in memory; None: if they take 256 MB at most
+    # keep the validation batches in memory; None: if they take 256 MB at most
+    keep_valid:bool=None,
     by:str=None,           # where the breed is, as in `pet_labels`
     column:str=None,       # the table's column with the breed
-    frozen:bool=True,      # False: the body will be trained too; smaller pictures where that is slow
+    # False: the body will be trained too; smaller pictures where that is slow
+    frozen:bool=True,
 ) -> DataLoaders:          # ValueError if there is one breed only, or less to train on than a batch
     "Batches of pets, presized, augmented and labelled with their breeds"
     pets = pet_labels(path, by, column).check()
@@ -355,7 +383,8 @@ def plan_report(
 # %% ../../nbs/engine/picture_labels.ipynb #ce4674e0
 def pets_learner(
     dls:DataLoaders, # batches of pictures with one label
-    arch=None,       # makes the network, as torchvision's `resnet34` does; None: what suits the data
+    # makes the network, as torchvision's `resnet34` does; None: what suits the data
+    arch=None,
     saved=None,      # weights to start from, a file of `learn.save`; None: pretrained ones
     cbs=None,        # callbacks
     head:str=None,   # 'lesson' or 'plain'; None: 'plain' for real pictures without a GPU
@@ -377,7 +406,8 @@ def pets_learner(
 def fit_pets(
     learn:Learner,   # a learner of `pets_learner`
     epochs:int=None, # None: 2 for all layers after one for the head; of a frozen body, 20
-    lr:float=None,   # the largest learning rate; None: 2e-3, for a frozen body and batches of 64 5e-3
+    # the largest learning rate; None: 2e-3, for a frozen body and batches of 64 5e-3
+    lr:float=None,
     views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks
 ):
@@ -388,7 +418,7 @@ def fit_pets(
     epochs,views = epochs or (20 if frozen else 2),views or 2
     how = (f'{epochs} epochs for the head, views of each picture: {views}' if frozen
            else f'1 epoch for the head, {epochs} for all layers')
-    print(f"{getattr(learn.arch, '__name__', learn.arch)}, {getattr(learn.dls, 'pixels', '?')} pixels, "
-          f"layers in the head: {layers}; {how}, learning rate {lr:g}")
+    print(f"{getattr(learn.arch, '__name__', learn.arch)}, {getattr(learn.dls, 'pixels', '?')} "
+          f"pixels, layers in the head: {layers}; {how}, learning rate {lr:g}")
     if frozen: fit_head(learn, epochs, lr, views, cbs=cbs)
     else: learn.fine_tune(epochs, lr, cbs=cbs)

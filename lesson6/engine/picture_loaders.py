@@ -12,19 +12,21 @@ from fastai.vision.data import Normalize
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7c4d17b9
 def normalize(): # for `batch_tfms`
-    "The transform that every loader of pictures here ends with: ImageNet's mean colour becomes 0, its spread 1"
+    "What every loader of pictures here ends with: ImageNet's mean colour becomes 0, its spread 1"
     return Normalize.from_stats(*imagenet_stats)
 
 # %% ../../nbs/engine/picture_loaders.ipynb #69299b79
 def _same(a, b): # whether two loaders give the same items in the same batches
-    return a.dataset is b.dataset and (a.bs, a.drop_last) == (b.bs, b.drop_last) and list(a.get_idxs()) == list(b.get_idxs())
+    return (a.dataset is b.dataset and (a.bs, a.drop_last) == (b.bs, b.drop_last)
+            and list(a.get_idxs()) == list(b.get_idxs()))
 
 class KeepBatches(TfmdDL):
-    "A loader that makes its batches once and keeps them: for validation, and where they fit into memory"
+    "Makes its batches once and keeps them: for validation, and where they fit into memory"
     kept = made_by = None
     def __iter__(self):
         made_by = [self.device, *self.after_item.fs, *self.after_batch.fs]
-        if self.made_by != made_by: # a learner adds `Normalize`, after somebody has looked at them perhaps
+        # a learner adds `Normalize`, after somebody has looked at them perhaps
+        if self.made_by != made_by:
             batches = []
             for b in super().__iter__():
                 batches.append(b)
@@ -33,29 +35,32 @@ class KeepBatches(TfmdDL):
         else: yield from self.kept
     def new(self, dataset=None, cls=None, **kwargs): # as `get_preds` asks for one before it begins
         res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepBatches) and _same(res, self): res.kept, res.made_by = self.kept, self.made_by
+        if isinstance(res, KeepBatches) and _same(res, self):
+            res.kept, res.made_by = self.kept, self.made_by
         return res
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7ad59ea3
 class KeepItems(TfmdDL):
-    "A loader that makes each item once and keeps it: where no item transform is random, and the items fit into memory"
+    "Makes each item once and keeps it: where no item transform is random, and all fit into memory"
     kept = None # until the transforms are set up, which look at an item to do so
     def __init__(self, dataset, *args, **kwargs):
         super().__init__(dataset, *args, **kwargs)
         self.kept, self.made_by = {}, None
     def do_item(self, s):
         if self.kept is None: return super().do_item(s)
-        if self.made_by != list(self.after_item.fs): self.kept, self.made_by = {}, list(self.after_item.fs)
+        if self.made_by != list(self.after_item.fs):
+            self.kept, self.made_by = {}, list(self.after_item.fs)
         if s not in self.kept: self.kept[s] = super().do_item(s)
         return self.kept[s]
     def new(self, dataset=None, cls=None, **kwargs):
         res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepItems) and res.dataset is self.dataset: res.kept, res.made_by = self.kept, self.made_by
+        if isinstance(res, KeepItems) and res.dataset is self.dataset:
+            res.kept, res.made_by = self.kept, self.made_by
         return res
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7c1f03ab
 class KeepPictures(TfmdDL):
-    "A loader that keeps pictures as they were read, before any transform of items, as many as fit into `most` bytes"
+    "Keeps pictures as they were read, before any transform, as many as fit into `most` bytes"
     most = 256e6
     def __init__(self, dataset, *args, **kwargs):
         self.read, self.room = {}, self.most
@@ -69,5 +74,6 @@ class KeepPictures(TfmdDL):
         return item
     def new(self, dataset=None, cls=None, **kwargs):
         res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepPictures) and res.dataset is self.dataset: res.read, res.room = self.read, self.room
+        if isinstance(res, KeepPictures) and res.dataset is self.dataset:
+            res.read, res.room = self.read, self.room
         return res

@@ -26,7 +26,8 @@ def _title_file(file, sep, genres=()): # what the flags at the end of a line sta
     for i,line in _lines(file):
         where, fields = f'{file}, line {i}', line.split(sep)
         if len(fields) < 2 or not fields[1].strip(): raise gap(where, 'title')
-        if not re.fullmatch(' *-?[0-9]{1,18} *', fields[0]): raise _no_number(where, 'item', fields[0])
+        if not re.fullmatch(' *-?[0-9]{1,18} *', fields[0]):
+            raise _no_number(where, 'item', fields[0])
         item = int(fields[0])
         if item in titles: raise _again(where, item)
         titles[item] = fields[1].strip()
@@ -49,7 +50,8 @@ def _genre_names(folder): # of MovieLens 100k: a name and its number in a line
     return [line.split('|')[0] for _,line in _lines(file)] if file.is_file() else []
 
 def read_titles(
-    path:Path,  # a folder with `u.item`: number and title in the first two of its columns, `|` between
+    # a folder with `u.item`: number and title in the first two of its columns, `|` between
+    path:Path,
 ) -> dict:      # {number: title}; FileNotFoundError or ValueError, naming file and line
     "The titles of MovieLens 100k, in UTF-8 or latin-1"
     return _title_file(beside(path, 'u.item') or Path(path)/'u.item', '|')[0]
@@ -63,18 +65,19 @@ def name_columns(
     asked:dict=None,    # names of its columns, by what they are for: user, title, rating, timestamp
     rated:bool=True,    # whether it must have a column of ratings
 ) -> pd.DataFrame:      # ValueError, naming the column that is missing or there twice
-    "The table with its columns called user, title, rating and, where there are any, movie (the number of a title) and timestamp"
+    "The table with columns user, title, rating and, if any, movie (a title's number) and timestamp"
     check_columns(table.columns, what)
     if '' in table: table = table.loc[:, [o != '' for o in table.columns]]
     asked = {key: name for key,name in (asked or {}).items() if name is not None}
-    def find(key, needed=False): return find_column(table.columns, key, what, asked.get(key), needed)
+    def find(key, needed=False):
+        return find_column(table.columns, key, what, asked.get(key), needed)
     found = {key: find(key) for key in ('user', 'title', 'rating', 'timestamp')}
     number = find('item')
     if found['title'] is None: found['title'], number = number, None
     many = [o for o,kind in table.dtypes.items() if pd.api.types.is_numeric_dtype(kind)]
     if rated and found['rating'] is None and len(many) > 6:
-        raise ValueError(f'{what} has {len(many):,} columns of numbers, as if each were a title; a row '
-                         'should be one rating. DataFrame.melt of pandas makes such a table.')
+        raise ValueError(f'{what} has {len(many):,} columns of numbers, as if each were a title; '
+                         'a row should be one rating. DataFrame.melt of pandas makes such a table.')
     for key in ('user', 'title', *['rating']*rated):
         if found[key] is None: find(key, needed=True)
     names = {name: key for key,name in found.items() if name is not None}
@@ -88,25 +91,28 @@ def composed_names(
     column:pd.Series, # of anything
 ) -> pd.Series:       # the same, text in NFC
     "Names that compare equal to those that another system wrote"
-    if pd.api.types.is_numeric_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype): return column
+    if pd.api.types.is_numeric_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return column
     other = {o: composed(o) for o in column.unique() if isinstance(o, str) and not o.isascii()}
     other = {a: b for a,b in other.items() if a != b}
     return column.replace(other) if other else column
 
 def _ids(column, name):
     "Identifiers of one type: numbers, or else text; a mixture becomes text, with a warning"
-    if isinstance(column.dtype, pd.CategoricalDtype): column = column.astype(column.cat.categories.dtype)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
     if pd.api.types.is_float_dtype(column) and (column % 1 == 0).all():
         if column.abs().max() >= 2**53:
-            raise ValueError(f'The column {name} holds numbers as large as {column.abs().max():.17g}, which '
-                             'floats cannot tell apart; give them as whole numbers or as text.')
+            raise ValueError(f'The column {name} holds numbers as large as '
+                             f'{column.abs().max():.17g}, which floats cannot tell apart; give '
+                             'them as whole numbers or as text.')
         return column.astype('int64')
     column = composed_names(column)
     if column.dtype != object: return column
     text = column.map(lambda o: isinstance(o, str))
     if 0 < text.sum() < len(text):
-        warnings.warn(f'The column {name} mixes numbers ({(~text).sum():,}) and text ({text.sum():,}); '
-                      'all are taken as text.', stacklevel=5)
+        warnings.warn(f'The column {name} mixes numbers ({(~text).sum():,}) and text '
+                      f'({text.sum():,}); all are taken as text.', stacklevel=5)
     elif text.all() or len(set(column.map(type))) == 1: return column
     return column.map(lambda o: str(int(o)) if isinstance(o, float) and o % 1 == 0 else str(o))
 
@@ -137,7 +143,7 @@ def _tidy(table, where, scale=None): # `where` says where a row is; the scale th
 def odd_rating(
     values,  # ratings, (n,)
 ):           # the number, or None
-    "A number that may stand for 'not rated': far from all others, negative, or a 0 in a quarter of the rows"
+    "What may stand for 'not rated': far from all others, negative, or a 0 in a quarter of the rows"
     values = np.asarray(values)
     for edge in (values.min(), values.max()):
         at = values == edge
@@ -161,7 +167,7 @@ def _whole_numbers(table, where): # users, items and times of the oldest MovieLe
     return table
 
 def _titles_of(file, name): # the ratings, and their name without the ending of a packed file
-    "The file of titles beside a file of ratings, the titles and genres in it; None if there is none"
+    "The file of titles beside a file of ratings, its titles and genres; None if there is none"
     first, end = name.rsplit('.', 1)
     if end in ('data', 'base', 'test') or name == 'ratings.dat':
         beside_it, sep = ('movies.dat', '::') if end == 'dat' else ('u.item', '|')
@@ -175,7 +181,8 @@ def _titles_of(file, name): # the ratings, and their name without the ending of 
     item, title = (find_column(movies.columns, o, titles) for o in ('item', 'title'))
     again = movies[item].duplicated()
     if again.any(): raise _again(where(int(again.argmax())), movies[item][again.argmax()])
-    kinds = dict(zip(movies[item], movies['genres'].astype(str).map(_genres))) if 'genres' in movies else {}
+    kinds = (dict(zip(movies[item], movies['genres'].astype(str).map(_genres)))
+             if 'genres' in movies else {})
     return titles, dict(zip(movies[item], movies[title].astype(str).str.strip())), kinds
 
 def _read(file):
@@ -184,7 +191,8 @@ def _read(file):
     if name.lower().endswith('.parquet'):
         try: return pd.read_parquet(file), lambda row: f'{file}, row {row}'
         except (OSError, ValueError) as e:
-            raise ValueError(f"{file} can't be read as Parquet ({str(e).partition(chr(10))[0][:80]}).") from None
+            raise ValueError(f"{file} can't be read as Parquet "
+                             f"({str(e).partition(chr(10))[0][:80]}).") from None
     old = name.endswith(('.data', '.base', '.test', '.dat'))
     table, where = read_frame(file, _four, 3, quiet=old)
     if find_column(table.columns, 'title', file, needed=False): return table, where
@@ -196,16 +204,18 @@ def _read(file):
     rows = pd.Index(list(titles)).get_indexer(table['movie' if old else item])
     if (rows < 0).any():
         row = int((rows < 0).argmax())
-        raise ValueError(f'{where(row)}: item {table["movie" if old else item].iloc[row]} has no title in '
-                         f'{titles_file.name}; add it there, or remove the row.')
+        raise ValueError(f'{where(row)}: item {table["movie" if old else item].iloc[row]} has no '
+                         f'title in {titles_file.name}; add it there, or remove the row.')
     more = {'title': titles} | ({'genres': genres} if any(genres.values()) else {})
-    return table.assign(**{k: pd.Series(list(o.values())).take(rows).array for k,o in more.items()}), where
+    return table.assign(**{k: pd.Series(list(o.values())).take(rows).array
+                           for k,o in more.items()}), where
 
 def tidy_ratings(
     table:pd.DataFrame, # as somebody brings it
     what='The table',   # how a message calls it
     where=None,         # takes the position of a row, gives its place for a message
-    scale:tuple=None, asked:dict=None, not_rated=None, # as for `read_ratings`; names of columns, as for `name_columns`
+    # as for `read_ratings`; names of columns, as for `name_columns`
+    scale:tuple=None, asked:dict=None, not_rated=None,
 ) -> pd.DataFrame:      # as from `read_ratings`
     "A table of ratings, checked"
     where = where or (lambda row: f'{what}, row {row}')
@@ -221,21 +231,24 @@ def tidy_ratings(
     table = table[[*first, *(o for o in table if o not in first)]].copy()
     pairs = table[['movie', 'title']].drop_duplicates() if 'movie' in table else table[:0]
     if several := pairs.title.duplicated().sum():
-        warnings.warn(f'{several:,} titles have more than one number; the ratings of a title are taken together.',
+        warnings.warn(f'{several:,} titles have more than one number; the ratings of a title are '
+                      'taken together.',
                       stacklevel=3)
     return table
 
 def read_ratings(
     path,             # a folder, a file, or a DataFrame
     scale:tuple=None, # the lowest and the highest rating there may be; None: those that there are
-    user:str=None, title:str=None, rating:str=None, timestamp:str=None, # names of the columns, where they
-                      # aren't the usual ones
+    # names of the columns, where they aren't the usual ones
+    user:str=None, title:str=None, rating:str=None, timestamp:str=None,
     not_rated=None,   # a number, or several, that stands for 'not rated'; its rows are left out
-) -> pd.DataFrame:    # columns user, title, rating and what else there is, as movie (the number of a title)
-                      # and timestamp; FileNotFoundError or ValueError, naming file and line
-    "Ratings with their titles, from the files of MovieLens, any table (CSV, TSV, Parquet), or a DataFrame"
+    # columns user, title, rating and what else there is, as movie (the number of a title) and
+    # timestamp; FileNotFoundError or ValueError, naming file and line
+) -> pd.DataFrame:
+    "Ratings with their titles, from MovieLens's files, a table (CSV, TSV, Parquet), or a DataFrame"
     asked = dict(user=user, title=title, rating=rating, timestamp=timestamp)
-    if isinstance(path, pd.DataFrame): return tidy_ratings(path, 'The table', None, scale, asked, not_rated)
+    if isinstance(path, pd.DataFrame):
+        return tidy_ratings(path, 'The table', None, scale, asked, not_rated)
     file = Path(path) if Path(path).is_file() else find_table(path, 'ratings')
     table, where = _read(file)
     return tidy_ratings(table, file, where, scale, asked, not_rated)

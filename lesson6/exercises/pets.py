@@ -250,6 +250,7 @@ def _shapes(learn): # of its weights
     return [tuple(p.shape) for p in learn.model.parameters()]
 
 def _alike(a, b): # of the same network: about 1 if their filters began the same, about 0 if not
-    filters = [torch.cat([torch.zeros(1)] + [p.detach().cpu().flatten() for p in o.model.parameters()
-                                             if p.ndim == 4]) for o in (a, b)]
+    filters = [torch.cat([torch.zeros(1)]
+                         + [p.detach().cpu().flatten() for p in o.model.parameters()
+                            if p.ndim == 4]) for o in (a, b)]
     return torch.cosine_similarity(*filters, dim=0).item()

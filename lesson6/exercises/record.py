@@ -19,7 +19,9 @@ def progress_file() -> Path: # may not exist yet
     "Where the record of the exercises is kept"
     return user_data_path('lesson6', appauthor=False)/'progress.json'
 
-def read_progress() -> dict: # from `pets-3` to {'tried': 2, 'solved': '2026-01-31', 'hint': True, ...}; no key: never
+def read_progress(
+    # from `pets-3` to {'tried': 2, 'solved': '2026-01-31', 'hint': True, ...}; no key: never
+) -> dict:
     "What is in the record; a file that can't be read counts as none"
     try: known = json.loads(progress_file().read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
@@ -32,7 +34,8 @@ def _noted(entry, event, verdict): # a row of the record after one more event
     return {'solved': date.today().isoformat()} | entry if verdict else entry
 
 def record(
-    event:str,    # 'tried', 'hint' or 'solution', as `check`, `hint` and `solution` tell their listeners
+    # 'tried', 'hint' or 'solution', as `check`, `hint` and `solution` tell their listeners
+    event:str,
     id:str,       # an exercise, such as `pets-3`
     verdict=None, # of the answer that was tried
 ):
@@ -51,7 +54,8 @@ listeners.append(record)
 
 def forget_progress():
     "Deletes the record of the exercises"
-    for ending in '.json', '.new', '.lock': progress_file().with_suffix(ending).unlink(missing_ok=True)
+    for ending in '.json', '.new', '.lock':
+        progress_file().with_suffix(ending).unlink(missing_ok=True)
 
 # %% ../../nbs/exercises/record.ipynb #605d372e
 def progress():      # a DataFrame with a row for each exercise
