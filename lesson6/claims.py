@@ -166,7 +166,7 @@ class Compared:
                  for name,x in zip(self.names, (self.first, self.second/self.factor))]
         what = ('difference' if self.factor == 1
                 else f'the first number minus {self.factor:g} times the second:')
-        least = (f'; to tell them apart takes {self.needed:.1f} standard errors'
+        least = (f'; we tell them apart from {self.needed:.1f} standard errors on'
                  if self.verdict == EVEN else '')
         return (f'{", ".join(sides)}; {what} {apart(self.difference)}, standard error '
                 f'{apart(self.standard_error)}, '
@@ -314,7 +314,7 @@ def _(by_hand, acts, targets):
     return (off < 1e-5, f'{losses[0]:.4f} and {losses[1]:.4f}; with the gradients, at most '
                         f'{off:.0e} apart')
 
-@statement('pets-diagonal', "The confusion matrix' diagonal is what was right", of='pets')
+@statement('pets-diagonal', "The diagonal of the confusion matrix counts what was right", of='pets')
 def _(matrix, error): # counts, (n, n), truth down and guess across; the error rate
     right, n = int(matrix.trace()), int(matrix.sum())
     return (abs(right/n-(1-error)) < 1e-6,
@@ -446,8 +446,8 @@ def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
     verdict, text, *compared = _together(
         *[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
                   trainings=False, **_pictures) for t in (.1, .99)])
-    return (verdict, f"accuracy {', '.join(f'{t:g}: {1-w.mean():.1%}' for t,w in wrong.items())}; "
-                     f"{text}", *compared)
+    at = ', '.join(f'{t:g}: {1-w.mean():.1%}' for t,w in wrong.items())
+    return verdict, f"accuracy at {at}; {text}", *compared
 
 # %% ../nbs/claims.ipynb #b613d5ea
 @statement('multilabel-fair', 'One threshold may be chosen on the validation set: what is chosen '
@@ -459,7 +459,7 @@ def _(one, many):
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
     names = 'accuracy where chosen minus elsewhere, one threshold', 'one for each label'
     return _together(compare(one, many, names, trainings=False, **_pictures),
-                     compare(one, .005, (names[0], 'allowed'), trainings=False, **_pictures))
+                     compare(one, .005, (names[0], 'we allow'), trainings=False, **_pictures))
 
 @statement('multilabel-nothing', 'Accuracy flatters when most labels are absent: answering '
                                  '"nothing" scores high, and knows nothing', of='pascal')
@@ -606,7 +606,8 @@ def _(errors, floor):
     return _together(compare(errors, floor, ('MSE', 'the lowest possible'), factor=1.1, **_ratings),
                      also=errors.mean() > .95*floor.mean())
 
-@statement('collab-factors', 'Factors know more about a rating than biases alone', of='movielens')
+@statement('collab-factors', 'Factors and biases together predict ratings better than biases '
+                             'alone', of='movielens')
 def _(errors, biases): # errors of the model, and of one that has biases and no factors
     return _together(compare(errors, biases, ('MSE', 'biases alone'), **_ratings))
 
@@ -668,8 +669,9 @@ def _(average, asked, users=None):
                              trainings=False, groups=users, each='users', **_ratings))
 
 # %% ../nbs/claims.ipynb #16f931bf
-@statement('reg-overfits', 'Trained for longer, the rating model with biases gets better on what '
-                           'it has seen and worse on what it has not', of='movielens')
+@statement('reg-overfits', 'Trained for longer with little weight decay, the rating model gets '
+                           'better on what it has seen and worse on what it has not',
+           of='movielens')
 def _(train, valid, n): # losses of each epoch; how many validation ratings there are
     train, valid = map(_numbers, (train, valid))
     best = int(valid.argmin())
@@ -694,8 +696,9 @@ def _(ours, theirs):
     return (off <= 1e-5*theirs.abs().max().item(),
             f'largest difference {off:.1g} over {ours.numel()} weights')
 
-@statement('reg-penalty-in-loss', 'With Adam, the penalty in the loss does not do what decoupled '
-                                  'decay does: the rating model ends worse', of='movielens')
+@statement('reg-penalty-in-loss', 'With Adam, the penalty in the loss does not do what '
+                                  "fastai's `wd` does: the rating model ends worse",
+           of='movielens')
 def _(in_loss, decoupled): # errors
     return _together(compare(decoupled, in_loss, ('MSE decoupled', 'with the penalty in the loss'),
                              **_ratings))
@@ -718,8 +721,8 @@ def _by_seed(sweep, column): # a row for each seed, a column for each weight dec
     if not bool(table.notna().all(axis=None)): raise NotAsked('a training has diverged')
     return table
 
-@statement('reg-wd-middle', 'The best weight decay lies between the ends: far less and far more '
-                            'are both worse', of='movielens',
+@statement('reg-wd-middle', 'The best weight decay lies between the ends of the sweep: the '
+                            'smallest and the largest value are both worse', of='movielens',
                             lesson='validation MSE 0.893 without, 0.823 with wd=0.1')
 def _(sweep): # with seed, wd, valid_loss
     mse = _by_seed(sweep, 'valid_loss')

@@ -30,7 +30,7 @@ _all_ = [RatingModel, Ratings, RatingsDL, RatingsDataLoaders, YRange, lowest_err
 class DotProduct(RatingModel):
     "Predicts a rating by the dot product of two rows of factors, squeezed into a range"
     def __init__(self,
-        n_users:int, n_movies:int, # how many, with the unknown one
+        n_users:int, n_movies:int, # how many, counting `#na#`
         n_factors:int,             # numbers that describe a user or a film
         y_range=None,              # what a prediction lies between, as `dls.y_range`
     ):
@@ -47,7 +47,7 @@ class DotProduct(RatingModel):
 class DotProductBias(RatingModel):
     "`DotProduct` with a bias for every user and every film"
     def __init__(self,
-        n_users:int, n_movies:int, # how many, with the unknown one
+        n_users:int, n_movies:int, # how many, counting `#na#`
         n_factors:int,             # numbers that describe a user or a film
         y_range=None,              # what a prediction lies between, as `dls.y_range`
     ):

@@ -714,7 +714,7 @@ def test_collab_7_compares_three_widths(rated, seed):
     def other(n, **kwargs): return by | {n: rating_learner(**dict(dls=dls, n_factors=n, wd=.1) | kwargs)}
     lazy = {n: rating_learner(dls, n, wd=.1, lr=1e-9) for n in by}
     for answer, why in [
-            (by, 'two dicts'), (list(by.values()), 'two dicts'), (({2: by[2], 10: by[10]}, mse), 'they are 2, 10'), ((by | {20: by[10]}, mse), '2, 10, 50, 20'),
+            (by, 'a pair'), (list(by.values()), 'a pair'), (({2: by[2], 10: by[10]}, mse), 'they are 2, 10'), ((by | {20: by[10]}, mse), '2, 10, 50, 20'),
             ((by | {10: by[50]}, mse), 'under 10 has 50 factors'), ((by | {2: 'two'}, mse), 'one is a str'), ((other(50, epochs=0), mse), 'has not been trained'),
             ((other(50, epochs=6), mse), 'numbers of steps'), ((other(50, lr=.01), mse), 'same learning rate'), ((other(50, wd=1), mse), 'weight decay of 1'),
             ((other(2, dls=rated(7, n=1500)), mse), 'not validated on the same ratings'), ((lazy, mse), 'no better than the mean rating'),

@@ -74,6 +74,8 @@ class Verdict:
     answered: bool=True  # False: there was no answer yet
 
     def __bool__(self): return self.solved
+    def __int__(self): return int(self.solved)
+    def _ipython_display_(self): pass # `check` has printed it
     def __str__(self):
         if not self.answered: return f'{self.id} {self.sentence}'
         return f'{self.id}{" is right." if self.solved else ": not yet."} {self.sentence}'.strip()
@@ -103,12 +105,12 @@ def judge(
 def check(
     id:str,      # which exercise, such as `pets-3`
     answer=...,  # your answer; `...` stands for none yet
-) -> bool:       # whether it is right
+) -> Verdict:    # true if it is right
     "Says whether an answer is right, or what is missing"
     verdict = judge(id, answer)
     print(verdict)
     if verdict.answered: _tell('tried', id, verdict)
-    return verdict.solved
+    return verdict
 
 def short(text, width:int=150) -> str: # on one line, cut off after `width` characters
     "An error's text as part of a sentence"

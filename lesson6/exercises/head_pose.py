@@ -236,8 +236,8 @@ def _(answer):
 # %% ../../nbs/exercises/head_pose.ipynb #3ef7fa23
 @exercise('pose-7', 'an experiment of a minute', '''
     The lesson holds out one person for validation. Is another person easier or harder? Train
-    a model as in the opening (`pose_learner`, `fit_pose`), but hold out **another** person.
-    Hand in the learner.''',
+    a model as in the opening (`pose_learner`, `fit_pose`), but hold out **another** person
+    (`valid_group` of `points_dls`). Hand in the learner.''',
     hint='''`points_dls` takes `valid_group`, a person's name as in the column `group` of
     `read_points`. Nothing else changes: `pose_learner` and `fit_pose` do the rest.''',
     solution='''

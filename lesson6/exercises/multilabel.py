@@ -81,8 +81,8 @@ def _(answer):
 # %% ../../nbs/exercises/multilabel.ipynb #eea61f43
 @exercise('multi-3', 'a function', '''
     Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose
-    probability is at least `thresh`, the most probable first. It returns a list, which is
-    empty when no probability is high enough.''',
+    probability is at least `thresh` (equal counts, too), the most probable first. It returns
+    a list, which is empty when no probability is high enough.''',
     hint='''`probs.argsort(descending=True)` gives the positions in order. Walk through them
     and keep those that reach the threshold.''',
     solution='''
@@ -120,7 +120,8 @@ def _(answer):
 @exercise('multi-4', 'a function', '''
     Most labels are absent from most pictures, so a network learns to say "no". Write
     `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a
-    label that is *present* counts `weight` times. It must stay finite for activations of
+    label that is *present* counts `weight` times. The mean is taken over all activations, as
+    with `pos_weight`. It must stay finite for activations of
     ±200.''',
     hint='''`F.logsigmoid(x)` is the logarithm of the probability of "yes", and
     `F.logsigmoid(-x)` that of "no"; neither becomes infinite. The mean is taken over all
@@ -163,7 +164,8 @@ def _large(f, right, x, y):
 # %% ../../nbs/exercises/multilabel.ipynb #53b3e85d
 @exercise('multi-5', 'a function', '''
     Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that
-    predicts no label at all for every picture. (Do you still find 95 % impressive?)''',
+    predicts no label at all for every picture. (Do you still find the lesson's 95 %
+    impressive?)''',
     hint='''Every zero in the targets is then right, and every one is wrong.''',
     solution='''
 def accuracy_of_nothing(targs):
@@ -198,9 +200,10 @@ def _f1(preds, targs, t): # probabilities; zeros and ones; a threshold
 
 @exercise('multi-6', 'a function', '''
     Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the
-    number of labels found rightly, divided by the number of labels found plus the number of
+    number of labels named rightly, divided by the number of labels named plus the number of
     labels there are. Write `best_f1_threshold(preds, targs)`, which returns the threshold
-    with the highest F1 (all labels taken together; `preds` are probabilities).''',
+    with the highest F1 (all labels taken together; `preds` are probabilities). Try thresholds
+    from 0.01 to 0.99.''',
     hint='''Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take
     the one with the highest F1.''',
     solution='''
@@ -284,7 +287,7 @@ def _honest(preds, targs, t, first, second):
 
 # %% ../../nbs/exercises/multilabel.ipynb #dc127049
 @exercise('multi-8', 'an experiment of two minutes', '''
-    Does the weighted loss of `multi-4` find more? Train the lesson's learner twice by the
+    Does the weighted loss of `multi-4` find more? Train our `multilabel_learner` twice by the
     same recipe and from the same seed: once as it is, once with a loss in which a present
     label counts 10 times (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both
     learners, the plain one first. The check compares the share of the present labels that

@@ -112,8 +112,8 @@ def _(answer):
     A network that has learnt only how common each breed is gives every picture the same
     probabilities: each breed's share of the pictures. Write `loss_of_guessing(counts)`: its
     mean cross-entropy on these pictures, from a list with the number of pictures of each
-    breed. (A training loss near this number means that the network has not looked at the
-    pictures yet.)''',
+    breed. (If the *validation* loss is near this number, the network has probably learnt
+    nothing from the pictures.)''',
     hint='''Cross-entropy is minus the natural logarithm of the probability given to the right
     breed, averaged over the pictures. How many pictures have the same probability?''',
     solution='''
@@ -207,9 +207,9 @@ def _(answer):
 
 # %% ../../nbs/exercises/pets.ipynb #99ff8954
 @exercise('pets-7', 'an experiment of a minute', '''
-    What are the pretrained weights worth? Train the lesson's network twice by the same
-    recipe: once starting from its pretrained weights, once from random ones. Hand in both
-    learners, the pretrained one first.''',
+    What are the pretrained weights worth? Train the network of `pets_learner(dls)` twice by
+    the same recipe: once starting from its pretrained weights, once from random ones. Hand in
+    both learners, the pretrained one first.''',
     hint='''`pets_learner` hands `pretrained` on to `vision_learner`. Give it the same `arch`
     both times, make the `DataLoaders` once, and set the seed before each training.''',
     solution='''

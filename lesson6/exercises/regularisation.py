@@ -282,7 +282,7 @@ def _counts(left): # how many of 50 were kept, in each of 200 calls; by chance t
     Then train a second model on the same `DataLoaders` with whatever you have learnt here, be
     it weight decay, dropout, early stopping or fewer factors. Hand in both learners, the
     plain one first. The second must have a lower validation error by more than three standard
-    errors, paired on the validation ratings. To exclude the luck of a seed, `check` trains
+    errors, paired on the validation ratings. To guard against the luck of a seed, `check` trains
     the plain recipe twice more and compares with those, too.''',
     hint='''The curve of `wd_sweep` shows how much decay is good. Does everything have to
     decay? The two groups of `ratings_learner` are the factors and the biases, and `wd` takes
