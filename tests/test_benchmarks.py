@@ -67,3 +67,11 @@ def test_the_package_itself_imports_none_of_the_large_ones():
     import subprocess
     code = "import lesson6, sys; print([m for m in ('torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'pyarrow', 'sklearn') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+def test_installing_meets_empty_caches(tmp_path, monkeypatch):
+    import install
+    monkeypatch.setenv('UV_CACHE_DIR', '/full')
+    monkeypatch.setenv('LESSON6_DATA', 'full')
+    env = install.cold(tmp_path)
+    assert {v for k, v in env.items() if 'CACHE' in k} == {str(tmp_path/'caches')} and 'LESSON6_DATA' not in env and env['PATH']
