@@ -93,7 +93,7 @@ def test_no_solution_is_in_the_students_copies(course):
 
 
 def test_a_course_keeps_what_a_teacher_has_changed(tmp_path, capsys):
-    main.__wrapped__(str(tmp_path))
+    main(str(tmp_path))
     assert len(capsys.readouterr().out.splitlines()) == 6
     (tmp_path/'nbgrader_config.py').write_text('# mine')
     (tmp_path/'source'/'pets'/'pets.ipynb').unlink()
@@ -112,11 +112,11 @@ def test_solutions_are_not_shown_in_a_class_copy(capsys, monkeypatch):
 
 
 def test_what_cannot_be_marked_is_said(tmp_path):
-    from fastcore.script import CliError
-    with pytest.raises(CliError, match='is no course: write one'): main.__wrapped__(str(tmp_path), grade=True)
+    from lesson6.book.options import CliError
+    with pytest.raises(CliError, match='is no course: write one'): main(str(tmp_path), grade=True)
     write_course(tmp_path)
-    with pytest.raises(CliError, match='Nothing to mark: there is no .*submitted'): main.__wrapped__(str(tmp_path), grade=True)
-    with pytest.raises(CliError, match='gradebook.db is missing: mark a section first'): main.__wrapped__(str(tmp_path), report=True)
+    with pytest.raises(CliError, match='Nothing to mark: there is no .*submitted'): main(str(tmp_path), grade=True)
+    with pytest.raises(CliError, match='gradebook.db is missing: mark a section first'): main(str(tmp_path), report=True)
 
 
 # Marks
@@ -141,7 +141,7 @@ def test_a_submission_harms_itself_only(course):
     hand_in(course, 'bert', 'regularisation', lambda id: solved(id) if id != 'reg-8' else 'reg_8 = 1')
     before = (course/'source'/'regularisation'/'regularisation.ipynb').read_bytes()
     nbgrader(course, ('ZipCollect', 'regularisation'), ('Autograde', 'regularisation'), ('Export',), ('GenerateFeedback', 'regularisation'))
-    main.__wrapped__(str(course), report=True)
+    main(str(course), report=True)
     config.write_text(kept)
     rows = {r['student']: r for r in csv.DictReader((course/'grades.csv').open())}
     assert [rows['anna'][f'reg-{i}'].removesuffix('.0') for i in range(1, 9)] == ['0']*6 + ['1', '0']

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from fastcore.script import CliError
+from lesson6.book.options import CliError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lesson6.book import command, running, site

@@ -126,7 +126,7 @@ notebook = '''
 def test_a_run_is_killed(environment, tmp_path):
     n = max(2, rounds//2) if rounds < 50 else rounds
     seen = kills(notebook.format(here=str(tmp_path)) + '''
-    def work(): os.chdir(here); run.run.__wrapped__('small', save=True)
+    def work(): os.chdir(here); run.run('small', save=True)
     def look():
         saved = nbformat.read(nbs/'01_small.ipynb', as_version=4) # a valid notebook at any moment
         assert [c.source for c in saved.cells] == [c.source for c in nb.cells]

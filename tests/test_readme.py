@@ -40,7 +40,7 @@ run_by = {
     'lesson6 run collab': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
     'lesson6 train': ('tests/test_command.py', "name, '--help'"),
     'lesson6 train collab': ('tests/test_train.py', "'lesson6.train', 'collab'"),
-    'lesson6 class course': ('tests/test_classroom.py', 'main.__wrapped__(str(tmp_path))\n'),
+    'lesson6 class course': ('tests/test_classroom.py', 'main(str(tmp_path))\n'),
     'lesson6 doctor': ('tests/test_packaging.py', "lesson6('doctor')"),
     'lesson6 train pets --out runs': ('tests/test_train.py', "'lesson6.train', 'collab'"),
     'lesson6 predict runs/pets/learner.pkl holiday.jpg': ('tests/test_predict.py', "'predict', pets, *files"),

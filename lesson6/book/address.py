@@ -8,7 +8,7 @@ __all__ = ['parts', 'set_address', 'main']
 # %% ../../nbs/book/address.ipynb #ae4fd7be
 import json, re
 from pathlib import Path
-from fastcore.script import CliError, call_parse
+from .options import CliError, run_command
 from .running import sections
 from ..files import write_whole
 from .site import first_cell, open_links
@@ -88,7 +88,6 @@ def _line(text, pattern, new, before):
     return text[:at] + new + text[at:]
 
 # %% ../../nbs/book/address.ipynb #5a84b678
-@call_parse
 def main(
     # The address of the repository, such as https://git.example.org/our/lesson6; none takes it out
     url:str='',
@@ -99,3 +98,6 @@ def main(
     for f in changed: print(f)
     print(f'{len(changed)} files changed: look at them with git diff, then commit.' if changed
           else 'Nothing to change.')
+
+# %% ../../nbs/book/address.ipynb #625c3c9a
+if __name__ == '__main__' and '__file__' in globals(): run_command(main) # not in this notebook

@@ -9,7 +9,7 @@ __all__ = ['parts_of', 'assignment', 'class_copy', 'write_course', 'main']
 import ast
 from dataclasses import replace
 from pathlib import Path
-from fastcore.script import CliError, call_parse
+from .options import CliError
 from .running import section_name, sections
 from ..files import write_whole
 
@@ -105,7 +105,6 @@ def write_course(
         written.append(path)
     return written
 
-@call_parse
 def main(
     folder:str,        # Folder of the course; written if it isn't there
     *sections:str,     # Sections to mark, such as pets; none: all of them

@@ -10,7 +10,7 @@ __all__ = ['commands', 'print_claims', 'count_claims', 'run', 'site', 'notebooks
 import os, sys, time
 from importlib import import_module
 from pathlib import Path
-from fastcore.script import CliError, call_parse, parse_cli
+from .options import CliError, run_command
 from ..files import write_whole
 from .running import (Stopped, Times, expected_seconds, find_notebooks, keep_run,
                                   keep_times, long_ones_first, minutes, notebooks_at_once,
@@ -70,7 +70,6 @@ def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
     return out/'index.html' if built else build_site(out, work)
 
 # %% ../../nbs/book/command.ipynb #86a015c7
-@call_parse
 def run(
     # Notebooks to run, such as collab, 04_collab or engine/pictures; none: all of them
     *notebooks:str,
@@ -130,7 +129,6 @@ def run(
     if failed: raise CliError(str(failed).split('\n')[0])
 
 # %% ../../nbs/book/command.ipynb #0376e725
-@call_parse
 def site(
     out:str='_site',     # Folder for the pages
 ):
@@ -141,7 +139,6 @@ def site(
     print(f'Open {os.path.relpath(build_site(out))} in a browser.')
 
 # %% ../../nbs/book/command.ipynb #3c2399b4
-@call_parse
 def notebooks(
     folder:str,           # Where to put them, such as lesson6-notebooks
     overwrite:bool=False, # Replace notebooks there that differ
@@ -164,7 +161,6 @@ def notebooks(
     print(f'{len(pairs)} notebooks in {folder}: jupyter lab {folder}')
 
 # %% ../../nbs/book/command.ipynb #cb99109f
-@call_parse
 def data(
     # Sections (pets, multilabel, head_pose, collab, regularisation) or data sets (pets, pascal,
     # biwi, movielens); none: all
@@ -286,7 +282,6 @@ def networks_here(
     return lines
 
 # %% ../../nbs/book/command.ipynb #68668adb
-@call_parse
 def doctor():
     "Print versions, device and data, and what would be slow or go wrong here"
     import platform, shutil
@@ -363,7 +358,7 @@ def main():
     # a sentence, without the line of code that says it
     warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
     # fastcore spells every option with two dashes
-    words = ['--n' if w == '-n' else w for w in sys.argv[1:]]
+    words = sys.argv[1:]
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
         for name,f in commands.items(): print(f'  {name:<10} {f.__doc__}')
@@ -374,9 +369,7 @@ def main():
     if command in (train, predict, classroom):
         # whose import takes seconds, which the other commands needn't wait
         command = import_module(f'lesson6.book.{command.__name__}').main
-    args, kwargs, _ = parse_cli(command.__wrapped__)
-    try: return command.__wrapped__(*args, **kwargs)
-    except CliError as e: sys.exit(str(e) or 1)
+    try: return run_command(command)
     except OSError as e:
         sys.exit(f'{e.filename}: {e.strerror}; make room there, or choose another folder.'
                  if e.filename else str(e))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import fastai.callback.progress # noqa: F401, gives Learner its no_bar
-from fastcore.script import CliError, call_parse
+from .options import CliError
 from tqdm import tqdm
 from ..data import cache_path
 from ..engine.pictures import check_picture, upright_size
@@ -137,7 +137,6 @@ def _said(learn, files): # what the network answers
                                                     num_workers=0))[0].cpu()
 
 # %% ../../nbs/book/predict.ipynb #0932e8fd
-@call_parse
 def main(
     learner:str,      # The file of a trained learner, such as runs/pets/learner.pkl, or its folder
     *items:str,       # For a learner of pictures: pictures, or folders of them

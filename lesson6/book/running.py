@@ -11,7 +11,7 @@ __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebook
 # %% ../../nbs/book/running.ipynb #b6e74de6
 import json, os, re, sys, time
 from pathlib import Path
-from fastcore.script import CliError
+from .options import CliError
 import lesson6
 from ..files import write_whole
 

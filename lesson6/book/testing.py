@@ -8,7 +8,7 @@ __all__ = ['test_notebook', 'start_test', 'test_together', 'main']
 # %% ../../nbs/book/testing.ipynb #4382cbc3
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from fastcore.script import CliError, call_parse
+from .options import CliError, run_command
 from .kernels import Forked, ServerDied, can_fork
 from .running import find_notebooks, long_ones_first
 
@@ -70,7 +70,6 @@ def test_together(
     return ended
 
 # %% ../../nbs/book/testing.ipynb #f606dc47
-@call_parse
 def main(
     *notebooks:str,   # Notebooks, or folders with notebooks
     at_once:int=2,    # How many are tested at the same time
@@ -97,3 +96,6 @@ def main(
     if failed:
         raise CliError(f'{len(failed)} of {len(paths)} notebooks failed: {", ".join(failed)}')
     print(f'{len(paths)} notebook{"s"*(len(paths)!=1)} passed, {time.time()-began:.0f} s.')
+
+# %% ../../nbs/book/testing.ipynb #f97837c4
+if __name__ == '__main__' and '__file__' in globals(): run_command(main) # not in this notebook

@@ -15,7 +15,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
-from fastcore.script import CliError, call_parse
+from .options import CliError
 from .predict import remember_learner
 from .running import section_name
 from ..data import lesson_path, profile
@@ -173,7 +173,6 @@ def _export(learn, path):
     remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06
-@call_parse
 def main(
     # pets, multilabel, head_pose, collab or regularisation; the name of its file will do too
     section:str,
