@@ -1,4 +1,5 @@
-"Runs contenders in turn on the same data and cores, and writes a table and a chart. Machines are noisy, so what counts is the ratio."
+"""Runs contenders in turn on the same data and cores, and writes a table and a chart. Machines are
+noisy, so what counts is the ratio."""
 import json
 import platform
 import statistics
@@ -15,10 +16,14 @@ results = Path(__file__).parent/'results'
 
 
 def side_by_side(
-    contenders: dict,    # {name: function without arguments}; a function may return {column: value} of what else it measured
+    # {name: function without arguments}; a function may return {column: value} of what else it
+    # measured
+    contenders: dict,
     baseline: str,       # the name that the others are compared with
     repeats: int = 3,    # rounds; in each of them every contender runs once, in turn
-) -> pd.DataFrame:       # one row a contender: median seconds, fastest, slowest, times as fast as the baseline, and the rest
+    # one row a contender: median seconds, fastest, slowest, times as fast as the baseline, and the
+    # rest
+) -> pd.DataFrame:
     seconds, extras = {n: [] for n in contenders}, {n: [] for n in contenders}
     for i in range(repeats):
         for name, f in contenders.items():
@@ -26,12 +31,15 @@ def side_by_side(
             extra = f() or {}
             seconds[name].append(extra.pop('seconds', time.perf_counter() - start))
             extras[name].append(extra)
-            print(f'round {i+1}/{repeats}  {name:<44} {seconds[name][-1]:8.2f} s  {extra}', flush=True)
+            print(f'round {i+1}/{repeats}  {name:<44} {seconds[name][-1]:8.2f} s  {extra}',
+                  flush=True)
     rows = []
     for name, ts in seconds.items():
         ratio = statistics.median(b/t for b, t in zip(seconds[baseline], ts, strict=True))
-        rows.append({'': name, 'median s': statistics.median(ts), 'fastest s': min(ts), 'slowest s': max(ts),
-                     'times as fast': ratio, **{k: statistics.mean(e[k] for e in extras[name]) for k in extras[name][0]}})
+        rows.append({'': name, 'median s': statistics.median(ts), 'fastest s': min(ts),
+                     'slowest s': max(ts),
+                     'times as fast': ratio,
+                     **{k: statistics.mean(e[k] for e in extras[name]) for k in extras[name][0]}})
     table = pd.DataFrame(rows).set_index('')
     table.attrs['seconds'] = seconds    # of each round, by name
     return table
@@ -48,12 +56,16 @@ def report(
     ratios = table['times as fast'][::-1].dropna() if chart else None
     table = table.astype(object).where(table.notna(), '')   # empty where not measured
     machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
-    (results/f'{name}.json').write_text(json.dumps({'title': title, 'note': note, 'machine': machine,
-                                                    'rows': table.reset_index().to_dict('records')}, indent=1), encoding='utf-8')
+    (results/f'{name}.json').write_text(json.dumps({'title': title, 'note': note,
+                                                    'machine': machine,
+                                                    'rows': table.reset_index().to_dict('records')},
+                                                   indent=1), encoding='utf-8')
     rounded = table.map(lambda v: f'{v:.4g}' if isinstance(v, float) else v)
     head = '| ' + ' | '.join(['', *rounded.columns]) + ' |\n|' + '---|'*(len(rounded.columns)+1)
-    rows = '\n'.join('| ' + ' | '.join([n, *map(str, r)]) + ' |' for n, r in zip(rounded.index, rounded.values, strict=True))
-    (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n', encoding='utf-8')
+    rows = '\n'.join('| ' + ' | '.join([n, *map(str, r)]) + ' |'
+                     for n, r in zip(rounded.index, rounded.values, strict=True))
+    (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n',
+                                      encoding='utf-8')
     print((results/f'{name}.md').read_text(encoding='utf-8'))
     if not chart: return
     fig, ax = plt.subplots(figsize=(7, 0.5*len(ratios)+1), layout='constrained')

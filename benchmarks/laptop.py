@@ -1,6 +1,8 @@
-"""The lesson's own set on a laptop: synthetic JPEGs of 500 x 375 read, augmented twice and seen by lite0 at 256 pixels.
+"""The lesson's own set on a laptop: synthetic JPEGs of 500 x 375 read, augmented twice and seen by
+lite0 at 256 pixels.
 
-`body_features`, as `fit_head` calls it, side by side with fastai's loader in front of the same frozen body: `python benchmarks/laptop.py [PICTURES] [ROUNDS]`.
+`body_features`, as `fit_head` calls it, side by side with fastai's loader in front of the same
+frozen body: `python benchmarks/laptop.py [PICTURES] [ROUNDS]`.
 """
 import os
 import sys
@@ -31,7 +33,8 @@ def draw(folder, n):
     files = get_image_files(lesson_path('pets')/'images').sorted()
     for i in range(n):
         f = files[i*len(files)//n % len(files)]
-        with Image.open(f) as im: picture = im.convert('RGB').resize((500, 375), Image.Resampling.BICUBIC)
+        with Image.open(f) as im:
+            picture = im.convert('RGB').resize((500, 375), Image.Resampling.BICUBIC)
         picture.save(folder/f'{f.stem.rpartition("_")[0]}_{i}.jpg', quality=90)
 
 
@@ -58,8 +61,10 @@ def timed(way, folder, threads, presize, workers=0):
     way(learn)
     seconds, after = time.perf_counter()-start, os.times()
     cpu = sum(after[:4])-sum(before[:4])   # of this process and of the workers that it has ended
-    return {'seconds': seconds, 'ms a picture': 1000*seconds/n, 'ms of processor a picture': 1000*cpu/n,
-            f'minutes for {ALL:,}': ALL*seconds/n/60, 'minutes on two quiet cores, from processor time': ALL*cpu/n/60/2}
+    return {'seconds': seconds, 'ms a picture': 1000*seconds/n,
+            'ms of processor a picture': 1000*cpu/n,
+            f'minutes for {ALL:,}': ALL*seconds/n/60,
+            'minutes on two quiet cores, from processor time': ALL*cpu/n/60/2}
 
 
 def main(n=200, rounds=3):
@@ -68,13 +73,17 @@ def main(n=200, rounds=3):
         folder = Path(tmp)/'images'
         folder.mkdir()
         draw(folder, n)
-        table = side_by_side({"fastai's loader, Resize(460), batches of 64": partial(timed, stock, folder, threads, 460),
-                              "fastai's loader, Resize(320), batches of 64": partial(timed, stock, folder, threads, 320),
+        table = side_by_side({"fastai's loader, Resize(460), batches of "
+                              "64": partial(timed, stock, folder, threads, 460),
+                              "fastai's loader, Resize(320), batches of "
+                              "64": partial(timed, stock, folder, threads, 320),
                               'body_features': partial(timed, ours, folder, threads, None)},
                              "fastai's loader, Resize(460), batches of 64", rounds)
         report('laptop', "The lesson's own set on a laptop", table,
-               f'{n} synthetic pictures of 500 x 375, four fifths of them augmented twice, one fifth seen once; efficientnet_lite0 at 256 pixels, {threads} threads. '
-               'The last column is half of the processor time: what two cores without other work would need if both were always busy. It is computed, not measured.')
+               f'{n} synthetic pictures of 500 x 375, four fifths of them augmented twice, one '
+               f'fifth seen once; efficientnet_lite0 at 256 pixels, {threads} threads. The last '
+               'column is half of the processor time: what two cores without other work would need '
+               'if both were always busy. It is computed, not measured.')
 
 
 if __name__ == '__main__': main(*map(int, sys.argv[1:]))

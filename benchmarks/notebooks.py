@@ -1,4 +1,5 @@
-"`lesson6 run`, notebook by notebook: kernels forked from a warm process, and kernels that import everything themselves, beside one import of fastai."
+"""`lesson6 run`, notebook by notebook: kernels forked from a warm process, and kernels that import
+everything themselves, beside one import of fastai."""
 import re
 import statistics
 import subprocess
@@ -20,14 +21,18 @@ def seconds(*command):
     return time.perf_counter() - start, done.stdout
 
 
-def one_import(): return seconds(sys.executable, '-W', 'ignore', '-c', 'from fastai.vision.all import *')[0]
+def one_import():
+    return seconds(sys.executable, '-W', 'ignore', '-c', 'from fastai.vision.all import *')[0]
 
 
 def run(*options):
     "Seconds of a whole run, with the site, and of each notebook"
     with tempfile.TemporaryDirectory() as folder:
-        whole, said = seconds(str(Path(sys.executable).parent/'lesson6'), 'run', '--out', f'{folder}/_site', *options)
-    return {'the whole run, with the site': whole, **{name: float(s) for name, s in re.findall(r'^\d+/\d+ (\S+) +\d+ cells, (\d+) s$', said, re.M)}}
+        whole, said = seconds(str(Path(sys.executable).parent/'lesson6'), 'run', '--out',
+                              f'{folder}/_site', *options)
+    return {'the whole run, with the site': whole,
+            **{name: float(s)
+               for name, s in re.findall(r'^\d+/\d+ (\S+) +\d+ cells, (\d+) s$', said, re.M)}}
 
 
 def main(rounds=1):
@@ -36,13 +41,17 @@ def main(rounds=1):
         for name, options in ('cold', ['--cold']), ('warm', []):
             found[name].append(run(*options))
             imports.append(one_import())
-            print(name, {k: round(v) for k, v in found[name][-1].items()}, f'one import {imports[-1]:.1f} s', flush=True)
+            print(name, {k: round(v) for k, v in found[name][-1].items()},
+                  f'one import {imports[-1]:.1f} s', flush=True)
     unit = statistics.median(imports)
     table = pd.DataFrame({name: pd.DataFrame(rows).median() for name, rows in found.items()})
-    table = pd.DataFrame({'cold kernels, s': table.cold, 'warm kernels, s': table.warm, 'times as fast': table.cold/table.warm.clip(lower=1),
+    table = pd.DataFrame({'cold kernels, s': table.cold, 'warm kernels, s': table.warm,
+                          'times as fast': table.cold/table.warm.clip(lower=1),
                           'warm, in imports': table.warm/unit})
-    report('notebooks', 'A run of all notebooks', table, f'Two notebooks at a time, one thread each; {rounds} round(s), and one import of fastai, {unit:.1f} s, measured between the runs. '
-           'A notebook is timed in whole seconds, beside another one.', chart=False)
+    report('notebooks', 'A run of all notebooks', table,
+           f'Two notebooks at a time, one thread each; {rounds} round(s), and one import of '
+           f'fastai, {unit:.1f} s, measured between the runs. A notebook is timed in whole '
+           'seconds, beside another one.', chart=False)
 
 
 if __name__ == '__main__': main()

@@ -14,7 +14,8 @@ def pretraining():
     module = ModuleType('pretraining')
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if source.startswith('#| definition'): exec(compile(source, f'{notebook} {cell["id"]}', 'exec'), module.__dict__)
+        if source.startswith('#| definition'):
+            exec(compile(source, f'{notebook} {cell["id"]}', 'exec'), module.__dict__)
     return module
 
 

@@ -1,8 +1,10 @@
-"""Real pictures through the sections' own functions, with no argument but the folder and the seed: `python benchmarks/real.py FOLDER [FOLDS]`.
+"""Real pictures through the sections' own functions, with no argument but the folder and the seed:
+`python benchmarks/real.py FOLDER [FOLDS]`.
 
-FOLDER holds `oxford-iiit-pet/` and `pascal_2007/`, as fastai's `untar_data` leaves them. Pets: five folds, two pictures in ten of each breed
-to validate on, with the network that a section takes without a GPU and with the deeper one. VOC: the set's own split.
-What was found is kept in `results/real.json`.
+FOLDER holds `oxford-iiit-pet/` and `pascal_2007/`, as fastai's `untar_data` leaves them. Pets: five
+folds, two pictures in ten of each breed to validate on, with the network that a section takes
+without a GPU and with the deeper one. VOC: the set's own split. What was found is kept in
+`results/real.json`.
 """
 import json
 import platform
@@ -21,7 +23,8 @@ from sklearn.metrics import average_precision_score  # noqa: E402
 
 from lesson6.claims import compare  # noqa: E402
 from lesson6.engine.networks import lesson_arch  # noqa: E402
-from lesson6.multilabel import fit_multilabel, multilabel_dls, multilabel_learner, read_labels, threshold_curve  # noqa: E402
+from lesson6.multilabel import (fit_multilabel, multilabel_dls, multilabel_learner,  # noqa: E402
+                                read_labels, threshold_curve)
 from lesson6.pets import breed, fit_pets, pets_dls, pets_learner  # noqa: E402
 
 
@@ -31,7 +34,8 @@ def quiet(learn):
 
 
 def linked(files, fold, folder):
-    "A set with a split of its own: links to the pictures, below train/ and valid/; every fifth picture of a breed is in a fold"
+    """A set with a split of its own: links to the pictures, below train/ and valid/; every fifth
+    picture of a breed is in a fold"""
     at = {}
     for f in files:
         n = at[breed(f)] = at.get(breed(f), -1) + 1
@@ -65,30 +69,42 @@ def voc(path, seed=42):
     with learn.no_logging():
         fit_multilabel(learn)
         probs, targets = learn.get_preds()
-    return float(threshold_curve(probs, targets)[1].max()), average_precision_score(targets, probs, average='macro')
+    return (float(threshold_curve(probs, targets)[1].max()),
+            average_precision_score(targets, probs, average='macro'))
 
 
 def against_each_other(found):
     "Whether the deeper network has fewer errors, paired on the folds"
     (first, its), (deeper, others) = found.items()
-    return {'': 'pets, the two networks', 'compared': str(compare(others, its, (deeper, first), 'share', over='folds'))}
+    return {'': 'pets, the two networks',
+            'compared': str(compare(others, its, (deeper, first), 'share', over='folds'))}
 
 
 def main(path, folds=5):
     path, found, start = Path(path), {}, time.process_time()
     for fold in range(int(folds)):
-        for name,error in pets(path/'oxford-iiit-pet', fold).items(): found.setdefault(name, []).append(error)
-        print(f'fold {fold+1}:', ', '.join(f'{name} {errors[-1]:.1%}' for name,errors in found.items()), flush=True)
-    rows = [{'': f'pets, {name}', 'error': statistics.mean(errors), 'folds': ', '.join(f'{e:.1%}' for e in errors),
-             'standard deviation': statistics.stdev(errors) if len(errors) > 1 else None} for name,errors in found.items()]
+        for name,error in pets(path/'oxford-iiit-pet', fold).items():
+            found.setdefault(name, []).append(error)
+        print(f'fold {fold+1}:',
+              ', '.join(f'{name} {errors[-1]:.1%}' for name,errors in found.items()), flush=True)
+    rows = [{'': f'pets, {name}', 'error': statistics.mean(errors),
+             'folds': ', '.join(f'{e:.1%}' for e in errors),
+             'standard deviation': statistics.stdev(errors) if len(errors) > 1 else None}
+            for name,errors in found.items()]
     if int(folds) > 1: rows.append(against_each_other(found))
     accuracy, precision = voc(path/'pascal_2007')
-    rows.append({'': 'VOC', 'accuracy at the best threshold': accuracy, 'mean average precision': precision})
-    for row in rows: print(', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}'.strip() for k,v in row.items()))
-    note = f'{folds} folds of the pets, the own split of VOC; {time.process_time()-start:.0f} seconds of the processor.'
+    rows.append({'': 'VOC', 'accuracy at the best threshold': accuracy,
+                 'mean average precision': precision})
+    for row in rows:
+        print(', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}'.strip()
+                        for k,v in row.items()))
+    note = (f'{folds} folds of the pets, the own split of VOC; {time.process_time()-start:.0f} '
+            'seconds of the processor.')
     machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
-    kept = {'title': "Real pictures, the sections' functions", 'note': note, 'machine': machine, 'rows': rows}
-    (Path(__file__).parent/'results'/'real.json').write_text(json.dumps(kept, indent=1)+'\n', encoding='utf-8')
+    kept = {'title': "Real pictures, the sections' functions", 'note': note, 'machine': machine,
+            'rows': rows}
+    (Path(__file__).parent/'results'/'real.json').write_text(json.dumps(kept, indent=1)+'\n',
+                                                             encoding='utf-8')
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

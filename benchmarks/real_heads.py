@@ -1,8 +1,10 @@
-"""Real heads, five folds over breeds, through the section's own functions: how far off is the middle of a head?
+"""Real heads, five folds over breeds, through the section's own functions: how far off is the
+middle of a head?
 
     python benchmarks/real_heads.py FOLDER
 
-FOLDER holds the pets' pictures in images/ and, as boxes.csv or in annotations/xmls, the boxes around their heads.
+FOLDER holds the pets' pictures in images/ and, as boxes.csv or in annotations/xmls, the boxes
+around their heads.
 """
 import argparse
 import random
@@ -32,10 +34,12 @@ def main():
         with learn.no_bar(), learn.no_logging(): fit_pose(learn)
         errors.append(point_errors(learn))
         off, constant = errors[-1].off.mean(), errors[-1].constant.mean()
-        print(f'fold {i+1}: {off:.1f} pixels off, the constant guess {constant:.1f}: {off/constant:.3f} of it; {time.perf_counter()-start:.0f} s so far', flush=True)
+        print(f'fold {i+1}: {off:.1f} pixels off, the constant guess {constant:.1f}: '
+              f'{off/constant:.3f} of it; {time.perf_counter()-start:.0f} s so far', flush=True)
     every = pd.concat(errors)
     off, constant = every.off.mean(), every.constant.mean()
-    print(f'{len(every)} heads: {off:.1f} pixels off (median {every.off.median():.1f}), the constant guess {constant:.1f}: {off/constant:.3f} of it')
+    print(f'{len(every)} heads: {off:.1f} pixels off (median {every.off.median():.1f}), the '
+          f'constant guess {constant:.1f}: {off/constant:.3f} of it')
 
 
 if __name__ == '__main__': main()

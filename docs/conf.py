@@ -15,7 +15,8 @@ nb_execution_mode = 'off'  # the notebooks come executed
 nb_ipywidgets_js = {}      # nothing from a server
 nb_merge_streams = True
 nb_number_source_lines = False
-myst_enable_extensions = ['attrs_inline', 'attrs_block', 'colon_fence', 'deflist', 'dollarmath', 'strikethrough']
+myst_enable_extensions = ['attrs_inline', 'attrs_block', 'colon_fence', 'deflist', 'dollarmath',
+                          'strikethrough']
 myst_heading_anchors = 3
 html_math_renderer = 'mathml'
 lesson6_names = exported_names()
@@ -40,7 +41,10 @@ pygments_style = 'a11y-high-contrast-light'
 pygments_dark_style = 'a11y-high-contrast-dark'
 html_theme_options = {
     'navigation_with_keys': True,
-    'footer_icons': [{'name': 'Repository', 'url': repository(), 'html': 'Repository', 'class': ''}] if repository() else [],
-    'light_css_variables': {'color-brand-primary': '#0b5d8a', 'color-brand-content': '#0b5d8a', 'color-brand-visited': '#6a3d8f'},
-    'dark_css_variables': {'color-brand-primary': '#7cc4ee', 'color-brand-content': '#7cc4ee', 'color-brand-visited': '#c3a6e0'},
+    'footer_icons': [{'name': 'Repository', 'url': repository(), 'html': 'Repository', 'class': ''}]
+    if repository() else [],
+    'light_css_variables': {'color-brand-primary': '#0b5d8a', 'color-brand-content': '#0b5d8a',
+                            'color-brand-visited': '#6a3d8f'},
+    'dark_css_variables': {'color-brand-primary': '#7cc4ee', 'color-brand-content': '#7cc4ee',
+                           'color-brand-visited': '#c3a6e0'},
 }

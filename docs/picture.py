@@ -1,4 +1,4 @@
-"""Draws docs/twins.png, the picture on the front page, from the drawn data: python docs/picture.py"""
+"Draws docs/twins.png, the front page's picture, from the drawn data: python docs/picture.py"
 import csv
 import warnings
 from pathlib import Path
@@ -9,7 +9,8 @@ from PIL import Image
 
 from lesson6.data import lesson_path
 
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai calls it while it is imported
+# fastai calls it while it is imported
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 matplotlib.use('agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -21,7 +22,9 @@ def wall(pictures, columns, size, gap=3):
     w, h = size
     rows = -(-len(pictures)//columns)
     whole = Image.new('RGB', (columns*(w+gap)-gap, rows*(h+gap)-gap), 'white')
-    for i, p in enumerate(pictures): whole.paste(p.convert('RGB').resize(size, Image.LANCZOS), (i % columns*(w+gap), i//columns*(h+gap)))
+    for i, p in enumerate(pictures):
+        whole.paste(p.convert('RGB').resize(size, Image.LANCZOS),
+                    (i % columns*(w+gap), i//columns*(h+gap)))
     return whole
 
 
@@ -33,7 +36,8 @@ def square(p):
 def pets():
     files = sorted((lesson_path('pets')/'images').glob('*.jpg'))
     breeds = sorted({f.name.rpartition('_')[0] for f in files})
-    chosen = [next(f for f in files if f.name.startswith(f'{b}_')) for b in breeds[::len(breeds)//12 or 1][:12]]
+    chosen = [next(f for f in files if f.name.startswith(f'{b}_'))
+              for b in breeds[::len(breeds)//12 or 1][:12]]
     return wall([square(Image.open(f)) for f in chosen], 4, (96, 96))
 
 
@@ -68,8 +72,10 @@ def ratings():
     return grid[np.argsort(-seen.sum(1))[:40]][:, np.argsort(-seen.sum(0))[:52]]
 
 
-fig, axs = plt.subplots(1, 4, figsize=(13, 3.1), dpi=110, layout='constrained', width_ratios=[395, 395, 393, 390])
-for ax, picture, title in zip(axs, [pets(), things(), heads()], ['Which breed?', 'Which things?', 'Where is the head?']):
+fig, axs = plt.subplots(1, 4, figsize=(13, 3.1), dpi=110, layout='constrained',
+                        width_ratios=[395, 395, 393, 390])
+for ax, picture, title in zip(axs, [pets(), things(), heads()],
+                              ['Which breed?', 'Which things?', 'Where is the head?']):
     ax.imshow(picture, aspect='auto')
     ax.set_title(title)
 axs[3].pcolormesh(ratings(), cmap='YlGnBu', edgecolors='white', linewidth=.2)

@@ -1,6 +1,8 @@
-"""Puts the first figure of each section, as it is stored, onto JupyterLab's start page: python docs/start.py
+"""Puts the first figure of each section, as it is stored, onto JupyterLab's start page: python
+docs/start.py
 
-The pictures are attachments of the page's texts, so that no cell of code stands between a section's name and its picture.
+The pictures are attachments of the page's texts, so that no cell of code stands between a section's
+name and its picture.
 """
 import base64
 import io
@@ -22,7 +24,9 @@ def first_figure(nb):
 def main():
     page = nbformat.read(notebooks_path()/'index.ipynb', 4)
     for cell in page.cells:
-        if not (m := re.match(r'## \[.*?\]\((\w+)\.ipynb\)\n\n.*', cell.source)) or m[1] not in sections: continue
+        if (not (m := re.match(r'## \[.*?\]\((\w+)\.ipynb\)\n\n.*', cell.source))
+            or m[1] not in sections):
+            continue
         picture, words = first_figure(nbformat.read(notebooks_path()/f'{m[1]}.ipynb', 4))
         picture = picture.convert('RGB')
         picture.thumbnail((420, 420), Image.LANCZOS)

@@ -27,8 +27,9 @@ _other_pictures = {'.heic', '.heif', '.avif', '.jxl', '.svg', '.psd', '.dng', '.
 
 def walk(
     folder:str|Path, # where to begin
-):                   # yields (folder, names of its folders, names of its files), sorted, as
-                     # `os.walk` does; a folder taken off the list is not entered
+    # yields (folder, names of its folders, names of its files), sorted, as `os.walk` does; a folder
+    # taken off the list is not entered
+):
     "All folders below a folder, each once, through links too; hidden ones are left out"
     root, linked = Path(folder).resolve(), set()
     for here,folders,names in os.walk(folder, followlinks=True):
@@ -43,8 +44,9 @@ def walk(
 
 def picture_files(
     folder:str|Path, # with pictures, in subfolders too
-) -> list:           # their paths, sorted by name, without hidden ones; empty if there are none;
-                     # ValueError, naming the file, for a picture of a kind that can't be read here
+    # their paths, sorted by name, without hidden ones; empty if there are none; ValueError, naming
+    # the file, for a picture of a kind that can't be read here
+) -> list:
     "The pictures in a folder"
     endings, found, unread = picture_endings(), [], []
     for here,_,names in walk(folder):

@@ -200,13 +200,31 @@ def _loses(raw, sep):
     if not any(o in raw and (b'0'+o in like or b'.'+o in like) for o in (b'e', b'E')): return False
     return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"])-?[0-9.]+[eE]', raw))
 
+def _without_blanks(table, as_text): # a DataFrame; whether its numbers are text as yet
+    "The table as from `read_rows`: no blanks around a cell, no lines of nothing but separators"
+    import pandas as pd
+    # of columns without a name, the first is kept
+    if not table.columns.is_unique: table = table.loc[:, ~table.columns.duplicated()].copy()
+    for c in table.columns:
+        if pd.api.types.is_numeric_dtype(table[c]): continue
+        bare = {o: o.strip() for o in table[c].unique() if isinstance(o, str) and o != o.strip()}
+        if bare: table[c] = table[c].replace(bare)
+    if as_text: table = table.apply(_as_numbers)
+    blank = pd.Series(True, table.index)
+    for c in table:
+        if not blank.any(): break
+        number = pd.api.types.is_numeric_dtype(table[c])
+        blank &= table[c].isna() if number else table[c].fillna('').astype(str).str.strip() == ''
+    return table[~blank].reset_index(drop=True) if blank.any() else table
+
 def read_frame(
     file:str|Path, # a table; may be packed
     names=(),      # of the columns, in order, where no line names them
     least:int=2,   # how many of these there must be
     quiet=False,   # as for `read_rows`
-) -> tuple:        # a DataFrame, and a function from the position of a row to its file and line;
-                   # FileNotFoundError or ValueError, naming the line
+    # a DataFrame, and a function from the position of a row to its file and line; FileNotFoundError
+    # or ValueError, naming the line
+) -> tuple:
     "A large table, with numbers as numbers, in UTF-8, UTF-16 or latin-1"
     import pandas as pd
     from pyarrow import ArrowInvalid, BufferReader, csv as arrow, string
@@ -229,22 +247,9 @@ def read_frame(
             arrow.ParseOptions(delimiter=sep, newlines_in_values='"' in body),
             arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
     except ArrowInvalid:
-        table, as_text = pd.DataFrame([row for _,row in rows().rows], columns=columns,
-                                      dtype=str), True
-    # of columns without a name, the first is kept
-    if not table.columns.is_unique: table = table.loc[:, ~table.columns.duplicated()].copy()
-    for c in table.columns: # as in `read_rows`, blanks around a cell don't count
-        if pd.api.types.is_numeric_dtype(table[c]): continue
-        bare = {o: o.strip() for o in table[c].unique() if isinstance(o, str) and o != o.strip()}
-        if bare: table[c] = table[c].replace(bare)
-    if as_text: table = table.apply(_as_numbers)
-    blank = pd.Series(True, table.index)
-    for c in table: # lines of nothing but separators
-        if not blank.any(): break
-        number = pd.api.types.is_numeric_dtype(table[c])
-        blank &= table[c].isna() if number else table[c].fillna('').astype(str).str.strip() == ''
-    if blank.any(): table = table[~blank].reset_index(drop=True)
-    return table, lambda i: rows().where(i)
+        table = pd.DataFrame([row for _,row in rows().rows], columns=columns, dtype=str)
+        as_text = True
+    return _without_blanks(table, as_text), lambda i: rows().where(i)
 
 # %% ../nbs/data/tables.ipynb #5715b447
 _parts = {'train': 'train training trainval', 'valid': 'valid validation val dev heldout',

@@ -33,7 +33,8 @@ def twins():
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     "A cache of its own and no settings from outside."
-    for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'XDG_CACHE_HOME'): monkeypatch.delenv(name, raising=False)
+    for name in ('LESSON6_DATA', 'LESSON6_ARCH', 'LESSON6_SEED', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('LESSON6_CACHE', str(tmp_path/'cache'))
     return monkeypatch
 
@@ -64,13 +65,20 @@ def no_figures_afterwards():
 
 
 def pytest_collection_modifyitems(items):
-    "The files that take longest come first, so that no worker is left alone with one of them at the end."
-    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_figures.py', 'test_faults.py', 'test_device.py', 'test_kernels.py'))
+    """The files that take longest come first, so that no worker is left alone with one of them at
+    the end."""
+    items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_figures.py',
+                                                       'test_faults.py', 'test_device.py',
+                                                       'test_kernels.py'))
 
 
 def pytest_terminal_summary(terminalreporter, config):
     "A whole run on the oldest versions is told on the page of promises."
-    if config.option.keyword or config.option.markexpr != 'not slow' or hasattr(config, 'workerinput'): return
+    if (config.option.keyword or config.option.markexpr != 'not slow'
+        or hasattr(config, 'workerinput')):
+        return
     from promises import how_it_ended
-    ended = {how: terminalreporter.stats.get(how, []) for how in ('passed', 'failed', 'error', 'skipped')}
-    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']], len(ended['skipped']), again=getattr(config.option, 'lf', False))
+    ended = {how: terminalreporter.stats.get(how, [])
+             for how in ('passed', 'failed', 'error', 'skipped')}
+    how_it_ended(len(ended['passed']), [r.nodeid for r in ended['failed'] + ended['error']],
+                 len(ended['skipped']), again=getattr(config.option, 'lf', False))

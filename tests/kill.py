@@ -1,16 +1,20 @@
 """Starts a piece of work again and again, and kills it with SIGKILL at a random moment each time.
 
 `python tests/kill.py ROUNDS SEED 'CODE'`, where CODE defines
-`work()`   the piece of work, done in a forked child; or the words of a command, where the work uses threads, which a fork breaks;
-`look()`   what lies under the right name: None for nothing, else something that is the same for all whole results;
+`work()`   the piece of work, done in a forked child; or the words of a command, where the work uses
+           threads, which a fork breaks;
+`look()`   what lies under the right name: None for nothing, else something that is the same for all
+           whole results;
 `clear()`  removes what a finished piece of work left under the right name;
-`after()`  looks, or waits, right after a kill; `again(pid)` after the start that follows it, done by the process `pid`;
+`after()`  looks, or waits, right after a kill; `again(pid)` after the start that follows it, done
+           by the process `pid`;
 `left()`   parts that a killed piece of work may leave beside, and a finished one may not;
 `more()`   what else was seen, as a dict;
 `loading`  the share of the time that goes into imports, in which no kill is wanted (0 without it).
 
-After each kill nothing half-made may lie under the right name; the work is then started once more, over whatever the
-killed one left, and must end as an undisturbed one does. Prints what it saw, as JSON.
+After each kill nothing half-made may lie under the right name; the work is then started once more,
+over whatever the killed one left, and must end as an undisturbed one does. Prints what it saw, as
+JSON.
 """
 import hashlib
 import json
@@ -29,7 +33,8 @@ def digest(path):
     if not path.is_dir(): return None
     h = hashlib.sha256()
     for p in sorted(path.rglob('*')):
-        h.update(f'{p.relative_to(path).as_posix()} {p.stat().st_size if p.is_file() else -1}\n'.encode())
+        h.update(f'{p.relative_to(path).as_posix()} '
+                 f'{p.stat().st_size if p.is_file() else -1}\n'.encode())
         if p.is_file(): h.update(p.read_bytes())
     return h.hexdigest()
 
@@ -48,7 +53,8 @@ def start(work):
         os._exit(1)
 
 
-def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, again=lambda pid: None, left=lambda: False,
+def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, again=lambda pid: None,
+                   left=lambda: False,
                    more=dict, loading=0):
     rng = random.Random(seed)
     began = time.monotonic()
@@ -80,5 +86,7 @@ def kill_at_random(rounds, seed, work, look, clear, after=lambda: None, again=la
 if __name__ == '__main__':
     names = dict(digest=digest)
     exec(sys.argv[3], names)
-    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]), **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'again', 'left', 'more', 'loading') if k in names})
+    seen = kill_at_random(int(sys.argv[1]), int(sys.argv[2]),
+                          **{k: names[k] for k in ('work', 'look', 'clear', 'after', 'again',
+                                                   'left', 'more', 'loading') if k in names})
     print(json.dumps(seen))

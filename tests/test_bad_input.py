@@ -1,6 +1,8 @@
-"""Bad input: a table of what people give by mistake, each with the sentence it gets; and every parser against made-up files.
+"""Bad input: a table of what people give by mistake, each with the sentence it gets; and every
+parser against made-up files.
 
-LESSON6_ROUNDS=50, or LESSON6_EXAMPLES=3000, tries a few thousand made-up files on each parser instead of 200.
+LESSON6_ROUNDS=50, or LESSON6_EXAMPLES=3000, tries a few thousand made-up files on each parser
+instead of 200.
 """
 import contextlib
 import os
@@ -21,10 +23,12 @@ from promises import kept, rounds
 
 examples = int(os.environ.get('LESSON6_EXAMPLES') or (200 if rounds < 50 else 3000))
 fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
+                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
+                                       HealthCheck.data_too_large, HealthCheck.filter_too_much])
 
 
-# A table of mistakes: section, mistake, what is done in an empty folder `p`, what the sentence must say
+# A table of mistakes: section, mistake, what is done in an empty folder `p`, what the sentence must
+# say
 
 table = []
 
@@ -44,7 +48,8 @@ def picture(path, size=(40, 30)):
     return path
 
 def pets(p, *names):
-    for n in names or [f'{b}_{i}.jpg' for b in ('Bengal', 'pug') for i in range(8)]: picture(p/'images'/n)
+    for n in names or [f'{b}_{i}.jpg' for b in ('Bengal', 'pug') for i in range(8)]:
+        picture(p/'images'/n)
     return p
 
 def cut(path, keep=.5): path.write_bytes(path.read_bytes()[:int(keep*path.stat().st_size)])
@@ -60,19 +65,27 @@ def breed(name):
     return f
 
 mistakes('pets',
-    ('a file name without a number', breed('Bengal.jpg'), 'Bengal.jpg: there is no breed in this file name'),
-    ('a file name without a breed', breed('_12.jpg'), '_12.jpg: there is no breed in this file name'),
+    ('a file name without a number', breed('Bengal.jpg'),
+     'Bengal.jpg: there is no breed in this file name'),
+    ('a file name without a breed', breed('_12.jpg'),
+     '_12.jpg: there is no breed in this file name'),
     ('a number without an underscore', breed('Bengal12.jpg'), 'Bengal12.jpg: there is no breed'),
-    ('a file name that ends after the underscore', breed('Bengal_.jpg'), 'Bengal_.jpg: there is no breed'),
+    ('a file name that ends after the underscore', breed('Bengal_.jpg'),
+     'Bengal_.jpg: there is no breed'),
     ('a text file', breed('images/Bengal_12.txt'), 'Bengal_12.txt: there is no breed'),
     ('no file name at all', breed(''), 'there is no breed'),
     ('the folder has no images/', lambda p: pets_dls(p), 'images is not there'),
     ('images/ is empty', lambda p: ((p/'images').mkdir(), pets_dls(p)), 'images holds no pictures'),
-    ('one picture has another kind of name', lambda p: pets_dls(pets(p, 'Bengal_1.jpg', 'holiday.jpg')), 'holiday.jpg: there is no breed'),
-    ('one picture is empty', lambda p: ((pets(p)/'images'/'Bengal_3.jpg').write_bytes(b''), pets_dls(p)), 'Bengal_3.jpg is empty'),
-    ('one picture is a web page', lambda p: ((pets(p)/'images'/'pug_3.jpg').write_text('<html>'), pets_dls(p)), 'pug_3.jpg is no picture'),
-    ('one picture is cut off', lambda p: (cut(pets(p)/'images'/'pug_3.jpg', .7), pets_dls(p)), 'pug_3.jpg cannot be read to its end'),
-    ('there is one breed only', lambda p: pets_dls(pets(p, *[f'pug_{i}.jpg' for i in range(8)])), 'holds one breed only, pug'),
+    ('one picture has another kind of name',
+     lambda p: pets_dls(pets(p, 'Bengal_1.jpg', 'holiday.jpg')), 'holiday.jpg: there is no breed'),
+    ('one picture is empty', lambda p: ((pets(p)/'images'/'Bengal_3.jpg').write_bytes(b''),
+                                        pets_dls(p)), 'Bengal_3.jpg is empty'),
+    ('one picture is a web page', lambda p: ((pets(p)/'images'/'pug_3.jpg').write_text('<html>'),
+                                             pets_dls(p)), 'pug_3.jpg is no picture'),
+    ('one picture is cut off', lambda p: (cut(pets(p)/'images'/'pug_3.jpg', .7), pets_dls(p)),
+     'pug_3.jpg cannot be read to its end'),
+    ('there is one breed only', lambda p: pets_dls(pets(p, *[f'pug_{i}.jpg' for i in range(8)])),
+     'holds one breed only, pug'),
     ('fewer pictures than a batch', lambda p: pets_dls(pets(p), bs=64), 'fewer than a batch of 64'),
 )
 
@@ -82,7 +95,8 @@ def _(p):
     from torchvision.models import resnet18
     pets_learner(pets_dls(pets(p)), resnet18, saved=p/'nowhere.pth')
 
-@mistake('pets', 'saved weights that are something else', 'weights.pth holds no weights that can be read')
+@mistake('pets', 'saved weights that are something else',
+         'weights.pth holds no weights that can be read')
 def _(p):
     from lesson6.pets import pets_learner
     from torchvision.models import resnet18
@@ -121,43 +135,68 @@ def own_table(*args, **columns):
     def f(p):
         import pandas as pd
         from lesson6.multilabel import multilabel_dls
-        given = {'fname': [f'{i:06d}.jpg' for i in range(8)], 'labels': ['car person']*8, 'is_valid': [i > 5 for i in range(8)], **columns}
-        multilabel_dls(pd.DataFrame({k: v for k,v in given.items() if v is not None}), pascal(p, good_rows), size=16, bs=2)
+        given = {'fname': [f'{i:06d}.jpg' for i in range(8)], 'labels': ['car person']*8,
+                 'is_valid': [i > 5 for i in range(8)], **columns}
+        multilabel_dls(pd.DataFrame({k: v for k,v in given.items() if v is not None}),
+                       pascal(p, good_rows), size=16, bs=2)
     return f
 
 mistakes('multilabel',
-    ('no train.csv', lambda p: labels(good_rows)(p) or (p/'train.csv').unlink() or __import__('lesson6.multilabel', fromlist='x').read_labels(p), 'train.csv is missing'),
+    ('no train.csv', lambda p: labels(good_rows)(p) or (p/'train.csv').unlink()
+     or __import__('lesson6.multilabel', fromlist='x').read_labels(p), 'train.csv is missing'),
     ('train.csv is empty', labels(b''), 'train.csv'),
     ('train.csv has a head and no rows', labels(''), 'train.csv'),
     ('train.csv is a web page', labels(b'<!doctype html>\n<p>Log in, please</p>\n'), 'train.csv'),
     ('train.csv is a spreadsheet', labels(b'PK\x03\x04\xff\xfe\x00\x00'), 'train.csv'),
-    ('a column is missing', labels('000000.jpg,True\n', columns='fname,is_valid'), 'no column for the labels'),
-    ('a column has another name', labels(good_rows, columns='where,labels,is_valid'), 'no column for the picture'),
-    ('one picture and no split', labels('000000.jpg,car\n', columns='fname,labels'), 'with one picture nothing can be learnt and checked'),
-    ('train.csv is in another encoding', labels(good_rows.replace('car', 'Möwe').encode('latin-1')), 'not text in UTF-8 or UTF-16'),
+    ('a column is missing', labels('000000.jpg,True\n', columns='fname,is_valid'),
+     'no column for the labels'),
+    ('a column has another name', labels(good_rows, columns='where,labels,is_valid'),
+     'no column for the picture'),
+    ('one picture and no split', labels('000000.jpg,car\n', columns='fname,labels'),
+     'with one picture nothing can be learnt and checked'),
+    ('train.csv is in another encoding', labels(good_rows.replace('car', 'Möwe').encode('latin-1')),
+     'not text in UTF-8 or UTF-16'),
     ('a row has a field too many', labels(good_rows + '000007.jpg,car,True,7\n'), 'line 10'),
-    ('a row has a field too few', labels(good_rows.replace('000003.jpg,car person,False', '000003.jpg')), '000003.jpg'),
-    ('an unknown label', labels(good_rows.replace('car', 'cra', 1), vocab=['car', 'person']), "'cra'"),
-    ('labels with commas', labels(good_rows.replace('car person', '"car,person"', 1)), "'car,person'"),
-    ('labels with commas and spaces', labels(good_rows.replace('car person', '"car, person"', 1)), "label_delim=','"),
-    ('labels with bars', labels(good_rows.replace('car person', 'car|person', 1)), "label_delim='|'"),
-    ('labels with semicolons', labels(good_rows.replace('car person', 'car;person', 1)), "label_delim=';'"),
-    ('a list written as text', labels(good_rows.replace('car person', '"[\'car\', \'person\']"', 1)), 'line 2 has a list written as text'),
-    ('one cell in quotes', labels(good_rows.replace('car person', '"car person"', 1)), "'car person' in quotes"),
-    ('a number for a label', labels(good_rows.replace('car person', '7', 1)), "line 2 has the label '7', a number"),
+    ('a row has a field too few',
+     labels(good_rows.replace('000003.jpg,car person,False', '000003.jpg')), '000003.jpg'),
+    ('an unknown label', labels(good_rows.replace('car', 'cra', 1), vocab=['car', 'person']),
+     "'cra'"),
+    ('labels with commas', labels(good_rows.replace('car person', '"car,person"', 1)),
+     "'car,person'"),
+    ('labels with commas and spaces', labels(good_rows.replace('car person', '"car, person"', 1)),
+     "label_delim=','"),
+    ('labels with bars', labels(good_rows.replace('car person', 'car|person', 1)),
+     "label_delim='|'"),
+    ('labels with semicolons', labels(good_rows.replace('car person', 'car;person', 1)),
+     "label_delim=';'"),
+    ('a list written as text',
+     labels(good_rows.replace('car person', '"[\'car\', \'person\']"', 1)),
+     'line 2 has a list written as text'),
+    ('one cell in quotes', labels(good_rows.replace('car person', '"car person"', 1)),
+     "'car person' in quotes"),
+    ('a number for a label', labels(good_rows.replace('car person', '7', 1)),
+     "line 2 has the label '7', a number"),
     ('a row without a file name', labels(good_rows + ',car,True\n'), 'line 10 names no picture'),
-    ('a table of my own without labels', own_table(labels=None), 'The table has no column for the labels'),
-    ('a table of my own with commas', own_table(labels=['car,person']*8), "row 0 has the label 'car,person'"),
-    ('a table of my own with a picture that is not there', own_table(fname=[f'{i}.jpg' for i in range(8)]), "row 0: there is no picture '0.jpg'"),
+    ('a table of my own without labels', own_table(labels=None),
+     'The table has no column for the labels'),
+    ('a table of my own with commas', own_table(labels=['car,person']*8),
+     "row 0 has the label 'car,person'"),
+    ('a table of my own with a picture that is not there',
+     own_table(fname=[f'{i}.jpg' for i in range(8)]), "row 0: there is no picture '0.jpg'"),
     ('a table of my own with a split that is none', own_table(is_valid=['later']*8), "'later'"),
     ('no label', labels(good_rows.replace('car person', '', 1)), 'line 2 has no label'),
-    ('is_valid is yes or no', labels(good_rows.replace('True', 'yes').replace('False', 'no')), 'is_valid'),
+    ('is_valid is yes or no', labels(good_rows.replace('True', 'yes').replace('False', 'no')),
+     'is_valid'),
     ('is_valid is missing in a row', labels(good_rows.replace('False', '', 1)), 'is_valid'),
-    ('everything is for validation', labels(good_rows.replace('False', 'True')), 'nothing to train on'),
-    ('nothing is for validation', labels(good_rows.replace('True', 'False')), 'nothing to validate on'),
+    ('everything is for validation', labels(good_rows.replace('False', 'True')),
+     'nothing to train on'),
+    ('nothing is for validation', labels(good_rows.replace('True', 'False')),
+     'nothing to validate on'),
     ('a picture that is not there', labels(good_rows + '000099.jpg,car,True\n'), '000099.jpg'),
-    ('a picture twice', labels(good_rows + '000003.jpg,dog,False\n'), 'line 10: 000003.jpg is there a second time'),
-    ('a file name that leads elsewhere', labels(good_rows + '../train.csv,car,True\n'), '../train.csv'),
+    ('a picture twice', labels(good_rows + '000003.jpg,dog,False\n'),
+     'line 10: 000003.jpg is there a second time'),
+    ('a file name that leads elsewhere', labels(good_rows + '../train.csv,car,True\n'),
+     '../train.csv'),
 )
 
 @mistake('multilabel', 'one picture is cut off', '000003.jpg cannot be read to its end')
@@ -189,13 +228,15 @@ def _(p):
 
 # Head pose
 
-cal_text = '517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 0 \n\n640 480 \n'
+cal_text = ('517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 '
+            '0 \n\n640 480 \n')
 pose_text = '1 0 0 \n0 1 0 \n0 0 1 \n\n112.78 48.95 900 \n'
 
 def frame(p, pose=pose_text, cal=cal_text, person='01', n=3):
     f = picture(p/person/f'frame_{n:05d}_rgb.jpg', (640, 480))
     for name, text in (f'frame_{n:05d}_pose.txt', pose), ('rgb.cal', cal):
-        if text is not None: (p/person/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        if text is not None:
+            (p/person/name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return f
 
 def centre(**kw):
@@ -219,23 +260,33 @@ mistakes('head_pose',
     ('a pose is cut off', centre(pose='1 0 0 \n0 1 0 \n'), 'frame_00003_pose.txt'),
     ('a pose holds words', centre(pose=pose_text.replace('900', 'near')), 'frame_00003_pose.txt'),
     ('a pose holds NaN', centre(pose=pose_text.replace('900', 'nan')), 'frame_00003_pose.txt'),
-    ('a pose holds infinity', centre(pose=pose_text.replace('112.78', 'inf')), 'frame_00003_pose.txt'),
+    ('a pose holds infinity', centre(pose=pose_text.replace('112.78', 'inf')),
+     'frame_00003_pose.txt'),
     ('a pose is behind the camera', centre(pose=pose_text.replace('900', '-900')), '-900 mm away'),
     ('a pose is in the camera', centre(pose=pose_text.replace('900', '0')), '0 mm away'),
     ('a pose is a picture', centre(pose=bytes(range(256))), 'frame_00003_pose.txt'),
     ('a calibration is missing', centre(cal=None), 'rgb.cal is missing'),
-    ('a calibration is cut off', centre(cal='517.679 0 320 \n'), 'rgb.cal does not begin with a 3×3 camera matrix'),
-    ('a calibration of zeros', centre(cal=cal_text.replace('517.679', '0')), 'rgb.cal does not begin with a 3×3 camera matrix'),
-    ('a calibration with words', centre(cal=cal_text.replace('320', 'middle')), 'rgb.cal does not begin with a 3×3 camera matrix'),
-    ('a file that is no frame', lambda p: __import__('lesson6.head_pose', fromlist='x').img2pose(p/'01'/'frame_00003_depth.bin'), 'is not named like a frame'),
+    ('a calibration is cut off', centre(cal='517.679 0 320 \n'),
+     'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a calibration of zeros', centre(cal=cal_text.replace('517.679', '0')),
+     'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a calibration with words', centre(cal=cal_text.replace('320', 'middle')),
+     'rgb.cal does not begin with a 3×3 camera matrix'),
+    ('a file that is no frame', lambda p: __import__('lesson6.head_pose', fromlist='x')
+     .img2pose(p/'01'/'frame_00003_depth.bin'), 'is not named like a frame'),
     ('a folder without frames', lambda p: biwi_dls(p), 'holds no frames'),
     ('no such folder', lambda p: biwi_dls(p/'nowhere'), 'nowhere holds no frames'),
-    ('nobody has this number', lambda p: biwi_dls(people(p), valid_person='13'), 'no frames of person 13; there are frames of 01, 02'),
-    ('fewer frames than a batch', lambda p: biwi_dls(people(p), valid_person='01', bs=64), 'fewer than a batch of 64'),
-    ('one pose of many is missing', lambda p: ((people(p)/'02'/'frame_00001_pose.txt').unlink(), biwi_dls(p, valid_person='01')), 'frame_00001_pose.txt is missing'),
+    ('nobody has this number', lambda p: biwi_dls(people(p), valid_person='13'),
+     'no frames of person 13; there are frames of 01, 02'),
+    ('fewer frames than a batch', lambda p: biwi_dls(people(p), valid_person='01', bs=64),
+     'fewer than a batch of 64'),
+    ('one pose of many is missing',
+     lambda p: ((people(p)/'02'/'frame_00001_pose.txt').unlink(), biwi_dls(p, valid_person='01')),
+     'frame_00001_pose.txt is missing'),
 )
 
-@mistake('head_pose', 'more predictions than targets', 'There are 3 predicted points but 2 true ones')
+@mistake('head_pose', 'more predictions than targets',
+         'There are 3 predicted points but 2 true ones')
 def _(p):
     from lesson6.head_pose import pixel_error
     pixel_error(torch.zeros(3, 2), torch.zeros(2, 2), (480, 640))
@@ -243,14 +294,17 @@ def _(p):
 
 # Ratings
 
-good_data = ''.join(f'{u}\t{m}\t{(u + m) % 5 + 1}\t88125094{m}\n' for u in range(1, 5) for m in range(1, 6))
-good_item = ''.join(f'{m}|Film {m} (1995)|01-Jan-1995||http://example.org|' + '|'.join('0'*19) + '\n' for m in range(1, 6))
+good_data = ''.join(f'{u}\t{m}\t{(u + m) % 5 + 1}\t88125094{m}\n' for u in range(1, 5)
+                    for m in range(1, 6))
+good_item = ''.join(f'{m}|Film {m} (1995)|01-Jan-1995||http://example.org|' + '|'.join('0'*19)
+                    + '\n' for m in range(1, 6))
 
 def ratings(data=good_data, item=good_item):
     def f(p):
         from lesson6.collab import read_ratings
         for name, text in ('u.data', data), ('u.item', item):
-            if text is not None: (p/name).write_bytes(text if isinstance(text, bytes) else text.encode('latin-1'))
+            if text is not None:
+                (p/name).write_bytes(text if isinstance(text, bytes) else text.encode('latin-1'))
         return read_ratings(p)
     return f
 
@@ -259,7 +313,8 @@ def learner(p):
     from fastai.losses import MSELossFlat
     from lesson6.collab import DotProductBias, ratings_dls
     dls = ratings_dls(ratings()(p), bs=4)
-    return Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 3), loss_func=MSELossFlat())
+    return Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 3),
+                   loss_func=MSELossFlat())
 
 def collab(name, *args, **kw):
     def f(p):
@@ -278,19 +333,27 @@ mistakes('collab',
     ('u.item is missing', ratings(item=None), 'u.item is missing'),
     ('u.data is empty', ratings(data=''), 'u.data is empty'),
     ('a row is cut off', ratings(good_data[:-14]), 'u.data, line 20'),
-    ('a row has a field too many', ratings(good_data.replace('\t881250941', '\t881250941\t7', 1)), 'u.data has no first line'),
-    ('blanks instead of tabs', ratings(good_data.replace('\t', ' ')), 'u.data has no column for the user'),
+    ('a row has a field too many', ratings(good_data.replace('\t881250941', '\t881250941\t7', 1)),
+     'u.data has no first line'),
+    ('blanks instead of tabs', ratings(good_data.replace('\t', ' ')),
+     'u.data has no column for the user'),
     ('a field is empty', ratings(good_data.replace('2\t1\t', '2\t\t', 1)), 'u.data, line 6'),
-    ('a word for a number', ratings(good_data.replace('2\t1\t', 'two\t1\t', 1)), "the user is 'two'"),
-    ('a rating of NaN', ratings(good_data.replace('\t3\t', '\tnan\t', 1)), 'u.data, line 1 has no rating'),
-    ('a film without a title', ratings(good_data + '1\t99\t4\t881250949\n'), 'u.data, line 21: item 99 has no title'),
-    ('a title is empty', ratings(item=good_item.replace('Film 3 (1995)', '')), 'u.item, line 3 has no title'),
-    ('a film with two titles', ratings(item=good_item + '3|Again|x\n'), 'u.item, line 6: item 3 already has a title'),
+    ('a word for a number', ratings(good_data.replace('2\t1\t', 'two\t1\t', 1)),
+     "the user is 'two'"),
+    ('a rating of NaN', ratings(good_data.replace('\t3\t', '\tnan\t', 1)),
+     'u.data, line 1 has no rating'),
+    ('a film without a title', ratings(good_data + '1\t99\t4\t881250949\n'),
+     'u.data, line 21: item 99 has no title'),
+    ('a title is empty', ratings(item=good_item.replace('Film 3 (1995)', '')),
+     'u.item, line 3 has no title'),
+    ('a film with two titles', ratings(item=good_item + '3|Again|x\n'),
+     'u.item, line 6: item 3 already has a title'),
     ('u.data is a picture', ratings(bytes(range(256))), 'u.data, line 3'),
     ('fewer ratings than a batch', dls_of(bs=64), 'fewer than a batch of 64'),
     ('a batch of nothing', dls_of(bs=0), 'bs is 0'),
     ('everything held back', dls_of(bs=4, valid_pct=1.), 'valid_pct is 1.0'),
-    ('a misspelt title', collab('similar_items', 'Flim 3'), "has not seen the title 'Flim 3'; the nearest it knows are"),
+    ('a misspelt title', collab('similar_items', 'Flim 3'),
+     "has not seen the title 'Flim 3'; the nearest it knows are"),
     ('an unknown user', collab('recommend', 77), 'has not seen the user 77'),
     ('no recommendation', collab('recommend', 1, n=0), 'n is 0'),
 )
@@ -318,11 +381,16 @@ def regularisation(name, *args, **kw):
 
 mistakes('regularisation',
     ('a negative weight decay', regularisation('l2_penalty', torch.ones(3), -0.1), 'wd is -0.1'),
-    ('a weight decay of NaN', regularisation('weight_decay_step', [torch.ones(3)], .1, float('nan')), 'wd is nan'),
-    ('nothing to penalise', regularisation('l2_penalty', [], 0.1), 'There are no weights to penalise'),
+    ('a weight decay of NaN',
+     regularisation('weight_decay_step', [torch.ones(3)], .1, float('nan')), 'wd is nan'),
+    ('nothing to penalise', regularisation('l2_penalty', [], 0.1),
+     'There are no weights to penalise'),
     ('nothing to try', regularisation('wd_sweep', None, []), 'There is nothing to try'),
-    ('a weight decay that turns weights over', regularisation('wd_sweep', None, [1000]), 'wd is 1000'),
-    ('a picture squeezed into a line', regularisation('affine_points', torch.zeros(1, 1, 2), torch.zeros(2, 3)), 'squeezes the picture into a line'),
+    ('a weight decay that turns weights over', regularisation('wd_sweep', None, [1000]),
+     'wd is 1000'),
+    ('a picture squeezed into a line',
+     regularisation('affine_points', torch.zeros(1, 1, 2), torch.zeros(2, 3)),
+     'squeezes the picture into a line'),
 )
 
 def train(*args, **kw):
@@ -332,12 +400,14 @@ def train(*args, **kw):
     return f
 
 mistakes('train',
-    ('an unknown section', train('cats'), "no section 'cats' to train; there are pets, multilabel, head_pose, collab"),
+    ('an unknown section', train('cats'),
+     "no section 'cats' to train; there are pets, multilabel, head_pose, collab"),
     ('no epoch', train('collab', epochs=0), '--epochs 0'),
     ('a batch of one', train('collab', bs=1), '--bs 1'),
     ('a learning rate below 0', train('collab', lr=-.1), '--lr -0.1'),
     ('a learning rate of NaN', train('collab', lr=float('nan')), '--lr nan'),
-    ('the runs go into a file', lambda p: ((p/'runs').write_text(''), train('collab')(p)), 'choose another folder'),
+    ('the runs go into a file', lambda p: ((p/'runs').write_text(''), train('collab')(p)),
+     'choose another folder'),
 )
 
 
@@ -373,11 +443,16 @@ def arch(name):
     return f
 
 mistakes('data',
-    ('a data set that there is not', data('cats'), "no data set named 'cats'; there are pets, pascal, biwi, movielens"),
-    ('LESSON6_DATA is misspelt', data('pets', LESSON6_DATA='mni'), "'mni', which is neither mini, nor full, nor a folder"),
-    ('LESSON6_DATA is a folder without the set', data('pets', LESSON6_DATA='{p}'), 'holds no folder oxford-iiit-pet/'),
+    ('a data set that there is not', data('cats'),
+     "no data set named 'cats'; there are pets, pascal, biwi, movielens"),
+    ('LESSON6_DATA is misspelt', data('pets', LESSON6_DATA='mni'),
+     "'mni', which is neither mini, nor full, nor a folder"),
+    ('LESSON6_DATA is a folder without the set', data('pets', LESSON6_DATA='{p}'),
+     'holds no folder oxford-iiit-pet/'),
     ('LESSON6_ARCH is misspelt', arch('resnet35'), "no network named 'resnet35'"),
-    ('LESSON6_CACHE is a file', lambda p: ((p/'file').write_text(''), data('pets', LESSON6_CACHE='{p}/file')(p)), 'set LESSON6_CACHE to a folder that can be written'),
+    ('LESSON6_CACHE is a file',
+     lambda p: ((p/'file').write_text(''), data('pets', LESSON6_CACHE='{p}/file')(p)),
+     'set LESSON6_CACHE to a folder that can be written'),
 )
 
 # Sets of one's own, in the forms of other collections
@@ -389,17 +464,28 @@ def own_pets(table=None, ending='.jpg', name='metadata.csv', **kw):
         pets_dls(p, **kw)
     return f
 
-def rows_of_pets(*odd): return 'file_name,label\n' + ''.join(f'{i}.jpg,{("pug", "Bengal")[i%2]}\n' for i in range(8)) + ''.join(o + '\n' for o in odd)
+def rows_of_pets(*odd):
+    return ('file_name,label\n' + ''.join(f'{i}.jpg,{("pug", "Bengal")[i%2]}\n' for i in range(8))
+            + ''.join(o + '\n' for o in odd))
 
 mistakes('pets',
-    ('pictures in the form of a phone that cannot be read here', lambda p: [(pets(p)/'images'/f'pug_{i}.heic').write_bytes(b'ftypheic') for i in (8, 9)] and pets_dls(p), 'pug_8.heic is a picture of a kind that cannot be read here (2 such files)'),
-    ('neither names nor folders nor a table say the breed', own_pets(), 'nor does every picture lie in one of several folders'),
-    ('a table without a column for the breed', own_pets('file_name,colour\n0.jpg,red\n'), 'has no column for the label, such as label'),
-    ('a table with a picture that is not there', own_pets(rows_of_pets('9.jpg,pug')), "line 10: there is no picture '9.jpg'"),
-    ('a table without a label in a row', own_pets(rows_of_pets().replace('3.jpg,Bengal', '3.jpg,')), 'line 5 has no label'),
-    ('a table that says two things of one picture', own_pets(rows_of_pets('0.jpg,Bengal')), 'line 10: 0.jpg is there a second time'),
-    ('a table of JSON with a line cut off', own_pets('{"file_name": "0.jpg", "la', name='metadata.jsonl'), 'line 1: that is no JSON'),
-    ('two columns of one name', own_pets('file_name,label,label\n0.jpg,pug,pug\n'), 'two columns of the same name'),
+    ('pictures in the form of a phone that cannot be read here',
+     lambda p: [(pets(p)/'images'/f'pug_{i}.heic').write_bytes(b'ftypheic') for i in (8, 9)]
+     and pets_dls(p), 'pug_8.heic is a picture of a kind that cannot be read here (2 such files)'),
+    ('neither names nor folders nor a table say the breed', own_pets(),
+     'nor does every picture lie in one of several folders'),
+    ('a table without a column for the breed', own_pets('file_name,colour\n0.jpg,red\n'),
+     'has no column for the label, such as label'),
+    ('a table with a picture that is not there', own_pets(rows_of_pets('9.jpg,pug')),
+     "line 10: there is no picture '9.jpg'"),
+    ('a table without a label in a row', own_pets(rows_of_pets().replace('3.jpg,Bengal', '3.jpg,')),
+     'line 5 has no label'),
+    ('a table that says two things of one picture', own_pets(rows_of_pets('0.jpg,Bengal')),
+     'line 10: 0.jpg is there a second time'),
+    ('a table of JSON with a line cut off',
+     own_pets('{"file_name": "0.jpg", "la', name='metadata.jsonl'), 'line 1: that is no JSON'),
+    ('two columns of one name', own_pets('file_name,label,label\n0.jpg,pug,pug\n'),
+     'two columns of the same name'),
 )
 
 def points(table, n=8):
@@ -410,41 +496,67 @@ def points(table, n=8):
         points_dls(p, (32, 32))
     return f
 
-def rows_of_points(*odd, head='fname,x,y'): return head + '\n' + ''.join(f'{i}.jpg,{10+i},{12+i}\n' for i in range(8)) + ''.join(o + '\n' for o in odd)
+def rows_of_points(*odd, head='fname,x,y'):
+    return (head + '\n' + ''.join(f'{i}.jpg,{10+i},{12+i}\n' for i in range(8))
+            + ''.join(o + '\n' for o in odd))
 
 mistakes('head_pose',
-    ('points.csv has other columns', points(rows_of_points(head='file,left,top')), 'no column for the x'),
+    ('points.csv has other columns', points(rows_of_points(head='file,left,top')),
+     'no column for the x'),
     ('points.csv has a head and no rows', points('fname,x,y\n'), 'has no rows'),
-    ('points.csv names a picture that is not there', points(rows_of_points('9.jpg,1,2')), "line 10: there is no picture '9.jpg'"),
-    ('points.csv gives a picture two points', points(rows_of_points('0.jpg,1,2')), 'line 10: 0.jpg is there a second time'),
-    ('points.csv has a word for a number', points(rows_of_points().replace('3.jpg,13,15', '3.jpg,left,15')), "line 5: x and y should be numbers, in pixels; they are 'left'"),
-    ('points.csv has shares on both sides of zero', points('fname,x,y\n' + ''.join(f'{i}.jpg,-.{i+1},.5\n' for i in range(8))), 'multiply x by the width'),
-    ('points.csv has a row without a group', points('fname,x,y,group\n' + ''.join(f'{i}.jpg,1{i},12,{"a" if i else ""}\n' for i in range(8))), 'line 2 has no group'),
+    ('points.csv names a picture that is not there', points(rows_of_points('9.jpg,1,2')),
+     "line 10: there is no picture '9.jpg'"),
+    ('points.csv gives a picture two points', points(rows_of_points('0.jpg,1,2')),
+     'line 10: 0.jpg is there a second time'),
+    ('points.csv has a word for a number',
+     points(rows_of_points().replace('3.jpg,13,15', '3.jpg,left,15')),
+     "line 5: x and y should be numbers, in pixels; they are 'left'"),
+    ('points.csv has shares on both sides of zero',
+     points('fname,x,y\n' + ''.join(f'{i}.jpg,-.{i+1},.5\n' for i in range(8))),
+     'multiply x by the width'),
+    ('points.csv has a row without a group',
+     points('fname,x,y,group\n' + ''.join(f'{i}.jpg,1{i},12,{"a" if i else ""}\n'
+                                          for i in range(8))), 'line 2 has no group'),
 )
 
 def own_ratings(text, name='shop.csv', **kw):
     def f(p):
         from lesson6.collab import ratings_dls, read_ratings
         (p/name).write_text(text, encoding='utf-8')
-        with warnings.catch_warnings(action='ignore'): ratings_dls(read_ratings(p), **{'bs': 2, **kw})
+        with warnings.catch_warnings(action='ignore'):
+            ratings_dls(read_ratings(p), **{'bs': 2, **kw})
     return f
 
-def rows_of_ratings(rating=lambda i: i%5+1, extra=''): return f'user,title,rating{extra and ",is_valid"}\n' + ''.join(f'{i%4},film {i%6},{rating(i)}{extra and ","+extra}\n' for i in range(20))
+def rows_of_ratings(rating=lambda i: i%5+1, extra=''):
+    return (f'user,title,rating{extra and ",is_valid"}\n'
+            + ''.join(f'{i%4},film {i%6},{rating(i)}{extra and ","+extra}\n' for i in range(20)))
 
 mistakes('collab',
-    ('all ratings are alike', own_ratings(rows_of_ratings(lambda i: 4)), 'All 20 ratings are 4: there is nothing to learn'),
-    ('a table without a column for the title', own_ratings(rows_of_ratings().replace('title', 'colour')), 'no column for the title'),
-    ('a table with a word for a rating', own_ratings(rows_of_ratings(lambda i: 'good' if i == 2 else 3+i%2)), "line 4: the rating is 'good'"),
+    ('all ratings are alike', own_ratings(rows_of_ratings(lambda i: 4)),
+     'All 20 ratings are 4: there is nothing to learn'),
+    ('a table without a column for the title',
+     own_ratings(rows_of_ratings().replace('title', 'colour')), 'no column for the title'),
+    ('a table with a word for a rating',
+     own_ratings(rows_of_ratings(lambda i: 'good' if i == 2 else 3+i%2)),
+     "line 4: the rating is 'good'"),
     ('a table with a row cut off', own_ratings(rows_of_ratings() + '1,film 2\n'), 'line 22'),
-    ('a table with a field without an end', own_ratings(rows_of_ratings() + '1,"' + 'film'*50_000 + '",3\n1,2\n'), 'is no row of a table'),
+    ('a table with a field without an end',
+     own_ratings(rows_of_ratings() + '1,"' + 'film'*50_000 + '",3\n1,2\n'), 'is no row of a table'),
     ('a table with a header and no row', own_ratings('user,title,rating\n'), 'has no rows'),
-    ('a table with a user left out', own_ratings(rows_of_ratings().replace('2,film 2,3', ',film 2,3', 1)), 'line 4 has no user'),
-    ('a split by a column that is not there', own_ratings(rows_of_ratings(), valid='fold'), "has no column 'fold'"),
-    ('a split by time without a time', own_ratings(rows_of_ratings(), valid='time'), 'needs a column timestamp'),
-    ('a split that holds nothing back', own_ratings(rows_of_ratings(extra='False'), valid='is_valid'), 'nothing to validate on'),
-    ('a split that leaves nothing to train on', own_ratings(rows_of_ratings(extra='True'), valid='is_valid'), 'nothing to train on'),
-    ('a folder without ratings', lambda p: __import__('lesson6.collab', fromlist='x').read_ratings(p), 'u.data is missing, and so are ratings.dat'),
-    ('a scale that the ratings leave', own_ratings(rows_of_ratings(), scale=(1, 3)), 'must be a number from 1 to 3'),
+    ('a table with a user left out',
+     own_ratings(rows_of_ratings().replace('2,film 2,3', ',film 2,3', 1)), 'line 4 has no user'),
+    ('a split by a column that is not there', own_ratings(rows_of_ratings(), valid='fold'),
+     "has no column 'fold'"),
+    ('a split by time without a time', own_ratings(rows_of_ratings(), valid='time'),
+     'needs a column timestamp'),
+    ('a split that holds nothing back',
+     own_ratings(rows_of_ratings(extra='False'), valid='is_valid'), 'nothing to validate on'),
+    ('a split that leaves nothing to train on',
+     own_ratings(rows_of_ratings(extra='True'), valid='is_valid'), 'nothing to train on'),
+    ('a folder without ratings', lambda p: __import__('lesson6.collab', fromlist='x')
+     .read_ratings(p), 'u.data is missing, and so are ratings.dat'),
+    ('a scale that the ratings leave', own_ratings(rows_of_ratings(), scale=(1, 3)),
+     'must be a number from 1 to 3'),
 )
 
 
@@ -452,26 +564,32 @@ mistakes('command line',
     ('no such command', command('dance'), 'usage: lesson6 COMMAND'),
     ('no command', command(), 'usage: lesson6 COMMAND'),
     ('no such notebook', command('run', '04_colab'), "There is no notebook '04_colab'; there are "),
-    ('no such notebook among right ones', command('run', 'claims', 'poetry'), "There is no notebook 'poetry'"),
+    ('no such notebook among right ones', command('run', 'claims', 'poetry'),
+     "There is no notebook 'poetry'"),
     ('data that are not there', command('run', 'datasets', '--data', '{p}/nowhere'), 'nowhere'),
     ('an option that there is not', command('run', '--fast'), '--fast'),
     ('a number that is none', command('run', '--timeout', 'soon'), 'soon'),
     ('a data set that there is not', command('data', 'cats'), "no data set 'cats'"),
     ('data of nowhere', command('data', '--data', '{p}/nowhere'), 'nowhere'),
-    ('notebooks into a file', lambda p: ((p/'file').write_text(''), command('notebooks', '{p}/file')(p)), 'file is a file; name a folder'),
+    ('notebooks into a file',
+     lambda p: ((p/'file').write_text(''), command('notebooks', '{p}/file')(p)),
+     'file is a file; name a folder'),
     ('notebooks to nowhere', command('notebooks'), 'folder'),
 )
 
 
-def one_sentence(text): return '\n' not in text.strip() and text.strip().endswith(('.', '!')) and len(text) <= 300
+def one_sentence(text):
+    return '\n' not in text.strip() and text.strip().endswith(('.', '!')) and len(text) <= 300
 
 
 @pytest.mark.parametrize('section,what,do,says', table, ids=[f'{s}: {w}' for s, w, *_ in table])
-def test_a_mistake_gets_one_sentence(section, what, do, says, environment, tmp_path, capsys, monkeypatch):
+def test_a_mistake_gets_one_sentence(section, what, do, says, environment, tmp_path, capsys,
+                                     monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError, OSError)) as e: do(tmp_path)
     text = str(e.value)
-    if re.fullmatch(r'exit \d', text): # argparse and `main` print theirs: the line that says it, not the list of options above it
+    # argparse and `main` print theirs: the line that says it, not the list of options above it
+    if re.fullmatch(r'exit \d', text):
         out = capsys.readouterr()
         text = (out.err or out.out).strip()
         assert 'Traceback' not in text and says in text, text
@@ -486,8 +604,11 @@ said = {}
 def test_there_are_enough_mistakes_and_all_are_told():
     assert len(table) >= 60 and len({(s, w) for s, w, *_ in table}) == len(table)
     if len(said) == len(table):
-        kept('Bad input', 'A mistake gets one sentence', f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in table))}, as listed below", len(table),
-             'each time one sentence that names the file, the line or the value, before any training', rows=[('In', 'Mistake', 'What it says'), *said.values()])
+        kept('Bad input', 'A mistake gets one sentence',
+             f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in table))}, as listed below",
+             len(table),
+             'each time one sentence that names the file, the line or the value, before any '
+             'training', rows=[('In', 'Mistake', 'What it says'), *said.values()])
 
 
 # The same mistake in each of the four kinds of tables gets the same sentence
@@ -499,45 +620,77 @@ def four_tables(p):
     from lesson6.multilabel import read_labels
     from lesson6.pets import pet_labels
     parts = ['train', 'train', 'valid', 'train', 'test', 'valid']
-    rows = {'ratings': ('ratings.csv', 'user,title,rating,split', [f'{i//2},tea{i},{i%5+1},{part}' for i, part in enumerate(parts)]),
-            'labels': ('train.csv', 'fname,labels,note,split', [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}' for i, part in enumerate(parts)]),
-            'pictures': ('metadata.csv', 'file_name,label,note,split', [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}' for i, part in enumerate(parts)]),
-            'points': ('points.csv', 'fname,x,y,group', [f'{i}.jpg,1{i},12,g{i%2}' for i in range(6)])}
-    read = {'ratings': lambda: ratings_dls(p/'ratings.csv', bs=2, valid='split'), 'labels': lambda: read_labels(p),
+    rows = {'ratings': ('ratings.csv', 'user,title,rating,split',
+                        [f'{i//2},tea{i},{i%5+1},{part}' for i, part in enumerate(parts)]),
+            'labels': ('train.csv', 'fname,labels,note,split',
+                       [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}' for i, part in enumerate(parts)]),
+            'pictures': ('metadata.csv', 'file_name,label,note,split',
+                         [f'{i}.jpg,{("car", "dog")[i%2]},n,{part}'
+                          for i, part in enumerate(parts)]),
+            'points': ('points.csv', 'fname,x,y,group',
+                       [f'{i}.jpg,1{i},12,g{i%2}' for i in range(6)])}
+    read = {'ratings': lambda: ratings_dls(p/'ratings.csv', bs=2, valid='split'),
+            'labels': lambda: read_labels(p),
             'pictures': lambda: pet_labels(p, by='table'), 'points': lambda: read_points(p)}
     if not (p/'0.jpg').exists():
         for i in range(6): picture(p/f'{i}.jpg')
-    return {kind: (read[kind], p/name, [head, *lines]) for kind, (name, head, lines) in rows.items()}
+    return {kind: (read[kind], p/name, [head, *lines])
+            for kind, (name, head, lines) in rows.items()}
 
 def in_row(i, j, value): # the row, the column, what is written there
-    return lambda lines: '\n'.join(','.join([*w[:j], value, *w[j+1:]] if k == i else w) for k, w in enumerate(l.split(',') for l in lines))
+    return lambda lines: '\n'.join(','.join([*w[:j], value, *w[j+1:]] if k == i else w)
+                                   for k, w in enumerate(l.split(',') for l in lines))
 
 pictured, split = ('labels', 'pictures', 'points'), ('ratings', 'labels', 'pictures')
-same = [ # what is done to the lines, the sentence in which F is the file, the kinds that have such a thing
+# what is done to the lines, the sentence in which F is the file, the kinds that have such a thing
+same = [
     ('nothing in it', lambda ls: '', r'F is empty; its first line should name the columns\.'),
     ('names of columns and no row', lambda ls: ls[0], r'F has no rows; it needs a line for each\.'),
-    ('a web page', lambda ls: '<!doctype html>\n<p>Log in</p>', r'F is a web page or XML and no table; get it again\.'),
-    ('a column twice', lambda ls: '\n'.join([re.sub('split|group', ls[0].split(',')[1], ls[0]), *ls[1:]]), r"F has two columns of the same name, '\w+'; leave one of them out\."),
-    ('a column missing', lambda ls: '\n'.join([ls[0].replace(ls[0].split(',')[1], 'colour'), *ls[1:]]), r'F has no column for the \w+, such as [\w, ]+; it has [\w, ]+\. Rename it, or name it as an argument\.'),
-    ('a field too many', lambda ls: '\n'.join([*ls[:2], ls[2] + ',z', *ls[3:]]), r'F, line 3 \(\S+\), has 5 fields where there should be 4\.'),
-    ('a row cut off', lambda ls: '\n'.join([*ls[:2], ls[2][:5], *ls[3:]]), r'F, line 3 \(\S+\), has \d fields where there should be 4\.'),
-    ('a quote that is not closed', lambda ls: '\n'.join([*ls[:2], '"' + ls[2]]), r'F, line 3, is no row of a table: unexpected end of data\.'),
-    ('a gap', lambda ls: in_row(2, 1 if 'label' in ls[0] else 3 if 'group' in ls[0] else 0, '')(ls), r'F, line 3 has no \w+; fill it in, or [\w= ]+\.'),
-    ('a picture that is not there', in_row(2, 0, '77.jpg'), r"F, line 3: there is no picture '77.jpg' in P/; put it there, or remove the row\.", *pictured),
-    ('a row without a picture', in_row(2, 0, ''), r'F, line 3 names no picture; fill it in, or remove the row\.', *pictured),
-    ('a picture twice', in_row(2, 0, '0.jpg'), r'F, line 3: 0\.jpg is there a second time.*; keep one of its rows.*\.', *pictured),
-    ('a split that is no word for one', in_row(2, 3, 'later'), r"(F, line 3|The table, row 1): the column split says 'later', which is no part of a set; write train, valid or test\.", *split),
-    ('a split with a gap', in_row(2, 3, ''), r'(F, line 3|The table, row 1) has no split; fill it in, or empty the whole column\.', *split),
-    ('a split that holds nothing back', lambda ls: re.sub('valid|test', 'train', '\n'.join(ls)), r'(F|The table): the column split leaves nothing to validate on; write valid in some rows\.', *split),
-    ('a split that is all held back', lambda ls: '\n'.join(ls).replace('train', 'valid'), r'(F|The table): the column split leaves nothing to train on; write train in some rows\.', *split),
+    ('a web page', lambda ls: '<!doctype html>\n<p>Log in</p>',
+     r'F is a web page or XML and no table; get it again\.'),
+    ('a column twice',
+     lambda ls: '\n'.join([re.sub('split|group', ls[0].split(',')[1], ls[0]), *ls[1:]]),
+     r"F has two columns of the same name, '\w+'; leave one of them out\."),
+    ('a column missing',
+     lambda ls: '\n'.join([ls[0].replace(ls[0].split(',')[1], 'colour'), *ls[1:]]),
+     r'F has no column for the \w+, such as [\w, ]+; it has [\w, ]+\. Rename it, or name it as an '
+     r'argument\.'),
+    ('a field too many', lambda ls: '\n'.join([*ls[:2], ls[2] + ',z', *ls[3:]]),
+     r'F, line 3 \(\S+\), has 5 fields where there should be 4\.'),
+    ('a row cut off', lambda ls: '\n'.join([*ls[:2], ls[2][:5], *ls[3:]]),
+     r'F, line 3 \(\S+\), has \d fields where there should be 4\.'),
+    ('a quote that is not closed', lambda ls: '\n'.join([*ls[:2], '"' + ls[2]]),
+     r'F, line 3, is no row of a table: unexpected end of data\.'),
+    ('a gap', lambda ls: in_row(2, 1 if 'label' in ls[0] else 3 if 'group' in ls[0] else 0, '')(ls),
+     r'F, line 3 has no \w+; fill it in, or [\w= ]+\.'),
+    ('a picture that is not there', in_row(2, 0, '77.jpg'),
+     r"F, line 3: there is no picture '77.jpg' in P/; put it there, or remove the row\.",
+     *pictured),
+    ('a row without a picture', in_row(2, 0, ''),
+     r'F, line 3 names no picture; fill it in, or remove the row\.', *pictured),
+    ('a picture twice', in_row(2, 0, '0.jpg'),
+     r'F, line 3: 0\.jpg is there a second time.*; keep one of its rows.*\.', *pictured),
+    ('a split that is no word for one', in_row(2, 3, 'later'), r"(F, line 3|The table, row 1): the "
+     r"column split says 'later', which is no part of a set; write train, valid or test\.", *split),
+    ('a split with a gap', in_row(2, 3, ''),
+     r'(F, line 3|The table, row 1) has no split; fill it in, or empty the whole column\.', *split),
+    ('a split that holds nothing back', lambda ls: re.sub('valid|test', 'train', '\n'.join(ls)),
+     r'(F|The table): the column split leaves nothing to validate on; write valid in some rows\.',
+     *split),
+    ('a split that is all held back', lambda ls: '\n'.join(ls).replace('train', 'valid'), r'(F|The '
+     r'table): the column split leaves nothing to train on; write train in some rows\.', *split),
 ]
 
-@pytest.mark.parametrize('what, change, says, kinds', [(w, c, s, k or ('ratings', *pictured)) for w, c, s, *k in same], ids=[o[0] for o in same])
+@pytest.mark.parametrize('what, change, says, kinds',
+                         [(w, c, s, k or ('ratings', *pictured)) for w, c, s, *k in same],
+                         ids=[o[0] for o in same])
 def test_the_same_mistake_gets_the_same_sentence(what, change, says, kinds, tmp_path):
     for kind in kinds:
         read, file, lines = four_tables(tmp_path)[kind]
         file.write_text(change(lines) + '\n')
-        with pytest.raises((ValueError, FileNotFoundError)) as e, warnings.catch_warnings(action='ignore'): read()
+        with (pytest.raises((ValueError, FileNotFoundError)) as e,
+              warnings.catch_warnings(action='ignore')):
+            read()
         text = str(e.value).replace(str(file), 'F').replace(tmp_path.name, 'P')
         assert re.fullmatch(says, text) and len(text) <= 300, (kind, text)
         file.unlink()
@@ -546,7 +699,8 @@ def test_the_same_mistake_gets_the_same_sentence(what, change, says, kinds, tmp_
 @pytest.mark.ci
 @pytest.mark.parametrize('kind', ['ratings', *pictured])
 def test_two_hundred_wrong_tables_get_a_short_sentence_each(kind, tmp_path):
-    "Whatever was done to a table: it is read, or one sentence of at most 300 letters names the file, a row or a column"
+    """Whatever was done to a table: it is read, or one sentence of at most 300 letters names the
+    file, a row or a column"""
     import random
     from lesson6.collab import read_ratings
     read, file, right = four_tables(tmp_path)[kind]
@@ -558,20 +712,26 @@ def test_two_hundred_wrong_tables_get_a_short_sentence_each(kind, tmp_path):
         for _ in range(r.randint(1, 3)):
             row = r.choice(words)
             if not row: continue
-            j, odd = r.randrange(len(row)), ['', 'nan', '"', 'x'*500, '\u0663', '-1', '1e999', 'a;b|c', '../0.jpg', '/etc/passwd', '0', 'später', '1,5', '\t', '<', '{}']
+            j, odd = r.randrange(len(row)), ['', 'nan', '"', 'x'*500, '\u0663', '-1', '1e999',
+                                             'a;b|c', '../0.jpg', '/etc/passwd', '0', 'später',
+                                             '1,5', '\t', '<', '{}']
             how = r.randrange(6)
             if how <= 2: row[j] = r.choice(odd)
             elif how == 3: del row[j]
             elif how == 4: row.insert(j, r.choice(odd))
             else: words.insert(r.randrange(len(words)), [r.choice(odd)])
         text = '\n'.join(map(','.join, words))
-        file.write_bytes(text[:r.randint(0, len(text))].encode(r.choice(['utf-8', 'utf-16', 'latin-1']), 'replace') if r.random() < .2 else text.encode())
+        file.write_bytes(text[:r.randint(0,
+                                         len(text))].encode(r.choice(
+            ['utf-8', 'utf-16', 'latin-1']), 'replace') if r.random() < .2 else text.encode())
         try:
             with warnings.catch_warnings(action='ignore'), contextlib.redirect_stdout(None): read()
         except Exception as e:
             said = str(e).replace(str(file), file.name).replace(str(tmp_path), '...')
-            assert type(e) in (ValueError, FileNotFoundError) and '\n' not in said and said.endswith('.') and len(said) <= 300, (seed, words, repr(e))
-            assert re.search(rf'{file.name}|The table|row|column|ratings|batch|picture', said), (seed, said)
+            assert (type(e) in (ValueError, FileNotFoundError) and '\n' not in said
+                    and said.endswith('.') and len(said) <= 300), (seed, words, repr(e))
+            assert re.search(rf'{file.name}|The table|row|column|ratings|batch|picture',
+                             said), (seed, said)
             refused += 1
     assert seed < 800
 
@@ -585,7 +745,8 @@ def diverges(train):
     "The sentence that a training ends with."
     with pytest.raises(FloatingPointError) as e: train()
     text = str(e.value).splitlines()[-1].strip() # fastai puts a line before what a callback raises
-    assert one_sentence(text) and 'the training has diverged and was stopped; make a new learner' in text
+    assert (one_sentence(text) and 'the training has diverged and was stopped; make a new '
+                                   'learner' in text)
     return text
 
 
@@ -596,11 +757,15 @@ def test_a_training_that_diverges_stops_and_says_so(section, environment, twins)
     from lesson6.train import section_learner
     environment.setattr(data, 'draw_twin', lambda name, progress=None: twins[name])
     learn = section_learner(section, bs=16)
-    with learn.no_bar(), learn.no_logging(): stopped[section] = diverges(lambda: learn.fit_one_cycle(3, 1e30))
-    assert 'loss became nan in epoch 0' in stopped[section] or 'loss became inf in epoch 0' in stopped[section]
-    assert len(learn.recorder.values) == 0 and len(learn.recorder.losses) < 5 # after a few batches, not after an epoch
+    with learn.no_bar(), learn.no_logging():
+        stopped[section] = diverges(lambda: learn.fit_one_cycle(3, 1e30))
+    assert ('loss became nan in epoch 0' in stopped[section]
+            or 'loss became inf in epoch 0' in stopped[section])
+    # after a few batches, not after an epoch
+    assert len(learn.recorder.values) == 0 and len(learn.recorder.losses) < 5
     if len(stopped) == len(sections):
-        kept('Bad input', 'Training that diverges stops and says so', 'the learner of each section trained with a learning rate of 1e30', len(sections),
+        kept('Bad input', 'Training that diverges stops and says so',
+             'the learner of each section trained with a learning rate of 1e30', len(sections),
              f'each stopped within five batches, with one sentence: "{stopped[section]}"')
 
 
@@ -611,7 +776,8 @@ def test_a_training_on_numbers_that_are_none_stops(environment, twins):
     from lesson6.collab import DotProductBias, ratings_dls, read_ratings
     from lesson6.engine.training import StopAtNaN
     dls = ratings_dls(read_ratings(twins['movielens']), bs=256)
-    learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5), loss_func=MSELossFlat(), cbs=StopAtNaN())
+    learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5),
+                    loss_func=MSELossFlat(), cbs=StopAtNaN())
     with learn.no_bar(), learn.no_logging():
         assert 0 < learn.lr_find(end_lr=1e20, show_plot=False).valley < 1e20
         learn.fit(1, 5e-3)
@@ -623,7 +789,8 @@ def test_a_training_on_numbers_that_are_none_stops(environment, twins):
 # Every parser against made-up files: a right answer, checked by a second reading, or a clear error
 
 def clear(e, path):
-    "An error that a person can use: of the two kinds, one line, with the file's name, and not from inside pandas or Python."
+    """An error that a person can use: of the two kinds, one line, with the file's name, and not
+    from inside pandas or Python."""
     text = str(e)
     assert type(e) in (ValueError, FileNotFoundError), f'{type(e).__name__}: {e}'
     assert '\n' not in text and text.endswith('.') and Path(path).name in text, text
@@ -642,7 +809,9 @@ def folder():
     return Path(d.name)
 
 
-number = st.one_of(st.floats(width=32).map(str), st.integers(-10**6, 10**6).map(str), st.sampled_from(['1e400', '-1e400', 'nan', '1_000', '٣', '0x10', '1e-320', '9'*5000, '1,5', '', 'x', '-0', '+1', '1.', '.5']))
+number = st.one_of(st.floats(width=32).map(str), st.integers(-10**6, 10**6).map(str),
+                   st.sampled_from(['1e400', '-1e400', 'nan', '1_000', '٣', '0x10', '1e-320',
+                                    '9'*5000, '1,5', '', 'x', '-0', '+1', '1.', '.5']))
 blank = st.sampled_from([' ', '  ', '\t', ' \t '])
 newline = st.sampled_from(['\n', '\r\n', '\n\n', ' \n'])
 
@@ -666,7 +835,9 @@ def matrix_file(draw, right):
 def plain_rows(raw):
     "A second reading: rows of plain decimal numbers, or None."
     rows = [w for w in (line.split() for line in re.split(r'\r\n|\r|\n', raw.decode('utf-8'))) if w]
-    if not all(re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?', o, flags=re.ASCII) for r in rows for o in r): return None
+    if not all(re.fullmatch(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?', o, flags=re.ASCII)
+               for r in rows for o in r):
+        return None
     rows = [[float(o) for o in r] for r in rows]
     return rows if all(np.isfinite(o) for r in rows for o in r) else None
 
@@ -682,10 +853,12 @@ def test_any_pose(raw):
     try: x, y, z = read_centre(f)
     except Exception as e: clear(e, 'frame_00001_pose.txt'); outcome('poses', False); return
     rows = plain_rows(raw)
-    assert rows is not None and [len(r) for r in rows] == [3]*4 and [x, y, z] == rows[3] and z > 0, (raw, x, y, z)
+    assert (rows is not None and [len(r) for r in rows] == [3]*4 and [x, y, z] == rows[3]
+            and z > 0), (raw, x, y, z)
     try: ctr = get_ctr(f)
     except Exception as e: clear(e, 'frame_00001_pose.txt'); outcome('poses', False); return
-    assert ctr.isfinite().all() and np.allclose(ctr, [517.679*x/z + 320, 517.679*y/z + 240.5], rtol=1e-5)
+    assert ctr.isfinite().all() and np.allclose(ctr, [517.679*x/z + 320, 517.679*y/z + 240.5],
+                                                rtol=1e-5)
     outcome('poses', True)
 
 
@@ -697,15 +870,23 @@ def test_any_calibration(raw):
     path.write_bytes(raw)
     try: cal = read_calibration(path)
     except Exception as e: clear(e, path); outcome('calibrations', False); return
-    rows = plain_rows(b'\n'.join(b' '.join(l.split()) for l in raw.splitlines() if l.strip()).split(b'\n')[0]) and plain_rows(b'\n'.join([l for l in re.split(rb'\r\n|\r|\n', raw) if l.strip()][:3]))
-    assert rows and cal.tolist() == rows and cal[0, 0] > 0 and cal[1, 1] > 0 and rows[2] == [0, 0, 1], (raw, cal)
+    rows = plain_rows(b'\n'.join(b' '.join(l.split()) for l in raw.splitlines()
+                                 if l.strip()).split(b'\n')[0]) and plain_rows(
+        b'\n'.join([l for l in re.split(rb'\r\n|\r|\n', raw) if l.strip()][:3]))
+    assert (rows and cal.tolist() == rows and cal[0, 0] > 0 and cal[1, 1] > 0
+            and rows[2] == [0, 0, 1]), (raw, cal)
     outcome('calibrations', True)
 
 
-name_part = st.text(st.characters(blacklist_characters='/\x00', blacklist_categories=('Cs',)), max_size=12)
+name_part = st.text(st.characters(blacklist_characters='/\x00', blacklist_categories=('Cs',)),
+                    max_size=12)
 
 @fuzz
-@given(folders=st.lists(name_part, max_size=2), breed_=st.one_of(name_part, st.sampled_from(['Bengal', 'great_pyrenees', 'pug_2'])), number=st.one_of(st.integers(0, 999).map(str), name_part), end=st.sampled_from(['.jpg', '.JPG', '.jpeg', '.png', '', '.jpg.txt']), sep=st.sampled_from(['_', '-', '']))
+@given(folders=st.lists(name_part, max_size=2),
+       breed_=st.one_of(name_part, st.sampled_from(['Bengal', 'great_pyrenees', 'pug_2'])),
+       number=st.one_of(st.integers(0, 999).map(str), name_part),
+       end=st.sampled_from(['.jpg', '.JPG', '.jpeg', '.png', '', '.jpg.txt']),
+       sep=st.sampled_from(['_', '-', '']))
 def test_any_file_name(folders, breed_, number, end, sep):
     from lesson6.pets import breed, is_cat
     path = Path(*folders, breed_ + sep + number + end)
@@ -716,21 +897,29 @@ def test_any_file_name(folders, breed_, number, end, sep):
         assert not re.fullmatch(r'[A-Za-z_]+_[0-9]+\.jpg', path.name), path
         return
     base, underscore, rest = path.name.rpartition('_')
-    assert underscore and got == unicodedata.normalize('NFC', base) and base and re.fullmatch(r'[0-9]+\.(jpe?g|png)', rest, re.IGNORECASE), (path, got)
+    assert (underscore and got == unicodedata.normalize('NFC', base) and base
+            and re.fullmatch(r'[0-9]+\.(jpe?g|png)', rest, re.IGNORECASE)), (path, got)
     assert is_cat(path) == got[0].isupper()
     outcome('file names', True)
 
 
-field = st.one_of(st.sampled_from(['car', 'car person', 'dog', '', 'True', 'False', ' car ', 'nan', 'NA', '"car"', 'unicorn', '1', '0', '000001.jpg', '../x', '"a\nb"', 'car;dog']), st.text(max_size=8))
+field = st.one_of(st.sampled_from(['car', 'car person', 'dog', '', 'True', 'False', ' car ', 'nan',
+                                   'NA', '"car"', 'unicorn', '1', '0', '000001.jpg', '../x',
+                                   '"a\nb"', 'car;dog']), st.text(max_size=8))
 
 @st.composite
 def labels_file(draw):
     how = draw(st.integers(0, 4))
     if how == 0: return draw(st.binary(max_size=200))
-    head = draw(st.sampled_from(['fname,labels,is_valid']*6 + ['fname,labels', 'fname;labels;is_valid', 'labels,fname,is_valid', 'fname,labels,is_valid,labels', 'fname,labels,is_valid,notes', '']))
-    rows = [f'{i:06d}.jpg,{draw(st.sampled_from(["car", "car person", "dog"]))},{draw(st.sampled_from(["True", "False"]))}' for i in draw(st.permutations(range(8)))]
+    head = draw(
+        st.sampled_from(['fname,labels,is_valid']*6
+                        + ['fname,labels', 'fname;labels;is_valid', 'labels,fname,is_valid',
+                           'fname,labels,is_valid,labels', 'fname,labels,is_valid,notes', '']))
+    rows = [f'{i:06d}.jpg,{draw(st.sampled_from(["car", "car person", "dog"]))},'
+            f'{draw(st.sampled_from(["True", "False"]))}' for i in draw(st.permutations(range(8)))]
     if 'notes' in head: rows = [r + ',x' for r in rows]
-    if head.startswith('labels'): rows = [','.join([r.split(',')[1], r.split(',')[0], r.split(',')[2]]) for r in rows]
+    if head.startswith('labels'):
+        rows = [','.join([r.split(',')[1], r.split(',')[0], r.split(',')[2]]) for r in rows]
     for _ in range(draw(st.integers(0, 2)) if how > 1 else 0):
         i = draw(st.integers(0, len(rows)-1)); words = rows[i].split(',')
         j = draw(st.integers(0, len(words)-1))
@@ -741,7 +930,8 @@ def labels_file(draw):
         rows[i] = ','.join(words)
     text = draw(newline).join([head, *rows]) + draw(st.sampled_from(['', '\n']))
     if how == 4: text = text[:draw(st.integers(0, len(text)))]
-    return draw(st.sampled_from(['', '\ufeff'])).encode() + text.encode(draw(st.sampled_from(['utf-8']*5 + ['utf-16', 'latin-1'])), 'replace')
+    return (draw(st.sampled_from(['', '\ufeff'])).encode()
+            + text.encode(draw(st.sampled_from(['utf-8']*5 + ['utf-16', 'latin-1'])), 'replace'))
 
 
 @fuzz
@@ -756,21 +946,28 @@ def test_any_table_of_labels(raw):
     (p/'train.csv').write_bytes(raw)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning) # a split that is missing is sampled, and said
+            # a split that is missing is sampled, and said
+            warnings.simplefilter('ignore', UserWarning)
             df = read_labels(p, voc_labels)
     except Exception as e:
-        assert type(e) in (ValueError, FileNotFoundError) and '\n' not in str(e) and str(e).endswith('.') and ('train' in str(e) or 'is_valid' in str(e)), f'{type(e).__name__}: {e}'
+        assert type(e) in (ValueError,
+                           FileNotFoundError) and '\n' not in str(e) and str(e).endswith(
+            '.') and ('train' in str(e) or 'is_valid' in str(e)), f'{type(e).__name__}: {e}'
         outcome('labels', False)
         return
-    rows = list(csv.reader(io.StringIO(raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'), newline='')))
+    rows = list(csv.reader(io.StringIO(raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff')
+                                                  else 'utf-8-sig'), newline='')))
     rows = [r for r in rows if r and any(x.strip() for x in r)]
     head, rows = rows[0], rows[1:]
-    if 'fname' not in head: head, rows = ['fname', 'labels', 'is_valid'][:len(head)], [head, *rows] # and it was said
+    if 'fname' not in head:
+        head, rows = ['fname', 'labels', 'is_valid'][:len(head)], [head, *rows] # and it was said
     assert all(len(r) == len(head) for r in rows), (raw, df)
     want = [[r[head.index('fname')], r[head.index('labels')].split()] for r in rows]
     got = [[f, l.split()] for f, l in zip(df['fname'], df['labels'])]
     assert got == want and all(l in voc_labels for _, ls in got for l in ls), (raw, got, want)
-    if 'is_valid' in head: assert df['is_valid'].tolist() == [r[head.index('is_valid')].strip().lower() in ('true', '1') for r in rows], (raw, df)
+    if 'is_valid' in head:
+        assert df['is_valid'].tolist() == [r[head.index('is_valid')].strip().lower()
+                                           in ('true', '1') for r in rows], (raw, df)
     outcome('labels', True)
 
 
@@ -782,7 +979,8 @@ def ratings_files(draw):
         if how == 0: return draw(st.binary(max_size=200))
         lines = text.split('\n')
         for _ in range(draw(st.integers(1, 2)) if how in (1, 2, 3) else 0):
-            i = draw(st.integers(0, len(lines)-2)); fields = lines[i].split(sep); j = draw(st.integers(0, min(len(fields)-1, 4)))
+            i = draw(st.integers(0, len(lines)-2))
+            fields = lines[i].split(sep); j = draw(st.integers(0, min(len(fields)-1, 4)))
             what = draw(st.integers(0, 4))
             if what <= 1: fields[j] = draw(words)
             if what == 2: fields.append(draw(words))
@@ -803,20 +1001,29 @@ def test_any_ratings(files):
     p.mkdir(exist_ok=True)
     for name, raw in zip(('u.data', 'u.item'), files): (p/name).write_bytes(raw)
     try: df = read_ratings(p, scale=(1, 5))
-    except Exception as e: clear(e, 'u.data' if 'u.data' in str(e) else 'u.item'); outcome('ratings', False); return
+    except Exception as e:
+        clear(e, 'u.data' if 'u.data' in str(e) else 'u.item'); outcome('ratings', False); return
     def rows(raw, sep):
         try: text = raw.decode('utf-8-sig')
         except UnicodeDecodeError: text = raw.decode('latin-1')
         return [line.rstrip('\r').split(sep) for line in text.split('\n') if line.strip()]
     titles = {int(r[0]): r[1].strip() for r in rows(files[1], '|')}
-    want = [(int(u), int(m), float(r), int(t), titles[int(m)]) for u, m, r, t in rows(files[0], '\t')]
-    assert list(df[['user', 'movie', 'rating', 'timestamp', 'title']].itertuples(index=False, name=None)) == want, (files, df)
-    assert all(re.fullmatch(r' *-?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t') for o in r) and df.rating.between(1, 5).all() and len(df)
+    want = [(int(u), int(m), float(r), int(t), titles[int(m)])
+            for u, m, r, t in rows(files[0], '\t')]
+    assert list(df[['user', 'movie', 'rating', 'timestamp',
+                    'title']].itertuples(index=False, name=None)) == want, (files, df)
+    assert all(re.fullmatch(r' *-?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t')
+               for o in r) and df.rating.between(1, 5).all() and len(df)
     outcome('ratings', True)
 
 
 @fuzz
-@given(table=labels_file(), info=st.one_of(st.binary(max_size=60), st.lists(st.tuples(st.one_of(number, st.just('9'*5000), st.integers(0, 30).map(str)), st.sampled_from(['users', 'items', 'ratings', 'x'])), max_size=4).map(lambda rows: '\n'.join(map(' '.join, rows)).encode())))
+@given(table=labels_file(),
+       info=st.one_of(st.binary(max_size=60),
+                      st.lists(st.tuples(
+    st.one_of(number, st.just('9'*5000), st.integers(0, 30).map(str)),
+    st.sampled_from(['users', 'items', 'ratings', 'x'])), max_size=4)
+                      .map(lambda rows: '\n'.join(map(' '.join, rows)).encode())))
 def test_any_folder_of_data(table, info):
     "What is counted before a section reads it: the tables that name the pictures, and `u.info`."
     from lesson6.data import check_dataset
@@ -836,6 +1043,11 @@ def test_any_folder_of_data(table, info):
 
 def test_what_the_parsers_made_of_it():
     for parser, (right, refused) in tally.items():
-        assert right >= examples/50 and refused >= examples/50, f'{parser}: {right} read, {refused} refused'
-        kept('Bad input', f'Made-up {parser}', 'files that hypothesis makes up: right ones, right ones with something changed, cut off, or bytes of any kind', right + refused,
-             f'{right:,} read, with the numbers of a second, independent reading; {refused:,} refused with a clear ValueError or FileNotFoundError; no other error, no wrong number')
+        assert right >= examples/50 and refused >= examples/50, (
+            f'{parser}: {right} read, {refused} refused')
+        kept('Bad input', f'Made-up {parser}',
+             'files that hypothesis makes up: right ones, right ones with something changed, cut '
+             'off, or bytes of any kind', right + refused,
+             f'{right:,} read, with the numbers of a second, independent reading; {refused:,} '
+             'refused with a clear ValueError or FileNotFoundError; no other error, no wrong '
+             'number')

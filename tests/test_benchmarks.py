@@ -28,8 +28,10 @@ def test_what_a_gpu_would_run_runs_on_a_processor(tmp_path):
     files = get_image_files(tmp_path/'pictures').sorted()
     for name in ways:
         found = measure(name, files, torch.device('cpu'), squeezenet1_1, bs=8, skip=1, n=2)
-        assert found['share of the time that the GPU works'] is None and found['pictures a second'] > 0
-        assert found['share of that'] == found['pictures a second']/found['fed from memory, pictures a second']
+        assert (found['share of the time that the GPU works'] is None
+                and found['pictures a second'] > 0)
+        assert found['share of that'] == found['pictures a second']/found['fed from memory, '
+                                                                          'pictures a second']
 
 
 def test_without_a_gpu_the_table_says_so(tmp_path, monkeypatch):
@@ -60,13 +62,16 @@ def test_large_ratings_and_a_contender_that_is_broken_off(tmp_path, monkeypatch)
 def test_an_import_that_fails_is_told():
     import imports
     assert imports.seconds('pass', 'sum(range(10**6))')[1] > 0
-    with pytest.raises(RuntimeError, match='import nothing_of_that_name ended with 1'): imports.seconds('pass', 'import nothing_of_that_name')
+    with pytest.raises(RuntimeError, match='import nothing_of_that_name ended with 1'):
+        imports.seconds('pass', 'import nothing_of_that_name')
 
 
 def test_the_package_itself_imports_none_of_the_large_ones():
     import subprocess
-    code = "import lesson6, sys; print([m for m in ('torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'pyarrow', 'sklearn') if m in sys.modules])"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    code = ("import lesson6, sys; print([m for m in ('torch', 'fastai', 'pandas', 'numpy', "
+            "'matplotlib', 'pyarrow', 'sklearn') if m in sys.modules])")
+    assert (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                           check=True).stdout.strip() == '[]')
 
 
 def test_installing_meets_empty_caches(tmp_path, monkeypatch):
@@ -74,4 +79,5 @@ def test_installing_meets_empty_caches(tmp_path, monkeypatch):
     monkeypatch.setenv('UV_CACHE_DIR', '/full')
     monkeypatch.setenv('LESSON6_DATA', 'full')
     env = install.cold(tmp_path)
-    assert {v for k, v in env.items() if 'CACHE' in k} == {str(tmp_path/'caches')} and 'LESSON6_DATA' not in env and env['PATH']
+    assert ({v for k, v in env.items() if 'CACHE' in k} == {str(tmp_path/'caches')}
+            and 'LESSON6_DATA' not in env and env['PATH'])

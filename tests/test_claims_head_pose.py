@@ -26,15 +26,18 @@ def test_projection(tmp_path):
         return get_ctr(tmp_path/'frame_00667_rgb.jpg')
     right = at('517.679 0 320\n0 517.679 240.5\n0 0 1\n')
     assert holds('pose-projection', right, published)
-    assert not holds('pose-projection', at('517.679 0 320\n0 517.679 240\n0 0 1 \n'), published)   # another middle
-    assert not holds('pose-projection', right.flip(0), published)                                   # row and column swapped
+    # another middle
+    assert not holds('pose-projection', at('517.679 0 320\n0 517.679 240\n0 0 1 \n'), published)
+    # row and column swapped
+    assert not holds('pose-projection', right.flip(0), published)
 
 
 def test_by_person(twin):
     from fastai.data.transforms import FuncSplitter, RandomSplitter, get_image_files
     files = get_image_files(twin).sorted()
     in_both = lambda splits: set.intersection(*({files[i].parent.name for i in s} for s in splits))
-    by_person, by_frame = in_both(FuncSplitter(lambda f: f.parent.name == '13')(files)), in_both(RandomSplitter(seed=0)(files))
+    by_person, by_frame = (in_both(FuncSplitter(lambda f: f.parent.name == '13')(files)),
+                           in_both(RandomSplitter(seed=0)(files)))
     assert holds('pose-by-person', by_person, by_frame)
     assert not holds('pose-by-person', by_frame, by_frame)
     assert not holds('pose-by-person', by_person, by_person)
@@ -53,19 +56,24 @@ def test_scale(dls):
 
 @pytest.fixture(scope='module')
 def spots(dls):
-    "Spots of light sent through the DataLoader's steps, as in the notebook; with points that move, and with points that don't"
+    """Spots of light sent through the DataLoader's steps, as in the notebook; with points that
+    move, and with points that don't"""
     from fastai.torch_core import set_seed
     from fastai.vision.core import PILImage, TensorPoint
     set_seed(0)
     def at(point, Point):
         ys, xs = torch.meshgrid(torch.arange(480)+.5, torch.arange(640)+.5, indexing='ij')
         light = torch.exp(-((xs-point[0])**2 + (ys-point[1])**2)/2/(640/27)**2)
-        return PILImage.create((255*light).byte()[..., None].expand(-1, -1, 3).numpy()), Point(point)
+        return (PILImage.create((255*light).byte()[..., None].expand(-1, -1, 3).numpy()),
+                Point(point))
     def light(Point):
-        xb, yb = dls.train.after_batch(dls.train.create_batch([dls.train.after_item(at(get_ctr(f), Point)) for f in dls.train_ds.items[::12]]))
-        x, y = xb.as_subclass(torch.Tensor).mean(1, keepdim=True), yb.as_subclass(torch.Tensor).float().view(-1, 1, 1, 2)
+        xb, yb = dls.train.after_batch(dls.train.create_batch(
+            [dls.train.after_item(at(get_ctr(f), Point)) for f in dls.train_ds.items[::12]]))
+        x, y = (xb.as_subclass(torch.Tensor).mean(1, keepdim=True),
+                yb.as_subclass(torch.Tensor).float().view(-1, 1, 1, 2))
         lo, hi = x.amin((2, 3)), x.amax((2, 3))
-        return ((torch.nn.functional.grid_sample(x, y, align_corners=False)[:, 0, 0] - lo)/(hi-lo))[:, 0]
+        return ((torch.nn.functional.grid_sample(x, y, align_corners=False)[:, 0, 0]
+                 - lo)/(hi-lo))[:, 0]
     return light(TensorPoint.create), light(lambda p: p/torch.tensor([320., 240.]) - 1)
 
 
@@ -91,10 +99,15 @@ def test_loss(dls):
     by_hand = ((preds-targs.view(-1, 2))**2).mean()
     assert holds('pose-loss', dls.loss_func, by_hand, dls.loss_func(preds, targs))
     assert not holds('pose-loss', L1LossFlat(), by_hand, L1LossFlat()(preds, targs))
-    with pytest.warns(UserWarning, match='broadcasting'): stretched = nn.MSELoss()(preds, targs)   # 16×16 pairs
+    with pytest.warns(UserWarning, match='broadcasting'):
+        stretched = nn.MSELoss()(preds, targs)   # 16×16 pairs
     assert not holds('pose-loss', dls.loss_func, by_hand, stretched)
 
 
 def test_not_asked():
-    assert verdict('pose-unseen-person', None, torch.ones(3)) == verdict('pose-by-person', [], set()) == verdict('pose-augmentation', torch.ones(0)) == 'not asked'
-    assert verdict('pose-unseen-person', torch.full((15,), float('nan')), torch.ones(15)) == 'not asked' # it has diverged
+    assert (verdict('pose-unseen-person', None, torch.ones(3))
+            == verdict('pose-by-person', [], set()) == verdict('pose-augmentation', torch.ones(0))
+            == 'not asked')
+    # it has diverged
+    assert (verdict('pose-unseen-person', torch.full((15,), float('nan')), torch.ones(15)) == 'not '
+            'asked')

@@ -12,17 +12,22 @@ listed = [['dog'], ['bicycle', 'person'], [], ['cow', 'horse', 'person', 'sheep'
 
 # --- one-hot encoding
 
-def test_one_hot_holds(): assert holds('multilabel-onehot', torch.stack([ml.one_hot_encode(l, vocab) for l in listed]), vocab, listed)
+def test_one_hot_holds():
+    assert holds('multilabel-onehot', torch.stack([ml.one_hot_encode(l, vocab) for l in listed]),
+                 vocab, listed)
 
 
 @pytest.mark.parametrize('broken', [
     lambda y: torch.roll(y, 1, dims=1),                      # a vocabulary in another order
     lambda y: y*2,                                           # not ones
     lambda y: y[:,:-1],                                      # a label short
-    lambda y: torch.where(y.cumsum(1) > 1, 0., y),           # only the first label of each: single-label
+    # only the first label of each: single-label
+    lambda y: torch.where(y.cumsum(1) > 1, 0., y),
 ])
 def test_one_hot_fails(broken):
-    assert not holds('multilabel-onehot', broken(torch.stack([ml.one_hot_encode(l, vocab) for l in listed])), vocab, listed)
+    assert not holds('multilabel-onehot',
+                     broken(torch.stack([ml.one_hot_encode(l, vocab) for l in listed])),
+                     vocab, listed)
 
 
 # --- the loss
@@ -43,12 +48,16 @@ def test_binary_cross_entropy_holds():
 
 
 @pytest.mark.parametrize('broken', [
-    naive,                                                                          # infinite where it is sure and wrong
-    lambda x, y: -(y*nn.functional.logsigmoid(x)).mean(),                           # forgets the labels that are absent
+    # infinite where it is sure and wrong
+    naive,
+    # forgets the labels that are absent
+    lambda x, y: -(y*nn.functional.logsigmoid(x)).mean(),
     lambda x, y: ml.binary_cross_entropy(x.sigmoid(), y),                           # sigmoid twice
     lambda x, y: ml.binary_cross_entropy(x, 1-y),                                   # yes for no
-    lambda x, y: ml.binary_cross_entropy(x, y)*x.shape[-1],                         # a sum over labels
-    lambda x, y: nn.functional.cross_entropy(x, y/y.sum(1, keepdim=True).clamp(1)), # one label to a picture
+    # a sum over labels
+    lambda x, y: ml.binary_cross_entropy(x, y)*x.shape[-1],
+    # one label to a picture
+    lambda x, y: nn.functional.cross_entropy(x, y/y.sum(1, keepdim=True).clamp(1)),
 ])
 def test_binary_cross_entropy_fails(broken): assert not holds('multilabel-bce', broken, *batch())
 
@@ -57,13 +66,17 @@ def test_binary_cross_entropy_fails(broken): assert not holds('multilabel-bce', 
 
 def test_not_asked():
     preds, targs = torch.rand(60, 20), (torch.rand(60, 20) < .3).float()
-    assert verdict('multilabel-nothing', preds, targs, .5) == 'not asked'       # a third of the labels is there
+    # a third of the labels is there
+    assert verdict('multilabel-nothing', preds, targs, .5) == 'not asked'
     assert verdict('multilabel-nothing', preds, 0*targs, .5) == 'not asked'     # or none
     assert verdict('multilabel-fair', preds[:2,:5], preds[:2,:5]) == 'not asked'
 
 
 def test_a_threshold_of_a_model_that_learnt_nothing():
     targs = (torch.rand(60, 20) < .08).float()
-    assert verdict('multilabel-threshold', torch.zeros(60, 20), targs) == "can't be told apart here" # it says no at any threshold
-    assert not verdict('multilabel-threshold', 1-targs, targs) == 'holds'                              # or the opposite
-    assert not verdict('multilabel-nothing', torch.rand(60, 20), targs, 1.) == 'holds'                 # it says nothing, either
+    # it says no at any threshold
+    assert verdict('multilabel-threshold', torch.zeros(60, 20), targs) == "can't be told apart here"
+    # or the opposite
+    assert not verdict('multilabel-threshold', 1-targs, targs) == 'holds'
+    # it says nothing, either
+    assert not verdict('multilabel-nothing', torch.rand(60, 20), targs, 1.) == 'holds'

@@ -38,7 +38,8 @@ def call(course, *words):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def nbgrader(course, *commands): # such as ('Autograde', 'pets'): nbgrader's own, in one process, because the import takes seconds
+# such as ('Autograde', 'pets'): nbgrader's own, in one process, because the import takes seconds
+def nbgrader(course, *commands):
     call(course, sys.executable, '-W', 'ignore', '-c', APPS, json.dumps(commands))
 
 
@@ -56,7 +57,8 @@ def solved(id): # the solution, as an answer's cell
 
 
 def hand_in(course, student, section, answer):
-    "Fills in a copy as a student would: `answer` takes an exercise and gives code that ends up below the three dots"
+    """Fills in a copy as a student would: `answer` takes an exercise and gives code that ends up
+    below the three dots"""
     nb = nbformat.read(course/'release'/section/f'{section}.ipynb', as_version=4)
     for cell in nb.cells:
         id = cell.metadata.get('nbgrader', {}).get('grade_id', '').removesuffix('-answer')
@@ -67,7 +69,8 @@ def hand_in(course, student, section, answer):
 
 
 def verdict(course, student, id): # the points, and what `check` printed
-    nb = nbformat.read(next(course.glob(f'autograded/{student}/*/{section_of(id)}.ipynb')), as_version=4)
+    nb = nbformat.read(next(course.glob(f'autograded/{student}/*/{section_of(id)}.ipynb')),
+                       as_version=4)
     cell = next(c for c in nb.cells if c.metadata.get('nbgrader', {}).get('grade_id') == id)
     return ''.join(o.get('text', '') for o in cell.outputs)
 
@@ -80,16 +83,20 @@ def section_of(id): return exercises[id].check.__module__.rpartition('.')[2]
 @pytest.mark.ci
 def test_no_solution_is_in_the_students_copies(course):
     "Neither the text of one, nor a statement of one, nor its answer."
-    text = ''.join(p.read_text(encoding='utf-8') for p in (course/'release').rglob('*') if p.is_file())
-    cells = [c for p in (course/'release').rglob('*.ipynb') for c in nbformat.read(p, as_version=4).cells if c.cell_type == 'code']
-    handed = {ast.unparse(n) for c in cells for n in ast.walk(ast.parse(c.source)) if isinstance(n, ast.stmt)}
+    text = ''.join(p.read_text(encoding='utf-8') for p in (course/'release').rglob('*')
+                   if p.is_file())
+    cells = [c for p in (course/'release').rglob('*.ipynb')
+             for c in nbformat.read(p, as_version=4).cells if c.cell_type == 'code']
+    handed = {ast.unparse(n) for c in cells for n in ast.walk(ast.parse(c.source))
+              if isinstance(n, ast.stmt)}
     tests = [c for c in cells if c.metadata.nbgrader.grade]
     found = []
     for id in exercises:
         _, body, answer = parts_of(exercises[id].solution)
         held = {ast.unparse(n) for n in ast.parse(body).body} & handed
         if held or f'{id.replace("-", "_")} = {answer}' in text: found.append(id)
-    assert found == [] and len(tests) == 37 and 'SOLUTION' not in text and not list((course/'release').rglob('*.db'))
+    assert (found == [] and len(tests) == 37 and 'SOLUTION' not in text
+            and not list((course/'release').rglob('*.db')))
 
 
 def test_a_course_keeps_what_a_teacher_has_changed(tmp_path, capsys):
@@ -97,7 +104,8 @@ def test_a_course_keeps_what_a_teacher_has_changed(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 6
     (tmp_path/'nbgrader_config.py').write_text('# mine')
     (tmp_path/'source'/'pets'/'pets.ipynb').unlink()
-    assert [p.name for p in write_course(tmp_path)] == ['pets.ipynb'] and (tmp_path/'nbgrader_config.py').read_text() == '# mine'
+    assert ([p.name for p in write_course(tmp_path)] == ['pets.ipynb']
+            and (tmp_path/'nbgrader_config.py').read_text() == '# mine')
 
 
 def test_solutions_are_not_shown_in_a_class_copy(capsys, monkeypatch):
@@ -115,16 +123,22 @@ def test_what_cannot_be_marked_is_said(tmp_path):
     from lesson6.book.options import CliError
     with pytest.raises(CliError, match='is no course: write one'): main(str(tmp_path), grade=True)
     write_course(tmp_path)
-    with pytest.raises(CliError, match='Nothing to mark: there is no .*submitted'): main(str(tmp_path), grade=True)
-    with pytest.raises(CliError, match='gradebook.db is missing: mark a section first'): main(str(tmp_path), report=True)
+    with pytest.raises(CliError, match='Nothing to mark: there is no .*submitted'):
+        main(str(tmp_path), grade=True)
+    with pytest.raises(CliError, match='gradebook.db is missing: mark a section first'):
+        main(str(tmp_path), report=True)
 
 
 # Marks
 
 bad = { # what code that isn't to be trusted may try; the exercise, and what is said of it
-    'reg-1': ('while True: pass', 'ran longer than 3 seconds'), 'reg-2': ('import os; os._exit(1)', 'ended the process'),
-    'reg-3': ('import numpy; reg_3 = numpy.ones(10*2**27)', 'MemoryError'), 'reg-4': ('import os; os.fork()', 'PermissionError'),
-    'reg-5': ("open('{course}/gradebook.db', 'a')", 'PermissionError'), 'reg-6': ("reg_6 = open('{course}/source/regularisation/regularisation.ipynb').read()", 'PermissionError'),
+    'reg-1': ('while True: pass', 'ran longer than 3 seconds'),
+    'reg-2': ('import os; os._exit(1)', 'ended the process'),
+    'reg-3': ('import numpy; reg_3 = numpy.ones(10*2**27)', 'MemoryError'),
+    'reg-4': ('import os; os.fork()', 'PermissionError'),
+    'reg-5': ("open('{course}/gradebook.db', 'a')", 'PermissionError'),
+    'reg-6': ("reg_6 = open('{course}/source/regularisation/regularisation.ipynb').read()",
+              'PermissionError'),
     'reg-7': (solved('reg-7') + "\nprint('x'*10**7)", 'is right'),
 }
 
@@ -132,44 +146,62 @@ bad = { # what code that isn't to be trusted may try; the exercise, and what is 
 @pytest.mark.ci
 @pytest.mark.skipif(bool(unprotected()), reason='this system confines nothing')
 def test_a_submission_harms_itself_only(course):
-    "Each exercise does harm of another kind; what comes after it is marked all the same, and so is the next student."
+    """Each exercise does harm of another kind; what comes after it is marked all the same, and so
+    is the next student."""
     (course.parent/'another way').symlink_to(course)
     config = course/'nbgrader_config.py'
     kept = config.read_text()
     config.write_text(kept + 'c.Confined.seconds = 3\n')
-    hand_in(course, 'anna', 'regularisation', lambda id: bad[id][0].replace('{course}', str(course)) if id in bad else 'reg_8 = ...')
-    hand_in(course, 'bert', 'regularisation', lambda id: solved(id) if id != 'reg-8' else 'reg_8 = 1')
+    hand_in(course, 'anna', 'regularisation', lambda id: bad[id][0].replace('{course}', str(course))
+            if id in bad else 'reg_8 = ...')
+    hand_in(course, 'bert', 'regularisation', lambda id: solved(id) if id != 'reg-8'
+            else 'reg_8 = 1')
     before = (course/'source'/'regularisation'/'regularisation.ipynb').read_bytes()
-    nbgrader(course, ('ZipCollect', 'regularisation'), ('Autograde', 'regularisation'), ('Export',), ('GenerateFeedback', 'regularisation'))
+    nbgrader(course, ('ZipCollect', 'regularisation'), ('Autograde', 'regularisation'), ('Export',),
+             ('GenerateFeedback', 'regularisation'))
     main(str(course), report=True)
     config.write_text(kept)
     rows = {r['student']: r for r in csv.DictReader((course/'grades.csv').open())}
-    assert [rows['anna'][f'reg-{i}'].removesuffix('.0') for i in range(1, 9)] == ['0']*6 + ['1', '0']
+    assert ([rows['anna'][f'reg-{i}'].removesuffix('.0') for i in range(1, 9)] == ['0']*6
+            + ['1', '0'])
     assert float(rows['bert']['sum']) == 7
     page = (course/'report.html').read_text()
     for id,(_,said) in bad.items():
         row = next(l for l in page.splitlines() if f'<td>{id}<' in l)
         assert re.search(said, row + verdict(course, 'anna', id)), id
-    assert 'learners in brackets' in (course/'feedback'/'bert'/'regularisation'/'regularisation.html').read_text()
+    assert ('learners in brackets'
+            in (course/'feedback'/'bert'/'regularisation'/'regularisation.html').read_text())
     assert (course/'source'/'regularisation'/'regularisation.ipynb').read_bytes() == before
     assert (course/'autograded'/'anna'/'regularisation'/'regularisation.ipynb').stat().st_size < 3e6
 
 
 def students():
-    "Thirty: twelve right in three ways, nine wrong, three empty, two that loop, two that crash, two that are greedy; {name: (exercise -> code)}"
-    known = f'import sys; sys.path.append({str(Path(__file__).parent)!r}); from test_exercises import right, wrong\n'
+    """Thirty: twelve right in three ways, nine wrong, three empty, two that loop, two that crash,
+    two that are greedy; {name: (exercise -> code)}"""
+    known = (f'import sys; sys.path.append({str(Path(__file__).parent)!r}); from test_exercises '
+             'import right, wrong\n')
     def name(id): return id.replace('-', '_')
-    def other(k): return lambda id: solved(id) if id in experiments or k%3 == 0 else f"{known}{name(id)} = right['{id}']()[{k} % len(right['{id}']())]"
+    def other(k):
+        return (lambda id: solved(id) if id in experiments or k%3 == 0
+                else f"{known}{name(id)} = right['{id}']()[{k} % len(right['{id}']())]")
     def wrongly(k):
         def answer(id):
-            if id not in experiments: return f"{known}{name(id)} = wrong['{id}']()[{k} % len(wrong['{id}']())][0]"
+            if id not in experiments:
+                return f"{known}{name(id)} = wrong['{id}']()[{k} % len(wrong['{id}']())][0]"
             return f'{name(id)} = {k}'
         return answer
-    def bad_once(code, k): # in one exercise of each section; the experiment is left out, the rest is right
-        return lambda id: code.replace('NAME', name(id)) if id.endswith(f'-{k}') else f'{name(id)} = ...' if id in experiments else solved(id)
-    return {**{f'right{k:02}': other(k) for k in range(12)}, **{f'wrong{k}': wrongly(k) for k in range(9)}, **{f'empty{k}': lambda id: '' for k in range(3)},
-            'loop0': bad_once('while True: pass', 3), 'loop1': bad_once('def NAME(*args):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass', 2),
-            'crash0': bad_once('import os; os._exit(1)', 2), 'crash1': bad_once('1/0', 4), 'greedy0': bad_once('import numpy; NAME = numpy.ones(10*2**27)', 3),
+    # in one exercise of each section; the experiment is left out, the rest is right
+    def bad_once(code, k):
+        return (lambda id: code.replace('NAME', name(id)) if id.endswith(f'-{k}')
+                else f'{name(id)} = ...' if id in experiments else solved(id))
+    return {**{f'right{k:02}': other(k) for k in range(12)},
+            **{f'wrong{k}': wrongly(k) for k in range(9)},
+            **{f'empty{k}': lambda id: '' for k in range(3)},
+            'loop0': bad_once('while True: pass', 3),
+            'loop1': bad_once('def NAME(*args):\n    while True:\n        try:\n            while '
+                              'True: pass\n        except BaseException: pass', 2),
+            'crash0': bad_once('import os; os._exit(1)', 2), 'crash1': bad_once('1/0', 4),
+            'greedy0': bad_once('import numpy; NAME = numpy.ones(10*2**27)', 3),
             'greedy1': bad_once('import os\nwhile True: os.fork()', 4)}
 
 
@@ -178,7 +210,8 @@ def alone(id, code):
     if any(o in code for o in ('while True', '_exit', '10*2**27', '1/0')): return None
     name = id.replace('-', '_')
     scope = {name: ...}
-    with contextlib.redirect_stdout(io.StringIO()): exec(parts_of(exercises[id].solution)[0] + '\n' + code, scope)
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(parts_of(exercises[id].solution)[0] + '\n' + code, scope)
     return judge(id, scope[name])
 
 
@@ -208,7 +241,9 @@ def test_thirty_students(course, capsys):
             else: fine = points == said.solved and (id in experiments or str(said) in here)
             compared += 1
             if not fine: differ.append((name, id, points, here, str(said)))
-    with capsys.disabled(): print(f'\n30 students, five sections: {took:.0f} s; {compared - len(differ)} of {compared} marks agree with check')
+    with capsys.disabled():
+        print(f'\n30 students, five sections: {took:.0f} s; {compared - len(differ)} of {compared} '
+              'marks agree with check')
     assert differ == [] and compared == 30*37
 
 
@@ -217,7 +252,8 @@ def test_thirty_students(course, capsys):
 @pytest.fixture
 def own_record(tmp_path, monkeypatch):
     monkeypatch.setenv('LESSON6_PROGRESS', '')
-    monkeypatch.setattr('lesson6.exercises.record.progress_file', lambda: tmp_path/'data'/'progress.json')
+    monkeypatch.setattr('lesson6.exercises.record.progress_file',
+                        lambda: tmp_path/'data'/'progress.json')
     return tmp_path/'data'
 
 
@@ -227,8 +263,10 @@ def test_progress_is_kept_in_one_file_and_deleted_by_one_call(own_record, capsys
     solution('pets-2')
     table = progress()
     assert list(table.index) == list(exercises) and len(table) == 37
-    assert table.loc['reg-2', 'tried'] == 3 and table.loc['reg-2', 'solved'] and not table.loc['pets-1', 'solved']
-    assert list(table.index[table.hint != '']) == ['pets-1'] and list(table.index[table.solution != '']) == ['pets-2']
+    assert (table.loc['reg-2', 'tried'] == 3 and table.loc['reg-2', 'solved']
+            and not table.loc['pets-1', 'solved'])
+    assert (list(table.index[table.hint != '']) == ['pets-1']
+            and list(table.index[table.solution != '']) == ['pets-2'])
     assert {p.name for p in own_record.iterdir()} <= {'progress.json', 'progress.lock'}
     forget_progress()
     assert not any(own_record.iterdir()) and (progress().tried == 0).all()

@@ -1,6 +1,7 @@
 """Collaborative filtering: what a notebook cannot show.
 
-The lesson's recipe on the three splits of the real ratings (a minute), and its four models (four minutes):
+The lesson's recipe on the three splits of the real ratings (a minute), and its four models (four
+minutes):
 
     LESSON6_SEEDS=42,1,2 pytest tests/test_collab.py -k real_recipe -s
     pytest tests/test_collab.py -m slow -s
@@ -26,7 +27,8 @@ from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
-from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers, create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
+from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, Newcomers,
+                            create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.data import lesson_path
 from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
@@ -42,7 +44,8 @@ def planted():
     "The ratings of the twin as a table, made without files: titles are the numbers of the films"
     t = truth()
     users, films = who_rates_what(t, 40_000)
-    return pd.DataFrame({'user': users, 'movie': films, 'rating': stars(t, users, films), 'title': [f'{f:03d}' for f in films]})
+    return pd.DataFrame({'user': users, 'movie': films, 'rating': stars(t, users, films),
+                         'title': [f'{f:03d}' for f in films]})
 
 
 @cache
@@ -58,7 +61,9 @@ def train(dls, model, wd=None, epochs=5):
     torch.set_num_threads(1)
     try:
         set_seed(seed, reproducible=True)
-        learn = LeanLearner(dls, model() if callable(model) and not isinstance(model, torch.nn.Module) else model, loss_func=MSELossFlat())
+        learn = LeanLearner(dls, model() if callable(model)
+                            and not isinstance(model, torch.nn.Module) else model,
+                            loss_func=MSELossFlat())
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 5e-3, wd=wd)
     finally: torch.set_num_threads(threads)
     learn.at_the_end = learn.recorder.values[-1]      # kept, for predicting overwrites them
@@ -82,7 +87,8 @@ def learn(): return trained()
 def small():
     "300 ratings by 12 users of 30 films"
     pairs = torch.randperm(360, generator=torch.Generator().manual_seed(1))[:300].numpy()
-    return pd.DataFrame({'user': pairs//30 + 1, 'title': [f'Film {i:02d}' for i in pairs%30], 'rating': pairs%5 + 1})
+    return pd.DataFrame({'user': pairs//30 + 1, 'title': [f'Film {i:02d}' for i in pairs%30],
+                         'rating': pairs%5 + 1})
 
 
 # What an epoch sees
@@ -92,16 +98,20 @@ def pairs(x): return sorted((a, b) for a, b in x.tolist())
 
 def assert_once(dls, epochs=2):
     "That every epoch draws every training rating exactly once"
-    held = pairs(dls.train_ds.x if hasattr(dls.train_ds, 'x') else torch.tensor(dls.train_ds.cats.to_numpy()))
+    held = pairs(dls.train_ds.x if hasattr(dls.train_ds, 'x')
+                 else torch.tensor(dls.train_ds.cats.to_numpy()))
     for _ in range(epochs):
         drawn = pairs(torch.cat([b[0] for b in dls.train]))
-        once = drawn == held  # compared here, because in CI pytest would spend hours on showing how 32,000 rows differ
-        assert once, f'{len(held) - len(set(drawn)):,} of {len(held):,} ratings were not drawn in an epoch'
+        # compared here, because in CI pytest would spend hours on showing how 32,000 rows differ
+        once = drawn == held
+        assert once, (
+            f'{len(held) - len(set(drawn)):,} of {len(held):,} ratings were not drawn in an epoch')
 
 
 @pytest.mark.parametrize('n', [300, 299, 162, 161])
 @pytest.mark.parametrize('bs', [1, 7, 16, 64, 129])
-def test_an_epoch_draws_every_rating_once(small, n, bs): assert_once(ratings_dls(small[:n], bs=bs, device='cpu'))
+def test_an_epoch_draws_every_rating_once(small, n, bs):
+    assert_once(ratings_dls(small[:n], bs=bs, device='cpu'))
 
 
 def test_an_epoch_of_the_twin_draws_every_rating_once(): assert_once(loaders())
@@ -109,8 +119,10 @@ def test_an_epoch_of_the_twin_draws_every_rating_once(): assert_once(loaders())
 
 @pytest.mark.ci
 def test_an_epoch_of_fastai_does_not():
-    "The fault that `ratings_dls` is for. If this fails, fastai has been mended, and the notebook has something to tell."
-    stock = CollabDataLoaders.from_df(planted(), item_name='title', rating_name='rating', bs=64, seed=seed, device='cpu')
+    """The fault that `ratings_dls` is for. If this fails, fastai has been mended, and the notebook
+    has something to tell."""
+    stock = CollabDataLoaders.from_df(planted(), item_name='title', rating_name='rating', bs=64,
+                                      seed=seed, device='cpu')
     with pytest.raises(AssertionError): assert_once(stock, epochs=1)
     drawn = len(set(pairs(torch.cat([b[0] for b in stock.train]))))
     assert drawn/len(stock.train_ds) == pytest.approx(1 - 1/np.e, abs=.02)
@@ -130,15 +142,18 @@ def test_epochs_differ_and_can_be_repeated(small):
 def test_no_small_last_batch(small, n, bs):
     dls = ratings_dls(small[:n], bs=bs, device='cpu')
     lengths = [len(b[0]) for b in dls.train]
-    assert len(lengths) == len(dls.train) and max(lengths) - min(lengths) <= 1 and max(lengths) <= bs and sum(lengths) == len(dls.train_ds)
+    assert (len(lengths) == len(dls.train) and max(lengths) - min(lengths) <= 1
+            and max(lengths) <= bs and sum(lengths) == len(dls.train_ds))
 
 
 def test_split_is_that_of_fastai(small):
-    theirs = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16, seed=3, dl_type=TabDataLoader, device='cpu')
+    theirs = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16,
+                                       seed=3, dl_type=TabDataLoader, device='cpu')
     ours = ratings_dls(small, bs=16, seed=3, device='cpu')
     held_back = small.loc[theirs.valid_ds.items.index]
     assert ours.valid_ds.y.flatten().tolist() == held_back.rating.tolist()
-    assert [ours.classes['user'][i] for i in ours.valid_ds.x[:,0].tolist()] == held_back.user.tolist()
+    assert ([ours.classes['user'][i] for i in ours.valid_ds.x[:,0].tolist()]
+            == held_back.user.tolist())
 
 
 def test_the_split_leaves_the_global_generator_alone(small):
@@ -171,12 +186,15 @@ def test_learner_methods(small, monkeypatch):
     preds, targs = learn.get_preds()
     assert preds.shape == targs.shape == (60, 1) and torch.equal(targs, dls.valid_ds.y)
     preds, targs = learn.get_preds(ds_idx=0)
-    assert torch.equal(targs, dls.train_ds.y)                   # in the order of the rows, though training shuffles
+    # in the order of the rows, though training shuffles
+    assert torch.equal(targs, dls.train_ds.y)
     assert learn.validate()[0] == pytest.approx(float(F.mse_loss(*learn.get_preds())), rel=1e-5)
     shown = []
     monkeypatch.setattr('lesson6.engine.ratings.display_df', shown.append)
     learn.show_results(max_n=3), dls.show_batch(max_n=3)
-    assert [list(o) for o in shown] == [['user', 'title', 'rating', 'prediction'], ['user', 'title', 'rating']] and [len(o) for o in shown] == [3, 3]
+    assert [list(o) for o in shown] == [['user', 'title', 'rating', 'prediction'],
+                                        ['user', 'title', 'rating']] and [len(o)
+                                                                          for o in shown] == [3, 3]
     assert Learner(dls, learn.model).loss_func is not None
 
 
@@ -185,15 +203,20 @@ def test_predict_a_row(learn):
     user, title = (loaders().classes[c][i] for c, i in zip(('user', 'title'), x[0].tolist()))
     with learn.no_bar(), torch.no_grad():
         stars = learn.model(x).item()
-        for row in {'user': user, 'title': title}, (user, title), pd.Series({'title': title, 'user': user}):
+        for row in ({'user': user, 'title': title}, (user, title),
+                    pd.Series({'title': title, 'user': user})):
             assert learn.predict(row)[0] == pytest.approx(stars)
         preds, targs = learn.get_preds(dl=learn.dls.test_dl(planted()[:50]))
-    assert preds.shape == (50, 1) and targs.flatten().tolist() == planted().rating[:50].tolist(), 'a table with ratings brings them along'
+    assert preds.shape == (50, 1) and targs.flatten().tolist() == planted().rating[:50].tolist(), (
+        'a table with ratings brings them along')
 
 
-@pytest.mark.parametrize('make', [lambda dls: DotProduct(*sizes(dls), 5, dls.y_range), lambda dls: DotProductBias(*sizes(dls), 5, dls.y_range), lambda dls: CollabNN(*get_emb_sz(dls), dls.y_range)])
+@pytest.mark.parametrize('make', [lambda dls: DotProduct(*sizes(dls), 5, dls.y_range),
+                                  lambda dls: DotProductBias(*sizes(dls), 5, dls.y_range),
+                                  lambda dls: CollabNN(*get_emb_sz(dls), dls.y_range)])
 def test_any_loss_is_right(small, make):
-    "A prediction of another shape than the ratings would make torch compare everybody with everybody."
+    """A prediction of another shape than the ratings would make torch compare everybody with
+    everybody."""
     dls = ratings_dls(small, bs=16, device='cpu')
     x, y = dls.one_batch()
     with warnings.catch_warnings():
@@ -219,8 +242,10 @@ def test_create_params():
 
 def floor_of(dls):
     "MSE on the validation ratings of somebody who knows all that is planted"
-    users, films = (np.array([int(dls.classes[c][i]) for i in dls.valid_ds.x[:,j].tolist()]) for j, c in enumerate(('user', 'title')))
-    return float(((dls.valid_ds.y.flatten().numpy() - best_guess(truth(), users, films)[0])**2).mean())
+    users, films = (np.array([int(dls.classes[c][i]) for i in dls.valid_ds.x[:,j].tolist()])
+                    for j, c in enumerate(('user', 'title')))
+    return float(((dls.valid_ds.y.flatten().numpy() - best_guess(truth(), users, films)[0])**2)
+                 .mean())
 
 
 def test_error_comes_within_a_tenth_of_what_is_possible(learn):
@@ -231,7 +256,9 @@ def test_error_comes_within_a_tenth_of_what_is_possible(learn):
 
 def test_neighbours_are_those_that_were_planted(learn):
     alike = film_similarity(truth())
-    def mean_cosine(learn): return np.mean([alike[int(t)-1, int(o)-1] for t in learn.dls.classes['title'][1:] for o in similar_items(learn, t).title])
+    def mean_cosine(learn):
+        return np.mean([alike[int(t)-1, int(o)-1] for t in learn.dls.classes['title'][1:]
+                        for o in similar_items(learn, t).title])
     found = mean_cosine(learn)
     print(f'planted cosine of the five neighbours of each film: {found:.2f}')
     assert found > .7
@@ -241,7 +268,8 @@ def test_neighbours_are_those_that_were_planted(learn):
 
 def test_the_best_films_rank_first(learn):
     planted_rank = {f'{f:03d}': r for r, f in enumerate((-truth().film_bias).argsort()+1)}
-    best, worst = ([planted_rank[t] for t in extreme_items(learn, 5).loc[which].title] for which in ('best', 'worst'))
+    best, worst = ([planted_rank[t] for t in extreme_items(learn, 5).loc[which].title]
+                   for which in ('best', 'worst'))
     print(f'of 240 films, the planted ranks of the five best {best} and of the five worst {worst}')
     assert max(best) < 24 and min(worst) >= 240-24
     ranks = [planted_rank[t] for t in extreme_items(learn, 240).loc['best'].title]
@@ -252,7 +280,8 @@ def test_the_map_shows_the_planted_directions(learn):
     m = factor_map(learn, 240)
     planted_at = truth().film_factors[m.title.astype(int)-1]
     fit = np.linalg.lstsq(np.c_[m.x, m.y], planted_at, rcond=None)[0]
-    explained = 1 - ((planted_at - np.c_[m.x, m.y]@fit)**2).sum()/((planted_at - planted_at.mean(0))**2).sum()
+    explained = (1 - ((planted_at - np.c_[m.x, m.y]@fit)**2)
+                 .sum()/((planted_at - planted_at.mean(0))**2).sum())
     assert explained > .7
 
 
@@ -267,7 +296,8 @@ def test_recommend_leaves_out_what_is_rated(learn):
 
 def test_recommendations_are_the_models(learn):
     best = recommend(learn, 7, 3)
-    with learn.no_bar(): preds = learn.get_preds(dl=learn.dls.test_dl([(7, t) for t in best.title]))[0]
+    with learn.no_bar():
+        preds = learn.get_preds(dl=learn.dls.test_dl([(7, t) for t in best.title]))[0]
     assert preds.flatten().tolist() == pytest.approx(best.prediction.tolist())
 
 
@@ -275,32 +305,43 @@ def test_a_newcomer_is_the_average_user(learn):
     model, before = learn.model, {k: v.clone() for k, v in learn.model.state_dict().items()}
     best = recommend(learn, None, 240)
     with torch.no_grad():
-        score = model.movie_factors.weight[1:] @ model.user_factors.weight[1:].mean(0) + model.movie_bias.weight[1:,0]
-    assert best.title.tolist() == [learn.dls.classes['title'][i+1] for i in score.argsort(descending=True).tolist()]
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), 'the model itself stays as it is'
+        score = (model.movie_factors.weight[1:] @ model.user_factors.weight[1:].mean(0)
+                 + model.movie_bias.weight[1:,0])
+    assert best.title.tolist() == [learn.dls.classes['title'][i+1]
+                                   for i in score.argsort(descending=True).tolist()]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), (
+        'the model itself stays as it is')
 
 
 def test_similar_items_are_the_cosines(learn):
     near = similar_items(learn, '010', 239)
     w = dict(zip(learn.dls.classes['title'], learn.model.movie_factors.weight.detach()))
     assert '010' not in set(near.title) and '#na#' not in set(near.title) and len(near) == 239
-    assert near.cosine.tolist() == pytest.approx([F.cosine_similarity(w['010'], w[t], dim=0).item() for t in near.title], abs=1e-5)
+    assert near.cosine.tolist() == pytest.approx([F.cosine_similarity(w['010'], w[t], dim=0).item()
+                                                  for t in near.title], abs=1e-5)
 
 
 def test_other_models_are_read_too(small):
     dls = ratings_dls(small, bs=16, device='cpu')
-    for learn in collab_learner(dls, n_factors=5, y_range=(0, 5.5)), Learner(dls, DotProductBias(*sizes(dls), 5)):
+    for learn in (collab_learner(dls, n_factors=5, y_range=(0, 5.5)),
+                  Learner(dls, DotProductBias(*sizes(dls), 5))):
         assert len(extreme_items(learn, 3)) == 6
-    for learn in collab_learner(dls, use_nn=True, y_range=(0, 5.5)), Learner(dls, CollabNN(*get_emb_sz(dls))), Learner(dls, DotProduct(*sizes(dls), 5)):
-        with pytest.raises(ValueError, match='has no biases of titles to read; DotProductBias has'): extreme_items(learn)
-        assert len(similar_items(learn, 'Film 03')) == 5 and len(recommend(learn, 3, 2)) == 2 and len(recommend(learn)) == 5
+    for learn in (collab_learner(dls, use_nn=True, y_range=(0, 5.5)),
+                  Learner(dls, CollabNN(*get_emb_sz(dls))),
+                  Learner(dls, DotProduct(*sizes(dls), 5))):
+        with pytest.raises(ValueError, match='has no biases of titles to read; DotProductBias has'):
+            extreme_items(learn)
+        assert (len(similar_items(learn, 'Film 03')) == 5 and len(recommend(learn, 3, 2)) == 2
+                and len(recommend(learn)) == 5)
         assert len(factor_map(learn, 8)) == 8
 
 
 def test_a_learner_of_other_loaders_is_told_what_is_missing(small):
-    stock = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16, device='cpu')
+    stock = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16,
+                                      device='cpu')
     for read in extreme_items, recommend, factor_map:
-        with pytest.raises(ValueError, match='make them with ratings_dls'): read(collab_learner(stock))
+        with pytest.raises(ValueError, match='make them with ratings_dls'):
+            read(collab_learner(stock))
 
 
 # Exported
@@ -313,7 +354,9 @@ from lesson6.collab import recommend, similar_items
 for f in sys.argv[1:]:
     learn = load_learner(f)
     learn.remove_cb(learn.progress)
-    print(*recommend(learn, 7).title, *recommend(learn).title, *similar_items(learn, '010').title, f"{learn.predict((7, '010'))[0]:.4f}", len(learn.dls.train_ds), sep='|')
+    said = f"{learn.predict((7, '010'))[0]:.4f}", len(learn.dls.train_ds)
+    print(*recommend(learn, 7).title, *recommend(learn).title, *similar_items(learn, '010').title,
+          *said, sep='|')
 """
 
 
@@ -325,16 +368,19 @@ def test_exported_learners_work_in_a_fresh_process(learn, tmp_path):
     for name, o in ('dot', learn), ('nn', other):
         o.export(f'{name}.pkl')
         with o.no_bar(): rating = o.predict((7, '010'))[0]
-        expected.append('|'.join([*recommend(o, 7).title, *recommend(o).title, *similar_items(o, '010').title, f'{rating:.4f}', '0']))
+        expected.append('|'.join([*recommend(o, 7).title, *recommend(o).title,
+                                  *similar_items(o, '010').title, f'{rating:.4f}', '0']))
     assert learn.dls is dls and len(dls.train_ds) == 32_000, 'exporting leaves the learner as it is'
-    done = subprocess.run([sys.executable, '-c', program, tmp_path/'dot.pkl', tmp_path/'nn.pkl'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', program, tmp_path/'dot.pkl', tmp_path/'nn.pkl'],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == expected
 
 
 class Asked(Callback):
     "Notes what it is asked, and can end the training or bring another callback."
-    def __init__(self, brings=None, ends_at=None): self.brings, self.ends_at, self.events = brings, ends_at, []
+    def __init__(self, brings=None, ends_at=None):
+        self.brings, self.ends_at, self.events = brings, ends_at, []
     def before_fit(self): self.events.append('before_fit')
     def after_batch(self):
         self.events.append('after_batch')
@@ -346,7 +392,8 @@ class Asked(Callback):
 
 @pytest.mark.parametrize('ends_at', [None, 4])
 def test_a_lean_learner_does_what_a_learner_does(small, ends_at):
-    "The same numbers, the same questions to each callback, also to one that joins in the middle, and to one that was switched off"
+    """The same numbers, the same questions to each callback, also to one that joins in the middle,
+    and to one that was switched off"""
     def run(cls):
         set_seed(42, reproducible=True)
         dls = ratings_dls(small, bs=64, device='cpu')
@@ -360,7 +407,8 @@ def test_a_lean_learner_does_what_a_learner_does(small, ends_at):
             learn.fit(1, 5e-3)
             learn.remove_cb(late)
             learn.fit(1, 5e-3)
-        return learn.recorder.values, learn.recorder.losses, first.events, late.events, off.events, after_one, [p.detach().clone() for p in learn.model.parameters()]
+        return (learn.recorder.values, learn.recorder.losses, first.events, late.events, off.events,
+                after_one, [p.detach().clone() for p in learn.model.parameters()])
     ours, theirs = run(LeanLearner), run(Learner)
     assert repr(ours) == repr(theirs) and ours[4] and ours[5] == (0, True)
     assert all(torch.equal(a, b) for a, b in zip(ours[-1], theirs[-1], strict=True))
@@ -369,7 +417,9 @@ def test_a_lean_learner_does_what_a_learner_does(small, ends_at):
 def test_the_fast_learner_says_so_when_it_diverges(small):
     learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
     with torch.no_grad(): learn.model.user_factors.weight[1:] = np.inf
-    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError, match='lower learning rate than 0.01'): learn.fit(1, 1e-2)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError,
+                                                           match='lower learning rate than 0.01'):
+        learn.fit(1, 1e-2)
 
 
 def test_the_fast_optimizer_tells_its_hyperparameters(small):
@@ -377,7 +427,8 @@ def test_the_fast_optimizer_tells_its_hyperparameters(small):
     learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2, wd=[.6, 0.])
     whole = OptimWrapper.hypers.fget(learn.opt)
-    assert [{k: w[k] for k in h} for h, w in zip(learn.opt.hypers, whole, strict=True)] == learn.opt.hypers
+    assert ([{k: w[k] for k in h} for h, w in zip(learn.opt.hypers, whole, strict=True)]
+            == learn.opt.hypers)
     assert [h['wd'] for h in learn.opt.hypers] == [.6, 0.]
 
 
@@ -413,20 +464,26 @@ titles = "1|Café in Köln (1950)|01-Jan-1950\n3|Ninth Ambush, The (1987)|\n"
 def folder(tmp_path):
     def make(data=good, item=titles, encoding='latin-1'):
         for name, text in ('u.data', data), ('u.item', item):
-            if text is not None: (tmp_path/name).write_bytes(text.encode(encoding) if isinstance(text, str) else text)
+            if text is not None:
+                (tmp_path/name).write_bytes(text.encode(encoding) if isinstance(text, str)
+                                            else text)
         return tmp_path
     return make
 
 
 @pytest.mark.parametrize('encoding', ['latin-1', 'utf-8', 'utf-8-sig'])
-def test_encodings(folder, encoding): assert read_ratings(folder(encoding=encoding)).title.tolist() == ['Café in Köln (1950)']*2 + ['Ninth Ambush, The (1987)']
+def test_encodings(folder, encoding):
+    assert (read_ratings(folder(encoding=encoding)).title.tolist() == ['Café in Köln (1950)']*2
+            + ['Ninth Ambush, The (1987)'])
 
 
 def test_forgiven(folder):
     "Windows line ends, empty lines, a blank round a title, films that nobody has rated"
-    table = read_ratings(folder(good.replace('\n', '\r\n') + '\r\n', '1| Café in Köln (1950) |x\r\n\r\n3|Ninth Ambush, The (1987)\r\n4|Unseen (1960)\r\n'))
+    table = read_ratings(folder(good.replace('\n', '\r\n') + '\r\n', '1| Café in Köln (1950) '
+                                '|x\r\n\r\n3|Ninth Ambush, The (1987)\r\n4|Unseen (1960)\r\n'))
     assert table.equals(read_ratings(folder()))
-    assert table.columns.tolist() == ['user', 'movie', 'rating', 'timestamp', 'title'] and table.dtypes[:4].eq('int64').all()
+    assert (table.columns.tolist() == ['user', 'movie', 'rating', 'timestamp', 'title']
+            and table.dtypes[:4].eq('int64').all())
 
 
 def test_half_stars_are_read(folder):
@@ -446,24 +503,31 @@ second = good.splitlines()[1]
     ('', titles, r'u\.data is empty; its first line'),
     ('\n\n', titles, r'u\.data is empty'),
     (good.replace(second, '2\t1\t\t880000001'), titles, r"u\.data, line 2 has no rating"),
-    (good.replace(second, '2\t1\t5'), titles, r"u\.data, line 2 \(2\), has 3 fields where there should be 4"),
+    (good.replace(second, '2\t1\t5'), titles,
+     r"u\.data, line 2 \(2\), has 3 fields where there should be 4"),
     (good.replace(second, second+'\t9'), titles, r"u\.data, line 2 .* has 5 fields"),
     (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2 .* has 1 fields"),
-    (good.replace(second, '2\t1\tfive\t880000001'), titles, r"u\.data, line 2: the rating is 'five'; it must be a number"),
-    (good.replace(second, 'Ann\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
+    (good.replace(second, '2\t1\tfive\t880000001'), titles,
+     r"u\.data, line 2: the rating is 'five'; it must be a number"),
+    (good.replace(second, 'Ann\t1\t5\t880000001'), titles,
+     r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
     (good.replace(second, '2.5\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '2\.5'"),
-    (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '1000"),
+    (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles,
+     r"u\.data, line 2: the user is '1000"),
     (good.replace(second, '2\tone\t5\t880000001'), titles, r"u\.data, line 2: the item is 'one'"),
     (good.replace(second, '2\t1\t5\ttoday'), titles, r"u\.data, line 2: the time is 'today'"),
-    (good.replace(second, '2\t2\t5\t880000001'), titles, r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
+    (good.replace(second, '2\t2\t5\t880000001'), titles,
+     r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
     (good, '', r"u\.data, line 1: item 1 has no title in u\.item"),
     (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3 has no title"),
     (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the item is 'x'"),
     (b'\x00\xff\xfe\x80', titles, r"u\.data has no rows"),
 ])
 def test_bad_files(folder, data, item, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: read_ratings(folder(data, item))
-    assert '\n' not in str(e.value) and len(e.traceback) <= 8 and not any('pandas' in str(t.path) for t in e.traceback)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
+        read_ratings(folder(data, item))
+    assert ('\n' not in str(e.value) and len(e.traceback) <= 8
+            and not any('pandas' in str(t.path) for t in e.traceback))
 
 
 @pytest.mark.parametrize('change, kw, says', [
@@ -471,17 +535,21 @@ def test_bad_files(folder, data, item, says):
     (lambda t: t, {'scale': (1, 4)}, "the rating is '5'; it must be a number from 1 to 4"),
     (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
-    *((lambda t: t, {'valid': o}, "valid must be a column, positions from 0 to 299, a second table, or 'time'")
+    *((lambda t: t, {'valid': o}, "valid must be a column, positions from 0 to 299, a second "
+                                  "table, or 'time'")
       for o in (True, False, 7, 3.5, [], {'test'}, [[1, 2], [3]], [[1, 2]], ['test']*300)),
     (lambda t: t, {'valid': [True]*299}, 'valid has 299 truth values for 300 ratings'),
     (lambda t: t, {'valid_pct': '20 %'}, 'valid_pct is 20 %; it must be a share'),
     (lambda t: t, {'valid': np.zeros(300, bool)}, 'valid holds nothing back'),
     (lambda t: t, {'valid': range(300)}, 'valid leaves nothing to train on'),
-    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'}, "The table, row 0: the time is 'soon'"),
+    (lambda t: t.assign(timestamp='soon'), {'valid': 'time'},
+     "The table, row 0: the time is 'soon'"),
     (lambda t: t[:4], {'bs': 2}, '4 ratings leave none for validation'),
     (lambda t: t.assign(user=t.user.where(t.index != 7)), {}, 'The table, row 7 has no user'),
-    (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {}, "The table, row 5: the rating is 'x'; it must be a number"),
-    (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {}, "The table, row 5: the rating is 'inf'"),
+    (lambda t: t.assign(rating=t.rating.astype(str).where(t.index != 5, 'x')), {},
+     "The table, row 5: the rating is 'x'; it must be a number"),
+    (lambda t: t.assign(rating=t.rating.astype(float).where(t.index != 5, np.inf)), {},
+     "The table, row 5: the rating is 'inf'"),
     (lambda t: t, {'valid_pct': 1.5}, 'valid_pct is 1.5; it must be a share, from 0 to below 1'),
 ])
 def test_bad_tables(small, change, kw, says):
@@ -490,13 +558,18 @@ def test_bad_tables(small, change, kw, says):
 
 
 @pytest.mark.parametrize('ask, says', [
-    (lambda l: similar_items(l, 'Film'), "has not seen the title 'Film'; the nearest it knows are 'Film 00', 'Film 01', 'Film 02'"),
-    (lambda l: similar_items(l, 'Flim 12'), r"nearest it knows are 'Film 12', 'Film \d\d', 'Film \d\d'\."),
+    (lambda l: similar_items(l, 'Film'),
+     "has not seen the title 'Film'; the nearest it knows are 'Film 00', 'Film 01', 'Film 02'"),
+    (lambda l: similar_items(l, 'Flim 12'),
+     r"nearest it knows are 'Film 12', 'Film \d\d', 'Film \d\d'\."),
     (lambda l: similar_items(l, '#na#'), "has not seen the title '#na#'"),
     (lambda l: similar_items(l, None), 'has not seen the title None'),
-    (lambda l: recommend(l, 99), 'has not seen the user 99; the nearest it knows are .* For somebody new take user=None'),
-    (lambda l: recommend(l, '7'), "has not seen the user '7', which is text; it knows 7, which is a number"),
-    (lambda l: l.dls.test_dl(pd.DataFrame({'user': ['3'], 'title': ['Film 03']})), "has not seen the user '3', which is text; it knows 3"),
+    (lambda l: recommend(l, 99), 'has not seen the user 99; the nearest it knows are .* For '
+                                 'somebody new take user=None'),
+    (lambda l: recommend(l, '7'), "has not seen the user '7', which is text; it knows 7, which is "
+                                  "a number"),
+    (lambda l: l.dls.test_dl(pd.DataFrame({'user': ['3'], 'title': ['Film 03']})),
+     "has not seen the user '3', which is text; it knows 3"),
     (lambda l: l.predict({'user': 3, 'title': 'Film 77'}), "has not seen the title 'Film 77'"),
     (lambda l: l.predict({'user': 3}), 'has no column for the title'),
 ])
@@ -513,13 +586,20 @@ def family(to, ratings, form):
     four = ratings[['user', 'movie', 'rating', 'timestamp']]
     titles = ratings.drop_duplicates('movie')[['movie', 'title']]
     if form == '1m':
-        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row)) for row in four.itertuples(index=False)) + '\n')
-        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama' for i, t in titles.itertuples(index=False)) + '\n', encoding='latin-1')
+        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row))
+                                                for row in four.itertuples(index=False)) + '\n')
+        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama'
+                                               for i, t in titles.itertuples(index=False)) + '\n',
+                                     encoding='latin-1')
     elif form == '25m':
-        four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(to/'ratings.csv', index=False)
-        titles.set_axis(['movieId', 'title'], axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
+        four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(to/'ratings.csv',
+                                                                                   index=False)
+        titles.set_axis(['movieId', 'title'],
+                        axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
         (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
-    elif form == 'tsv': ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars', 'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
+    elif form == 'tsv':
+        ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars',
+                                'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
     elif form == 'utf-16': ratings.to_csv(to/'sheet.csv', sep=';', index=False, encoding='utf-16')
     elif form == 'parquet': ratings.to_parquet(to/'all.parquet')
     return to
@@ -528,12 +608,16 @@ def family(to, ratings, form):
 def test_genres_are_shown_beside_titles_where_they_are_known(folder):
     "Those of MovieLens 100k are flags at the end of a line; without their names there are none"
     lines = good.splitlines()
-    here = folder('\n'.join(line.replace(line.split('\t')[0], str(u), 1) for u in range(1, 9) for line in lines) + '\n', '1|Café (1950)|01-Jan-1950|||0|1|1\n3|Ambush, The (1987)||||1|0|0\n')
+    here = folder('\n'.join(line.replace(line.split('\t')[0], str(u), 1) for u in range(1, 9)
+                            for line in lines) + '\n',
+                  '1|Café (1950)|01-Jan-1950|||0|1|1\n3|Ambush, The (1987)||||1|0|0\n')
     assert 'genres' not in read_ratings(here)
     (here/'u.genre').write_text('unknown|0\nAction|1\nSci-Fi|2\n\n')
     table = read_ratings(here)
-    assert table.groupby('title').genres.first().to_dict() == {'Café (1950)': 'Action, Sci-Fi', 'Ambush, The (1987)': ''}
-    with warnings.catch_warnings(action='ignore'): learn = ratings_learner(ratings_dls(here, bs=4, device='cpu'), 2)
+    assert table.groupby('title').genres.first().to_dict() == {'Café (1950)': 'Action, Sci-Fi',
+                                                               'Ambush, The (1987)': ''}
+    with warnings.catch_warnings(action='ignore'):
+        learn = ratings_learner(ratings_dls(here, bs=4, device='cpu'), 2)
     assert extreme_items(learn, 1).columns.tolist() == ['title', 'genres', 'bias', 'ratings']
     learn.export(here/'learner.pkl')
     with warnings.catch_warnings(action='ignore'): again = load_learner(here/'learner.pkl')
@@ -543,10 +627,14 @@ def test_genres_are_shown_beside_titles_where_they_are_known(folder):
 def test_any_ratings_in_the_layout_of_movielens(tmp_path, named):
     "What the lesson reads by hand is there for ratings in another form, too"
     there = movielens_files(family(tmp_path/'25m', named, '25m'))
-    ratings = pd.read_csv(there/'u.data', delimiter='\t', header=None, names=['user', 'movie', 'rating', 'timestamp'])
-    movies = pd.read_csv(there/'u.item', delimiter='|', encoding='latin-1', usecols=(0, 1), names=('movie', 'title'), header=None)
+    ratings = pd.read_csv(there/'u.data', delimiter='\t', header=None,
+                          names=['user', 'movie', 'rating', 'timestamp'])
+    movies = pd.read_csv(there/'u.item', delimiter='|', encoding='latin-1', usecols=(0, 1),
+                         names=('movie', 'title'), header=None)
     both = ratings.merge(movies)
-    for column in 'user', 'rating', 'timestamp', 'title': assert both[column].tolist() == named[column].map(lambda o: o.replace('"', "'") if isinstance(o, str) else o).tolist()
+    for column in 'user', 'rating', 'timestamp', 'title':
+        assert both[column].tolist() == named[column].map(lambda o: o.replace('"', "'")
+                                                          if isinstance(o, str) else o).tolist()
     assert movielens_files(there) == there and not (tmp_path/'25m'/'u.data').exists()
 
 
@@ -557,7 +645,8 @@ def test_the_lowest_error_is_known_of_synthetic_ratings_alone(real):
     errors = lowest_errors(dls)
     assert len(errors) == 8000 and 1.05 < errors.mean() < 1.17
     assert lowest_errors(loaders()) is None
-    with warnings.catch_warnings(action='ignore'): assert lowest_errors(ratings_dls(real/'ml-100k', device='cpu')) is None
+    with warnings.catch_warnings(action='ignore'):
+        assert lowest_errors(ratings_dls(real/'ml-100k', device='cpu')) is None
 
 
 def test_neighbours_agree_and_those_of_a_memoriser_do_not(learn):
@@ -573,12 +662,15 @@ def test_errors_after_some_answers_are_per_user(learn):
     newcomers = Newcomers(learn)
     errors, users = newcomers.errors_after(10)
     held = np.bincount(learn.dls.valid_ds.x[:, 0], minlength=281)
-    assert np.bincount(users, minlength=281).tolist() == [n - 10 if n >= 20 and u else 0 for u, n in enumerate(held)]
+    assert np.bincount(users, minlength=281).tolist() == [n - 10 if n >= 20 and u else 0
+                                                          for u, n in enumerate(held)]
     assert errors.mean() == pytest.approx(newcomers.error_after(10))
 
 
 @pytest.fixture
-def named(): return planted().assign(timestamp=880_000_000 + np.arange(40_000), title='"Café", ' + planted().title + ' (1950)')
+def named():
+    return planted().assign(timestamp=880_000_000 + np.arange(40_000),
+                            title='"Café", ' + planted().title + ' (1950)')
 
 
 @pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
@@ -590,17 +682,24 @@ def test_the_forms_are_read_alike(tmp_path, named, form):
 
 
 def test_the_names_of_columns_can_be_given(tmp_path):
-    (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\nBob,Rum,7.5,2021-01-01\n', encoding='utf-8')
-    table = read_ratings(tmp_path/'log.csv', user='who', title='what', rating='how much', timestamp='when')
-    assert list(table) == ['user', 'title', 'rating', 'timestamp'] and table.rating.tolist() == [4, 7.5] and table.user.tolist() == ['Ann', 'Bob']
-    with pytest.raises(ValueError, match=r"log\.csv has no column for the user, such as .*; it has who, what, how much, when"): read_ratings(tmp_path/'log.csv')
-    with pytest.raises(ValueError, match="log.csv has no column 'whom'; it has who"): read_ratings(tmp_path/'log.csv', user='whom')
+    (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\n'
+                                    'Bob,Rum,7.5,2021-01-01\n', encoding='utf-8')
+    table = read_ratings(tmp_path/'log.csv', user='who', title='what', rating='how much',
+                         timestamp='when')
+    assert (list(table) == ['user', 'title', 'rating', 'timestamp']
+            and table.rating.tolist() == [4, 7.5] and table.user.tolist() == ['Ann', 'Bob'])
+    with pytest.raises(ValueError, match=r"log\.csv has no column for the user, such as .*; it has "
+                                         r"who, what, how much, when"):
+        read_ratings(tmp_path/'log.csv')
+    with pytest.raises(ValueError, match="log.csv has no column 'whom'; it has who"):
+        read_ratings(tmp_path/'log.csv', user='whom')
 
 
 def test_identifiers_that_begin_with_zero_stay_text(tmp_path):
     (tmp_path/'books.csv').write_text('User-ID;ISBN;Book-Rating\n7;0155061224;5\n8;155061224;3\n')
     table = read_ratings(tmp_path)
-    assert table.title.tolist() == ['0155061224', '155061224'] and table.user.tolist() == [7, 8] and table.rating.tolist() == [5, 3]
+    assert (table.title.tolist() == ['0155061224', '155061224'] and table.user.tolist() == [7, 8]
+            and table.rating.tolist() == [5, 3])
 
 
 head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
@@ -609,13 +708,16 @@ head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
 @pytest.mark.parametrize('text, says', [
     ('', r'ratings\.csv is empty'),
     (head + '2,1,,880000000\n', r'ratings\.csv, line 3 has no rating'),
-    (head + '\n2,1,four,880000000\n', r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
-    (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add it there'),
+    (head + '\n2,1,four,880000000\n',
+     r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
+    (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add '
+                                 r'it there'),
     (head + '2,1,inf,880000000\n', r"ratings\.csv, line 3: the rating is 'inf'"),
 ])
 def test_bad_tables_in_files(tmp_path, text, says):
     (tmp_path/'ratings.csv').write_text(text)
-    (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,"Raid, The (1950)",Drama\n2,Waltz (1960),Drama\n')
+    (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,"Raid, The (1950)",Drama\n2,Waltz '
+                                       '(1960),Drama\n')
     with pytest.raises(ValueError, match=says) as e: read_ratings(tmp_path)
     assert '\n' not in str(e.value)
 
@@ -629,58 +731,77 @@ def test_a_bad_line_of_ratings_dat_is_named(tmp_path, named):
 
 def test_what_was_looked_for_and_found(tmp_path):
     (tmp_path/'notes.txt').write_text('')
-    with pytest.raises(FileNotFoundError, match=r'u\.data is missing, and so are ratings\.dat and ratings\.csv; there is notes\.txt'): read_ratings(tmp_path)
-    with pytest.raises(FileNotFoundError, match='nowhere is missing'): read_ratings(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match=r'u\.data is missing, and so are ratings\.dat and '
+                                                r'ratings\.csv; there is notes\.txt'):
+        read_ratings(tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere is missing'):
+        read_ratings(tmp_path/'nowhere')
 
 
 def test_one_title_with_several_numbers_is_counted(folder):
-    with pytest.warns(UserWarning, match='^1 titles have more than one number; the ratings of a title are taken together') as told:
-        table = read_ratings(folder(good, titles.replace('3|Ninth Ambush, The (1987)', '3|Café in Köln (1950)')))
+    with pytest.warns(UserWarning, match='^1 titles have more than one number; the ratings of a '
+                                         'title are taken together') as told:
+        table = read_ratings(folder(good, titles.replace('3|Ninth Ambush, The (1987)',
+                                                         '3|Café in Köln (1950)')))
     assert told[0].filename == __file__
     assert table.title.nunique() == 1
 
 
 def test_a_pair_that_is_there_twice_is_counted_and_kept(small):
-    with pytest.warns(UserWarning, match='^2 ratings are of a pair of user and title that is there before; all are kept') as told:
+    with pytest.warns(UserWarning, match='^2 ratings are of a pair of user and title that is there '
+                                         'before; all are kept') as told:
         dls = ratings_dls(pd.concat([small, small[:2]]), device='cpu')
     assert told[0].filename == __file__, 'the warning points at the line that it is about'
     assert len(dls.train_ds) + len(dls.valid_ds) == 302
 
 
-@pytest.mark.parametrize('names', [['12345678901234567890', '12345678901234567891', '12345678901234567892'], ['1e3', '1000', '1E3'], ['007', '7', '07'],
-                                   ['9007199254740993', '9007199254740992', '9007199254740991']])
+@pytest.mark.parametrize('names',
+                         [['12345678901234567890', '12345678901234567891', '12345678901234567892'],
+                          ['1e3', '1000', '1E3'], ['007', '7', '07'],
+                          ['9007199254740993', '9007199254740992', '9007199254740991']])
 def test_numbers_that_a_float_would_make_one_stay_what_they_are(names, tmp_path):
-    (tmp_path/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'{names[i%3]},{names[i%2]},{1 + i%5}\n' for i in range(60)))
+    (tmp_path/'ratings.csv').write_text('user,title,rating\n'
+                                        + ''.join(f'{names[i%3]},{names[i%2]},{1 + i%5}\n'
+                                                  for i in range(60)))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         table = read_ratings(tmp_path)
-    assert sorted(map(str, set(table.user))) == sorted(names) and set(map(str, table.title)) == set(names[:2])
+    assert (sorted(map(str, set(table.user))) == sorted(names)
+            and set(map(str, table.title)) == set(names[:2]))
 
 
 def test_floats_that_cannot_tell_identifiers_apart_are_refused(small):
-    with pytest.raises(ValueError, match='The column user holds numbers as large as 1e\\+19, which floats cannot tell apart; give them as whole numbers or as text'):
+    with pytest.raises(ValueError, match='The column user holds numbers as large as 1e\\+19, which '
+                                         'floats cannot tell apart; give them as whole numbers or '
+                                         'as text'):
         ratings_dls(small.assign(user=small.user + 1e19), device='cpu')
 
 
 def test_a_column_that_is_asked_for_takes_the_place_of_the_usual_one(small):
     "Here the one called rating says something else"
-    table = read_ratings(small.assign(stars=small.rating, rating='PG', who=small.user), rating='stars', user='who')
-    assert table.rating.tolist() == small.rating.tolist() and table.user.tolist() == small.user.tolist()
+    table = read_ratings(small.assign(stars=small.rating, rating='PG', who=small.user),
+                         rating='stars', user='who')
+    assert (table.rating.tolist() == small.rating.tolist()
+            and table.user.tolist() == small.user.tolist())
 
 
 def test_mixed_identifiers_become_text(small):
     mixed = small.assign(user=[str(u) if i%3 else u for i, u in enumerate(small.user)])
-    with pytest.warns(UserWarning, match=r'column user mixes numbers \(100\) and text \(200\); all are taken as text'): dls = ratings_dls(mixed, device='cpu')
+    with pytest.warns(UserWarning, match=r'column user mixes numbers \(100\) and text \(200\); all '
+                                         r'are taken as text'):
+        dls = ratings_dls(mixed, device='cpu')
     assert set(dls.classes['user'][1:]) == {str(u) for u in range(1, 13)}
 
 
 def test_identifiers_that_a_gap_has_made_floats_are_whole_numbers_again(small):
     "As pandas reads a column of numbers with a gap that is filled later; and among text"
-    for user in small.user.astype(float), small.user.map(lambda u: float(u) if u%3 else f'u{u}').astype(object):
+    for user in (small.user.astype(float),
+                 small.user.map(lambda u: float(u) if u%3 else f'u{u}').astype(object)):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             known = ratings_dls(small.assign(user=user), device='cpu').classes['user'][1:]
-        assert {str(u) for u in known} == {str(u) if u%3 or user.dtype == float else f'u{u}' for u in range(1, 13)}
+        assert {str(u) for u in known} == {str(u) if u%3 or user.dtype == float else f'u{u}'
+                                           for u in range(1, 13)}
 
 
 # Scales
@@ -688,18 +809,21 @@ def test_identifiers_that_a_gap_has_made_floats_are_whole_numbers_again(small):
 def test_the_range_of_the_lesson(): assert range_for((1, 5)) == (0, 5.5)
 
 
-scaled = pytest.mark.parametrize('scale, step', [((1, 5), 1), ((.5, 5), .5), ((1, 10), 1), ((-10, 10), .1), ((0, 1), 1), ((0, 100), 1)])
+scaled = pytest.mark.parametrize('scale, step', [((1, 5), 1), ((.5, 5), .5), ((1, 10), 1),
+                                                 ((-10, 10), .1), ((0, 1), 1), ((0, 100), 1)])
 
 
 @scaled
 def test_any_scale_is_learnt(scale, step, capsys):
-    "Predictions span the scale, and the error is below that of always saying the mean, for each model and with fastai's own `Learner`"
+    """Predictions span the scale, and the error is below that of always saying the mean, for each
+    model and with fastai's own `Learner`"""
     lo, hi = scale
     r = np.random.default_rng(0)
     good = r.normal(size=60)
     pairs = r.permutation(60*60)[:2400]
     rating = (lo+hi)/2 + (hi-lo)/4*(good[pairs%60] + .4*r.normal(size=2400))
-    table = pd.DataFrame({'user': pairs//60, 'title': [f'T{i}' for i in pairs%60], 'rating': np.clip(np.round(rating/step)*step, lo, hi).round(1)})
+    table = pd.DataFrame({'user': pairs//60, 'title': [f'T{i}' for i in pairs%60],
+                          'rating': np.clip(np.round(rating/step)*step, lo, hi).round(1)})
     dls = ratings_dls(table, device='cpu')
     assert dls.y_range == pytest.approx(range_for(scale))
     said = capsys.readouterr().out
@@ -719,18 +843,21 @@ def test_a_model_that_cannot_reach_the_ratings_is_refused_before_training(small)
     "By ours when it is made, by fastai's before the first step"
     dls = ratings_dls(small.assign(rating=2*small.rating), bs=16, device='cpu')
     model = DotProductBias(*sizes(dls), 5, y_range=(0, 5.5))
-    says = r'go from 2 to 10, and the model can only predict from 0 to 5\.5; make it with y_range=\(0\.0, 11\.0\)'
+    says = (r'go from 2 to 10, and the model can only predict from 0 to 5\.5; make it with '
+            r'y_range=\(0\.0, 11\.0\)')
     with pytest.raises(ValueError, match=says): LeanLearner(dls, model, loss_func=MSELossFlat())
     with pytest.raises(ValueError, match=says): ratings_learner(dls, 5, y_range=(0, 5.5))
     before = [p.detach().clone() for p in model.parameters()]
     learn = Learner(dls, model, loss_func=MSELossFlat())
     with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match=says): learn.fit(1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert LeanLearner(dls, DotProductBias(*sizes(dls), 5, y_range=(2, 10)), loss_func=MSELossFlat())
+    assert LeanLearner(dls, DotProductBias(*sizes(dls), 5, y_range=(2, 10)),
+                       loss_func=MSELossFlat())
 
 
 def test_the_scale_is_that_of_the_ratings_or_the_one_that_is_given(small):
-    "It is not remembered behind the table's back: ratings that have been rescaled since have another one"
+    """It is not remembered behind the table's back: ratings that have been rescaled since have
+    another one"""
     table = read_ratings(small.assign(movie=1, rating=2*small.rating), scale=(1, 10))
     assert ratings_dls(table, device='cpu').scale == (2, 10)
     assert ratings_dls(table.assign(rating=table.rating//2), device='cpu').y_range == (0, 5.5)
@@ -740,26 +867,37 @@ def test_the_scale_is_that_of_the_ratings_or_the_one_that_is_given(small):
 
 def test_the_scale_goes_with_an_exported_learner(small, tmp_path):
     dls = ratings_dls(small.assign(rating=2*small.rating), bs=16, device='cpu')
-    Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat(), path=tmp_path).export('never_trained.pkl')
+    Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat(),
+            path=tmp_path).export('never_trained.pkl')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         again = load_learner(tmp_path/'never_trained.pkl')
-    assert recommend(again, 3).prediction.between(5, 6).all(), 'the middle of 0 to 11, which a fresh model says'
+    assert recommend(again, 3).prediction.between(5, 6).all(), (
+        'the middle of 0 to 11, which a fresh model says')
 
 
 # Splits of one's own
 
-def held(dls): return sorted((str(dls.classes['user'][u]), str(dls.classes['title'][i]), r) for (u, i), r in zip(dls.valid_ds.x.tolist(), dls.valid_ds.y.flatten().tolist(), strict=True))
+def held(dls):
+    return sorted((str(dls.classes['user'][u]), str(dls.classes['title'][i]), r)
+                  for (u, i), r in zip(dls.valid_ds.x.tolist(), dls.valid_ds.y.flatten().tolist(),
+                                       strict=True))
 
 
 def test_a_split_of_ones_own(small):
-    "A column, positions, truth values, a second table or the latest share hold the same ratings back"
+    """A column, positions, truth values, a second table or the latest share hold the same ratings
+    back"""
     when = np.random.default_rng(0).permutation(300)
-    table = small.assign(timestamp=when, is_valid=when >= 240, part=np.where(when >= 240, 'Test', 'train'), date=pd.to_datetime(when, unit='D').astype(str))
+    table = small.assign(timestamp=when, is_valid=when >= 240,
+                         part=np.where(when >= 240, 'Test', 'train'),
+                         date=pd.to_datetime(when, unit='D').astype(str))
     late = np.flatnonzero(when >= 240)
-    made = [ratings_dls(table, valid=v, device='cpu') for v in ('time', 'is_valid', 'part', late, late.tolist(), when >= 240)]
-    made += [ratings_dls(table[when < 240], valid=table[when >= 240], device='cpu'), ratings_dls(table, valid_idx=late, device='cpu'),
-             ratings_dls(table.drop(columns='timestamp').rename(columns={'date': 'timestamp'}), valid='time', device='cpu')]
+    made = [ratings_dls(table, valid=v, device='cpu')
+            for v in ('time', 'is_valid', 'part', late, late.tolist(), when >= 240)]
+    made += [ratings_dls(table[when < 240], valid=table[when >= 240], device='cpu'),
+             ratings_dls(table, valid_idx=late, device='cpu'),
+             ratings_dls(table.drop(columns='timestamp').rename(columns={'date': 'timestamp'}),
+                         valid='time', device='cpu')]
     assert len(held(made[0])) == 60 and all(held(o) == held(made[0]) for o in made)
     assert all(o.train_ds.x.tolist() == made[1].train_ds.x.tolist() for o in made[1:])
     for o in made: assert_once(o)
@@ -768,10 +906,13 @@ def test_a_split_of_ones_own(small):
 def test_published_splits_are_read_as_they_are(folder, capsys):
     here = folder(''.join(f'{u}\t{i}\t{u%5+1}\t88000000{u}\n' for u in range(1, 9) for i in (1, 3)))
     lines = (here/'u.data').read_text().splitlines(keepends=True)
-    (here/'u1.base').write_text(''.join(lines[:14])), (here/'u1.test').write_text(''.join(lines[14:]))
-    dls = ratings_dls(read_ratings(here/'u1.base'), valid=read_ratings(here/'u1.test'), bs=4, device='cpu')
+    (here/'u1.base').write_text(''.join(lines[:14])), (here/'u1.test').write_text(
+        ''.join(lines[14:]))
+    dls = ratings_dls(read_ratings(here/'u1.base'), valid=read_ratings(here/'u1.test'), bs=4,
+                      device='cpu')
     assert (len(dls.train_ds), len(dls.valid_ds)) == (14, 2)
-    assert 'Of 2 ratings to validate on, 2 have a user and 0 a title that the training ratings do not have' in capsys.readouterr().out
+    assert ('Of 2 ratings to validate on, 2 have a user and 0 a title that the training ratings do '
+            'not have' in capsys.readouterr().out)
 
 
 def test_all_of_a_table_to_train_on(small):
@@ -786,16 +927,19 @@ def test_all_of_a_table_to_train_on(small):
 def test_strangers_in_a_table_are_counted(small, capsys):
     dls = ratings_dls(small, bs=16, device='cpu')
     learn = Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat())
-    rows = pd.DataFrame({'user': [3, 99, 98], 'title': ['Film 03', 'Film 03', 'Other'], 'rating': [1, 2, 3]})
+    rows = pd.DataFrame({'user': [3, 99, 98], 'title': ['Film 03', 'Film 03', 'Other'],
+                         'rating': [1, 2, 3]})
     dl = dls.test_dl(rows)
-    assert 'Of 3 rows, 2 have a user and 1 a title that the training ratings do not have; these count as #na#' in capsys.readouterr().out
+    assert ('Of 3 rows, 2 have a user and 1 a title that the training ratings do not have; these '
+            'count as #na#' in capsys.readouterr().out)
     assert dl.dataset.x[:,0].tolist()[1:] == [0, 0] and dl.dataset.y.flatten().tolist() == [1, 2, 3]
     with learn.no_bar(), learn.no_logging():
         assert learn.validate(dl=dl)[0] > 0
         assert learn.get_preds(dl=dls.test_dl(rows, with_labels=False))[1] is None
         assert learn.get_preds(dl=dls.test_dl(rows.drop(columns='rating')))[1] is None
     assert len(dls.test_dl(rows.rename(columns={'user': 'userId'})).dataset) == 3
-    with pytest.raises(ValueError, match='has no column for the rating'): dls.test_dl(rows.drop(columns='rating'), with_labels=True)
+    with pytest.raises(ValueError, match='has no column for the rating'):
+        dls.test_dl(rows.drop(columns='rating'), with_labels=True)
 
 
 def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
@@ -808,17 +952,21 @@ def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
     assert dls.train_ds.new_empty().x.untyped_storage().nbytes() == 0
 
 
-@pytest.mark.parametrize('n, bs, epochs', [(60, 12, 38), (600, 64, 19), (2_500, 66, 5), (20_000, 533, 5), (40_000, 1024, 5), (100_000, 1024, 5)])
+@pytest.mark.parametrize('n, bs, epochs', [(60, 12, 38), (600, 64, 19), (2_500, 66, 5),
+                                           (20_000, 533, 5), (40_000, 1024, 5), (100_000, 1024, 5)])
 def test_the_recipe_follows_how_many_ratings_there_are(n, bs, epochs, monkeypatch, capsys):
     "Steps enough to learn something, however few ratings there are"
     r = np.random.default_rng(0)
-    dls = ratings_dls(pd.DataFrame({'user': r.integers(0, 3000, n), 'title': r.permutation(n)%2000, 'rating': r.integers(1, 6, n)}), device='cpu')
+    dls = ratings_dls(pd.DataFrame({'user': r.integers(0, 3000, n), 'title': r.permutation(n)%2000,
+                                    'rating': r.integers(1, 6, n)}), device='cpu')
     asked = []
     learn = ratings_learner(dls)
-    monkeypatch.setattr(learn, 'fit_one_cycle', lambda *args, **kwargs: asked.append((*args, kwargs)))
+    monkeypatch.setattr(learn, 'fit_one_cycle',
+                        lambda *args, **kwargs: asked.append((*args, kwargs)))
     fit_ratings(learn)
     assert dls.bs == bs and asked == [(epochs, 1e-2, {'wd': [.6, 0.]})]
-    assert capsys.readouterr().out.startswith(f'{epochs} epochs of {len(dls.train)} batches, learning rate 0.01, weight decay 0.6 and 0')
+    assert capsys.readouterr().out.startswith(f'{epochs} epochs of {len(dls.train)} batches, '
+                                              'learning rate 0.01, weight decay 0.6 and 0')
     fit_ratings(learn, 3, 5e-3, .1)
     assert asked[1] == (3, 5e-3, {'wd': .1}) and len(dls.train)*epochs >= 150
 
@@ -828,7 +976,8 @@ def test_ratings_are_read_where_they_are(folder, small):
     here = folder(''.join(f'{u}\t{i}\t{u%5+1}\t88000000{u}\n' for u in range(1, 9) for i in (1, 3)))
     for path in here, str(here), here/'u.data':
         dls = ratings_dls(path, device='cpu')
-        assert dls.train_ds.x.tolist() == ratings_dls(read_ratings(here), device='cpu').train_ds.x.tolist() and str(dls.folder) == str(path)
+        assert (dls.train_ds.x.tolist() == ratings_dls(read_ratings(here), device='cpu')
+                .train_ds.x.tolist() and str(dls.folder) == str(path))
     assert ratings_dls(small, device='cpu').folder is None
 
 
@@ -836,41 +985,51 @@ def test_ratings_are_read_where_they_are(folder, small):
 @pytest.mark.parametrize('which, most', [('synthetic', 1.185), ('real', .815)])
 def test_the_recipe_reaches_what_is_promised(which, most, request):
     set_seed(42, reproducible=True)
-    dls = ratings_dls(planted() if which == 'synthetic' else request.getfixturevalue('real')/'ml-100k', device='cpu')
+    dls = ratings_dls(planted() if which == 'synthetic'
+                      else request.getfixturevalue('real')/'ml-100k', device='cpu')
     set_seed(42, reproducible=True)
     learn = ratings_learner(dls)
     with learn.no_bar(), learn.no_logging(): fit_ratings(learn)
     assert learn.recorder.values[-1][1] < most
 
 
-def test_a_small_set_gets_small_batches(small): assert ratings_dls(small[:40], device='cpu').train.bs == 8 and ratings_dls(small, device='cpu').train.bs == 60
+def test_a_small_set_gets_small_batches(small):
+    assert (ratings_dls(small[:40], device='cpu').train.bs == 8
+            and ratings_dls(small, device='cpu').train.bs == 60)
 
 
 def test_decoded_batches_are_pairs_and_their_rating(small):
     dls = ratings_dls(small, bs=16, device='cpu')
     (x, y), stars = dls.valid.one_batch(), small.set_index(['user', 'title']).rating
-    for ((user, title), rating), known in zip(dls.valid.decode_batch((x, y), max_n=4), y.flatten().tolist(), strict=False):
+    for ((user, title), rating), known in zip(dls.valid.decode_batch((x, y), max_n=4),
+                                              y.flatten().tolist(), strict=False):
         assert rating == known == stars[user, title]
 
 
 def test_a_fault_in_the_ratings_to_validate_on_is_looked_for_there(small):
     with pytest.raises(ValueError, match='^The table to validate on, row 3 has no title'):
-        ratings_dls(small[:200], valid=small[200:].assign(title=lambda t: t.title.where(t.title.index != 203)), device='cpu')
+        ratings_dls(small[:200],
+                    valid=small[200:].assign(title=lambda t: t.title.where(t.title.index != 203)),
+                    device='cpu')
 
 
 def test_a_map_needs_three_titles(small):
     two = small[small.title.isin(['Film 01', 'Film 02'])]
     dls = ratings_dls(two, bs=4, device='cpu')
-    with pytest.raises(ValueError, match='at least 3 titles; the model knows 2'): factor_map(Learner(dls, DotProductBias(*sizes(dls), 5)))
+    with pytest.raises(ValueError, match='at least 3 titles; the model knows 2'):
+        factor_map(Learner(dls, DotProductBias(*sizes(dls), 5)))
 
 
-models = pytest.mark.parametrize('make', [lambda n, m, **kw: DotProduct(n, m, 5, **kw), lambda n, m, **kw: DotProductBias(n, m, 5, **kw), lambda n, m, **kw: CollabNN((n, 5), (m, 5), **kw)])
+models = pytest.mark.parametrize('make', [lambda n, m, **kw: DotProduct(n, m, 5, **kw),
+                                          lambda n, m, **kw: DotProductBias(n, m, 5, **kw),
+                                          lambda n, m, **kw: CollabNN((n, 5), (m, 5), **kw)])
 
 
 @models
 def test_the_range_is_saved_and_loaded_with_the_weights(small, make, tmp_path):
     "Weights for a scale of 1 to 10 mean the same in a new model, whatever range it was made with"
-    learn = LeanLearner(dls := ratings_dls(small.assign(rating=2*small.rating), device='cpu'), make(13, 31, y_range=(-1.25, 11.125)), path=tmp_path)
+    learn = LeanLearner(dls := ratings_dls(small.assign(rating=2*small.rating), device='cpu'),
+                        make(13, 31, y_range=(-1.25, 11.125)), path=tmp_path)
     x = dls.valid_ds.x.clone()
     said = learn.model(x)
     torch.save(learn.model.state_dict(), tmp_path/'weights.pt')
@@ -881,59 +1040,76 @@ def test_the_range_is_saved_and_loaded_with_the_weights(small, make, tmp_path):
     learn.save('all')
     fresh = LeanLearner(dls, make(13, 31), path=tmp_path).load('all')
     assert torch.equal(fresh.model(x), said)
-    if hasattr(fresh.model, 'movie_bias'): assert len(Newcomers(fresh).recommend({'Film 03': 8})) == 5
+    if hasattr(fresh.model, 'movie_bias'):
+        assert len(Newcomers(fresh).recommend({'Film 03': 8})) == 5
 
 
 @models
 def test_a_model_never_guesses_a_range(small, make):
-    "Without one it says what it needs, and a batch that brings a scale leaves it as it was; our learners give it theirs"
+    """Without one it says what it needs, and a batch that brings a scale leaves it as it was; our
+    learners give it theirs"""
     x, model = torch.ones(2, 2, dtype=torch.long), make(13, 31)
     for _ in range(2):
-        with pytest.raises(ValueError, match='The model has no range: make it with y_range=dls.y_range'): model(x)
+        with pytest.raises(ValueError,
+                           match='The model has no range: make it with y_range=dls.y_range'):
+            model(x)
         dls = ratings_dls(small.assign(rating=2*small.rating), device='cpu')
         assert 4 < model(dls.one_batch()[0]).mean() < 7
     with pytest.raises(ValueError, match='y_range'):
-        learn = Learner(CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16, device='cpu'), model, loss_func=MSELossFlat())
+        learn = Learner(CollabDataLoaders.from_df(small, item_name='title', rating_name='rating',
+                                                  bs=16, device='cpu'), model,
+                        loss_func=MSELossFlat())
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert tuple(LeanLearner(dls, model).model.y_range) == dls.y_range
 
 
 def test_a_range_that_is_none_is_refused():
     for ends in (5.5, 0), (3, 3):
-        with pytest.raises(ValueError, match='it must be the lower end and the upper one'): DotProductBias(13, 31, 5, y_range=ends)
+        with pytest.raises(ValueError, match='it must be the lower end and the upper one'):
+            DotProductBias(13, 31, 5, y_range=ends)
 
 
 def test_ratings_that_a_model_cannot_reach_are_noticed_when_they_come_later(small):
     "After loading, and with other loaders"
     learn = ratings_learner(ratings_dls(small, device='cpu'), 5)
     learn.dls = ratings_dls(small.assign(rating=2*small.rating), device='cpu')
-    with pytest.raises(ValueError, match='go from 2 to 10, and the model can only predict from 0 to 5.5'): learn.fit(1)
-    assert LeanLearner(ratings_dls(small.assign(rating=small.rating/10), device='cpu'), DotProductBias(13, 31, 5, y_range=(.1, .5))), 'the buffer rounds .1'
+    with pytest.raises(ValueError, match='go from 2 to 10, and the model can only predict from 0 '
+                                         'to 5.5'):
+        learn.fit(1)
+    assert LeanLearner(ratings_dls(small.assign(rating=small.rating/10), device='cpu'),
+                       DotProductBias(13, 31, 5, y_range=(.1, .5))), 'the buffer rounds .1'
 
 
 def test_the_hidden_layer_has_the_lessons_width():
-    assert [(layer.in_features, layer.out_features) for layer in CollabNN((10, 3), (20, 4)).layers[::2]] == [(7, 100), (100, 1)]
+    assert ([(layer.in_features, layer.out_features)
+             for layer in CollabNN((10, 3), (20, 4)).layers[::2]] == [(7, 100), (100, 1)])
 
 
 def test_how_many_titles_are_told(learn):
-    assert len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5 and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5]
+    assert (len(recommend(learn, 1, 1)) == 1 and len(recommend(learn, 1)) == 5
+            and extreme_items(learn).groupby(level=0).size().tolist() == [5, 5])
 
 
 def test_ratings_csv_may_come_without_movies_csv(tmp_path):
-    (tmp_path/'ratings.csv').write_text('userId,movieId,rating\n' + ''.join(f'{u},{m},{1 + u%5}\n' for u in range(9) for m in (1, 2)))
+    (tmp_path/'ratings.csv').write_text('userId,movieId,rating\n'
+                                        + ''.join(f'{u},{m},{1 + u%5}\n' for u in range(9)
+                                                  for m in (1, 2)))
     assert set(read_ratings(tmp_path).title) == {1, 2}
 
 
 def test_titles_of_the_ratings_themselves_are_taken_before_those_beside_them(tmp_path):
     (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,Other,x\n2,Another,x\n')
-    (tmp_path/'ratings.csv').write_text('userId,movieId,title,rating\n' + ''.join(f'{u},{m},Own {m},{1 + u%5}\n' for u in range(9) for m in (1, 2)))
+    (tmp_path/'ratings.csv').write_text('userId,movieId,title,rating\n'
+                                        + ''.join(f'{u},{m},Own {m},{1 + u%5}\n' for u in range(9)
+                                                  for m in (1, 2)))
     assert set(read_ratings(tmp_path).title) == {'Own 1', 'Own 2'}
 
 
 def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):
     pairs = [{'user': 1, 'title': '010', 'rating': 4}, {'user': 2, 'title': '020', 'rating': 2}]
     assert learn.dls.test_dl(pairs).one_batch()[1].flatten().tolist() == [4, 2]
-    assert len(learn.dls.test_dl(pairs, with_labels=False).one_batch()) == len(learn.dls.test_dl([{'user': 1, 'title': '010'}]).one_batch()) == 1
+    assert (len(learn.dls.test_dl(pairs, with_labels=False).one_batch())
+            == len(learn.dls.test_dl([{'user': 1, 'title': '010'}]).one_batch()) == 1)
 
 
 # Newcomers
@@ -941,30 +1117,37 @@ def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):
 def test_newcomers_are_the_average_user_before_they_answer(learn):
     newcomers = Newcomers(learn)
     ours, theirs = newcomers.recommend({}, 240), recommend(learn, None, 240)
-    assert ours.title.tolist() == theirs.title.tolist() and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4)
+    assert (ours.title.tolist() == theirs.title.tolist()
+            and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4))
 
 
 @pytest.mark.parametrize('y_range', [(0, 5.5), (.5, 5.5), (-3, 7)])
 def test_what_is_known_of_a_newcomer_is_the_likeliest_person(small, y_range):
-    "Of all people, with their biases and factors, the one who fits the answers and the other users best, as a search from the formula finds them"
+    """Of all people, with their biases and factors, the one who fits the answers and the other
+    users best, as a search from the formula finds them"""
     dls = ratings_dls(small, bs=16, device='cpu')
     learn = train(dls, DotProductBias(*sizes(dls), 2, y_range=y_range), epochs=8)
     newcomers, model = Newcomers(learn), learn.model
-    bias, factors = model.user_bias.weight.detach().double(), model.user_factors.weight.detach().double()
+    bias, factors = (model.user_bias.weight.detach().double(),
+                     model.user_factors.weight.detach().double())
     people = torch.cat([bias, factors], 1)
     x = torch.stack([torch.full((30,), 4), torch.arange(1, 31)], 1)
-    assert newcomers.predict(people[4], x[:, 1]).tolist() == pytest.approx(model(x).flatten().tolist(), abs=1e-4), 'a user whom the model knows'
+    assert (newcomers.predict(people[4], x[:, 1]).tolist()
+            == pytest.approx(model(x).flatten().tolist(), abs=1e-4)), 'a user whom the model knows'
     logit = lambda stars: torch.logit((stars.double() - y_range[0])/(y_range[1] - y_range[0]))
     seen, given = dls.train_ds.x, dls.train_ds.y
     chance = (logit(given) - logit(model(seen).detach())).var()
     expected, spread = people[1:].mean(0), people[1:].t().cov()
     titles, stars = torch.tensor([3, 7, 11, 20]), torch.tensor([5., 1., 4., 2.])
     person = torch.zeros(3, dtype=torch.double, requires_grad=True)
-    search = torch.optim.LBFGS([person], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+    search = torch.optim.LBFGS([person], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
+                               line_search_fn='strong_wolfe')
     def unlikely():
         search.zero_grad()
-        said = person[0] + model.movie_bias.weight[titles, 0].detach().double() + model.movie_factors.weight[titles].detach().double() @ person[1:]
-        loss = (said - logit(stars)).pow(2).sum()/chance + (person - expected) @ torch.linalg.solve(spread, person - expected)
+        said = (person[0] + model.movie_bias.weight[titles, 0].detach().double()
+                + model.movie_factors.weight[titles].detach().double() @ person[1:])
+        loss = ((said - logit(stars)).pow(2).sum()/chance
+                + (person - expected) @ torch.linalg.solve(spread, person - expected))
         loss.backward()
         return loss
     search.step(unlikely)
@@ -978,14 +1161,18 @@ def test_answers_change_what_newcomers_are_told(learn):
     fan, foe = stars({'010': 5}), stars({'010': 1})
     assert (fan - foe)[near[:10]].mean() > (fan - foe)[near[-10:]].mean() and '010' not in fan
     assert newcomers.error_after(10) < newcomers.error_after(0)
-    with pytest.raises(ValueError, match="has not seen the title 'Film'"): newcomers.recommend({'Film': 5})
+    with pytest.raises(ValueError, match="has not seen the title 'Film'"):
+        newcomers.recommend({'Film': 5})
 
 
 def test_a_range_that_ends_where_the_ratings_do(small):
-    "A rating at its end would be infinitely far away: what is known of a newcomer stays finite, and some titles are recommended"
-    learn = train(ratings_dls(small, bs=16, device='cpu'), DotProductBias(13, 31, 5, y_range=(1, 5)), epochs=2)
+    """A rating at its end would be infinitely far away: what is known of a newcomer stays finite,
+    and some titles are recommended"""
+    learn = train(ratings_dls(small, bs=16, device='cpu'),
+                  DotProductBias(13, 31, 5, y_range=(1, 5)), epochs=2)
     newcomers = Newcomers(learn)
-    assert newcomers.chance.isfinite() and newcomers.recommend({'Film 03': 5}).prediction.between(1, 5).sum() == 5
+    assert (newcomers.chance.isfinite()
+            and newcomers.recommend({'Film 03': 5}).prediction.between(1, 5).sum() == 5)
 
 
 def test_nothing_is_recommended_in_silence_by_a_model_of_gaps(small):
@@ -993,17 +1180,20 @@ def test_nothing_is_recommended_in_silence_by_a_model_of_gaps(small):
     learn = ratings_learner(ratings_dls(small, device='cpu'), 5)
     learn.model.user_bias.weight.data[3] = float('nan')
     assert len(recommend(learn, 4)) == 4
-    with pytest.raises(ValueError, match=r'The model predicts nan for \d+ of 31 titles'): recommend(learn, 3)
+    with pytest.raises(ValueError, match=r'The model predicts nan for \d+ of 31 titles'):
+        recommend(learn, 3)
 
 
 def test_newcomers_need_a_range(small):
     learn = collab_learner(ratings_dls(small, bs=16, device='cpu'), n_factors=5)
-    with pytest.raises(ValueError, match='EmbeddingDotBias predicts without a range'): Newcomers(learn)
+    with pytest.raises(ValueError, match='EmbeddingDotBias predicts without a range'):
+        Newcomers(learn)
 
 
 @pytest.mark.parametrize('stars', [0, 6, 10, float('nan')])
 def test_an_answer_outside_the_scale_is_refused(learn, stars):
-    with pytest.raises(ValueError, match="'010' was given .*; the ratings go from 1 to 5"): Newcomers(learn).recommend({'020': 3, '010': stars})
+    with pytest.raises(ValueError, match="'010' was given .*; the ratings go from 1 to 5"):
+        Newcomers(learn).recommend({'020': 3, '010': stars})
 
 
 def test_nobody_has_enough_ratings_to_ask(small):
@@ -1014,8 +1204,10 @@ def test_nobody_has_enough_ratings_to_ask(small):
 # Real ratings
 
 seeds = [int(o) for o in os.environ.get('LESSON6_SEEDS', '42').split(',')]
-lessons_best = {'Titanic (1997)', "Schindler's List (1993)", 'Shawshank Redemption, The (1994)', 'L.A. Confidential (1997)', 'Star Wars (1977)',
-                'Silence of the Lambs, The (1991)', 'Good Will Hunting (1997)', 'Rear Window (1954)', 'Apt Pupil (1998)', 'Close Shave, A (1995)'}
+lessons_best = {'Titanic (1997)', "Schindler's List (1993)", 'Shawshank Redemption, The (1994)',
+                'L.A. Confidential (1997)', 'Star Wars (1977)',
+                'Silence of the Lambs, The (1991)', 'Good Will Hunting (1997)',
+                'Rear Window (1954)', 'Apt Pupil (1998)', 'Close Shave, A (1995)'}
 
 
 @cache
@@ -1026,14 +1218,19 @@ def real_learner(path, split):
 
 @pytest.mark.ci
 def test_real_recipe(real):
-    "The lesson's recipe reaches the lesson's level, and the films that the lesson names are the best-liked"
+    """The lesson's recipe reaches the lesson's level, and the films that the lesson names are the
+    best-liked"""
     mse = [final(real_learner(real/'ml-100k', s))[1] for s in seeds]
-    print(f'validation MSE {", ".join(f"{s}: {m:.4f}" for s, m in zip(seeds, mse))}; mean {np.mean(mse):.4f}')
+    print(f'validation MSE {", ".join(f"{s}: {m:.4f}" for s, m in zip(seeds, mse))}; mean '
+          f'{np.mean(mse):.4f}')
     assert np.mean(mse) <= .822
     for s in seeds:
-        best, worst = (extreme_items(real_learner(real/'ml-100k', s), 10).loc[o].title.tolist() for o in ('best', 'worst'))
+        best, worst = (extreme_items(real_learner(real/'ml-100k', s), 10).loc[o].title.tolist()
+                       for o in ('best', 'worst'))
         print(best, worst, sep='\n')
-        assert len(lessons_best & set(best[:5])) >= 3 and {'Titanic (1997)', 'Shawshank Redemption, The (1994)', "Schindler's List (1993)"} <= set(best)
+        assert (len(lessons_best & set(best[:5])) >= 3
+                and {'Titanic (1997)', 'Shawshank Redemption, The (1994)',
+                     "Schindler's List (1993)"} <= set(best))
         assert any(t.startswith('Children of the Corn') for t in worst)
 
 
@@ -1042,14 +1239,19 @@ def real_four(path, split):
     "Validation MSE of dot product, range, biases, weight decay on one split"
     dls = ratings_dls(path, bs=64, seed=split)
     class NoRange(DotProduct):
-        def forward(self, x): return (self.user_factors(x[:,0]) * self.movie_factors(x[:,1])).sum(dim=1)
-    three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1] for model in (NoRange, DotProduct, DotProductBias)]
+        def forward(self, x):
+            return (self.user_factors(x[:,0]) * self.movie_factors(x[:,1])).sum(dim=1)
+    three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1]
+             for model in (NoRange, DotProduct, DotProductBias)]
     return *three, final(real_learner(path, split))[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('split', [42, *(pytest.param(split, marks=pytest.mark.xfail(strict=True, reason=seen)) for split, seen in (
-    (1, 'dot product 0.8803, range 0.8824'), (2, 'dot product 0.8870, range 0.8893')))])
+@pytest.mark.parametrize('split',
+                         [42, *(pytest.param(split,
+                                             marks=pytest.mark.xfail(strict=True, reason=seen))
+                                for split, seen in (
+(1, 'dot product 0.8803, range 0.8824'), (2, 'dot product 0.8870, range 0.8893')))])
 def test_real_order(real, split):
     "The four models fall in the lesson's order"
     dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
@@ -1060,17 +1262,23 @@ def test_real_order(real, split):
 @pytest.mark.slow
 @pytest.mark.parametrize('split', [42, 1, 2])
 def test_real_best_and_worst(real, split):
-    "Weight decay is the best of the four and the biases without it the worst, on each split and so on average, as in the lesson"
+    """Weight decay is the best of the four and the biases without it the worst, on each split and
+    so on average, as in the lesson"""
     dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
     assert decayed < min(dot, in_range) and max(dot, in_range) < biases
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason='means of 0.8793 and 0.8803; with LESSON6_SEED=1 to 8 dot and range are 0.8758 and 0.8785, 0.8775 and 0.8778, '
-                   '0.8662 and 0.8709, 0.8804 and 0.8801, 0.8681 and 0.8791, 0.8782 and 0.8752, 0.8733 and 0.8793, 0.8730 and 0.8834: in seven of nine the range does not help')
+@pytest.mark.xfail(strict=True, reason='means of 0.8793 and 0.8803; with LESSON6_SEED=1 to 8 dot '
+                                       'and range are 0.8758 and 0.8785, 0.8775 and 0.8778, 0.8662 '
+                                       'and 0.8709, 0.8804 and 0.8801, 0.8681 and 0.8791, 0.8782 '
+                                       'and 0.8752, 0.8733 and 0.8793, 0.8730 and 0.8834: in seven '
+                                       'of nine the range does not help')
 def test_real_range_helps(real):
-    "In the lesson, which measured once, the range alone brings 0.884 to 0.878. Here it does not help, on the mean of three splits"
-    dot, in_range, _, _ = np.mean([real_four(real/'ml-100k', split) for split in (42, 1, 2)], axis=0)
+    """In the lesson, which measured once, the range alone brings 0.884 to 0.878. Here it does not
+    help, on the mean of three splits"""
+    dot, in_range, _, _ = np.mean([real_four(real/'ml-100k', split) for split in (42, 1, 2)],
+                                  axis=0)
     print(f'means: {dot:.4f}, {in_range:.4f}')
     assert dot > in_range
 
@@ -1080,18 +1288,24 @@ def test_real_range_helps(real):
 def test_real_biases_help_where_both_decay(real, split):
     "By about a hundredth, on each of two splits"
     dls = ratings_dls(real/'ml-100k', bs=64, seed=split)
-    without, biases = final(train(dls, lambda: DotProduct(*sizes(dls), 50), .1))[1], final(real_learner(real/'ml-100k', split))[1]
+    without, biases = (final(train(dls, lambda: DotProduct(*sizes(dls), 50), .1))[1],
+                       final(real_learner(real/'ml-100k', split))[1])
     print(f'split {split}: {without:.4f} without biases, {biases:.4f} with them')
     assert .003 < without - biases < .03
 
 
 def test_real_splits(real):
     "By time and by a second table; what the data has twice is counted"
-    with pytest.warns(UserWarning, match='^18 titles have more than one number'): table = read_ratings(real/'ml-100k')
-    with pytest.warns(UserWarning, match='^307 ratings are of a pair'): by_time = ratings_dls(table, valid='time', device='cpu')
+    with pytest.warns(UserWarning, match='^18 titles have more than one number'):
+        table = read_ratings(real/'ml-100k')
+    with pytest.warns(UserWarning, match='^307 ratings are of a pair'):
+        by_time = ratings_dls(table, valid='time', device='cpu')
     order = table.timestamp.argsort(kind='stable')
-    with pytest.warns(UserWarning): by_table = ratings_dls(table.iloc[order[:80_000]], valid=table.iloc[order[80_000:]], device='cpu')
-    assert held(by_time) == held(by_table) and len(by_time.valid_ds) == 20_000 and by_time.scale == (1, 5)
+    with pytest.warns(UserWarning):
+        by_table = ratings_dls(table.iloc[order[:80_000]], valid=table.iloc[order[80_000:]],
+                               device='cpu')
+    assert (held(by_time) == held(by_table) and len(by_time.valid_ds) == 20_000
+            and by_time.scale == (1, 5))
 
 
 def test_the_fused_learner_steps_as_fastai_does_by_default():

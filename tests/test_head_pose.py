@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 
 from lesson6.engine import points
-from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, pixel_error, pixel_point, plot_function, point_errors, point_of,
-                               points_dls, pose_learner, read_calibration, read_centre, read_points, show_points, sigmoid_range)
+from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, pixel_error,
+                               pixel_point, plot_function, point_errors, point_of,
+                               points_dls, pose_learner, read_calibration, read_centre, read_points,
+                               show_points, sigmoid_range)
 from lesson6.mini import biwi
 
-REAL_CAL = '517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 0 \n\n640 480 \n'
+REAL_CAL = ('517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 '
+            '0 \n\n640 480 \n')
 TURN = '1 0 0 \n0 1 0 \n0 0 1 \n\n'
 
 
@@ -67,7 +70,8 @@ def test_a_frame_is_drawn_alike_whenever_it_is_drawn(frames):
         pose = biwi.find_pose(f)
         who = biwi.person(pose.person)
         bytes_ = io.BytesIO()
-        Image.fromarray(biwi.render(who, pose, biwi.calibration(pose.person), biwi.room(who))[0]).save(bytes_, 'JPEG', quality=70)
+        Image.fromarray(biwi.render(who, pose, biwi.calibration(pose.person),
+                                    biwi.room(who))[0]).save(bytes_, 'JPEG', quality=70)
         assert bytes_.getvalue() == f.read_bytes()
 
 
@@ -82,7 +86,8 @@ def test_no_two_people_look_alike():
 
 
 def test_the_planted_centre_is_where_get_ctr_says(frames):
-    off = [np.abs(biwi.planted_centre(biwi.find_pose(f)) - get_ctr(f).numpy()).max() for f in frames]
+    off = [np.abs(biwi.planted_centre(biwi.find_pose(f)) - get_ctr(f).numpy()).max()
+           for f in frames]
     assert max(off) <= .5
 
 
@@ -101,9 +106,11 @@ def test_the_head_is_in_the_pixels_where_it_was_planted(frames):
         pose = biwi.find_pose(f)
         head = biwi.silhouette(pose)
         who = biwi.person(pose.person)
-        other = biwi.Person(**{**vars(who), 'skin': (0., 1., 0.), 'hair': (0., 1., 0.), 'eyes': (0., 1., 0.)})
+        other = biwi.Person(**{**vars(who), 'skin': (0., 1., 0.), 'hair': (0., 1., 0.),
+                               'eyes': (0., 1., 0.)})
         picture = np.asarray(Image.open(f)).astype(int)
-        painted = biwi.render(other, pose, biwi.calibration(pose.person), biwi.room(who))[0].astype(int)
+        painted = (biwi.render(other, pose, biwi.calibration(pose.person),
+                               biwi.room(who))[0].astype(int))
         changed = np.abs(picture - painted).max(2) > 60
         x, y = get_ctr(f).numpy().astype(int)
         assert head[y, x] and changed[max(0, y-40):y+40, max(0, x-30):x+30].mean() > .5
@@ -127,10 +134,14 @@ def heads(frames):
 def augmented(dls, heads, Point):
     "How white the augmented picture is at the augmented point, for each of them"
     from fastai.vision.core import PILImage
-    items = [dls.train.after_item((PILImage.create(np.repeat(mask[...,None], 3, 2).astype(np.uint8)*255), Point(p))) for mask, p in heads]
+    items = [
+        dls.train.after_item((PILImage.create(np.repeat(mask[...,None], 3, 2).astype(np.uint8)*255),
+                              Point(p))) for mask, p in heads]
     xb, yb = dls.train.after_batch(dls.train.create_batch(items))
-    x, y = xb.as_subclass(torch.Tensor).mean(1, keepdim=True), yb.as_subclass(torch.Tensor).reshape(-1, 1, 1, 2)
-    at = torch.nn.functional.grid_sample(x, y.float(), mode='nearest', align_corners=False)[:, 0, 0, 0]
+    x, y = (xb.as_subclass(torch.Tensor).mean(1, keepdim=True),
+            yb.as_subclass(torch.Tensor).reshape(-1, 1, 1, 2))
+    at = (torch.nn.functional.grid_sample(x, y.float(), mode='nearest',
+                                          align_corners=False)[:, 0, 0, 0])
     lo, hi = x.amin((1, 2, 3)), x.amax((1, 2, 3))
     return (at-lo)/(hi-lo), xb, yb
 
@@ -146,7 +157,9 @@ def test_every_augmented_point_lands_on_the_head(twin, heads, size):
     assert len(white) == 200 and xb.shape[-2:] == size
     assert (white > .5).all()
     before = torch.stack([p for _, p in heads])/torch.tensor([320., 240.]) - 1
-    assert ((yb.as_subclass(torch.Tensor).view(-1, 2) - before).norm(dim=1) > .05).float().mean() > .5   # most points did move
+    # most points did move
+    assert (((yb.as_subclass(torch.Tensor).view(-1, 2) - before).norm(dim=1) > .05).float()
+            .mean() > .5)
 
 
 @pytest.mark.ci
@@ -170,13 +183,15 @@ def test_validation_frames_are_not_augmented(twin):
 # Reading
 
 def test_get_ctr_on_a_frame_of_the_real_set(person):
-    "09/frame_00667: both its centre in mm and its point in pixels were printed in fast.ai's lesson 3 of 2019"
+    """09/frame_00667: both its centre in mm and its point in pixels were printed in fast.ai's
+    lesson 3 of 2019"""
     f = person('187.332 40.3892 893.135 \n', folder='09', frame='frame_00667')
     np.testing.assert_allclose(get_ctr(f), (428.5814, 263.9104), atol=1e-4)
 
 
 def test_get_ctr_gives_the_numbers_of_the_notes(person):
-    "13/frame_00349. Its millimetres were not printed: here they are worked out backwards, for a head 900 mm away"
+    """13/frame_00349. Its millimetres were not printed: here they are worked out backwards, for a
+    head 900 mm away"""
     x, y, z = (384.6370-320)*900/517.679, (259.4787-240.5)*900/517.679, 900
     f = person(f'{x:.4f} {y:.4f} {z} \n', folder='13', frame='frame_00349')
     np.testing.assert_allclose(get_ctr(f), (384.6370, 259.4787), atol=1e-4)
@@ -191,7 +206,8 @@ def test_each_person_has_a_calibration_of_their_own(person):
 def test_the_calibration_is_kept_but_not_when_it_changes(person, monkeypatch):
     f = person()
     read = []
-    monkeypatch.setattr(points, 'read_calibration', lambda p, real=read_calibration: read.append(p) or real(p))
+    monkeypatch.setattr(points, 'read_calibration', lambda p, real=read_calibration: read.append(p)
+                        or real(p))
     before = [get_ctr(f) for _ in range(5)][-1]
     assert len(read) == 1
     cal = f.parent/'rgb.cal'
@@ -207,13 +223,15 @@ def test_get_ctr_can_be_pickled(person):
 
 
 def test_each_direction_has_a_focal_length_of_its_own(person):
-    "BIWI's two are alike, so that a formula that takes one of them for both passes everything above"
+    """BIWI's two are alike, so that a formula that takes one of them for both passes everything
+    above"""
     f = person('100 50 1000 \n', cal='500 0 310 \n0 400 250 \n0 0 1 \n')
     np.testing.assert_allclose(get_ctr(f), (500*.1 + 310, 400*.05 + 250), atol=1e-4)
 
 
 def test_an_ending_may_have_any_length():
-    assert img2pose('01/frame_00003_rgb.jpeg').as_posix() == img2pose('01/frame_00003_rgb.PNG').as_posix() == '01/frame_00003_pose.txt'
+    assert (img2pose('01/frame_00003_rgb.jpeg').as_posix()
+            == img2pose('01/frame_00003_rgb.PNG').as_posix() == '01/frame_00003_pose.txt')
 
 
 def test_windows_line_ends_and_missing_last_newline(person):
@@ -234,13 +252,16 @@ def test_a_pose_that_is_no_pose(person, text):
 def test_a_calibration_that_is_not_3_by_3(person, text):
     f = person()
     (f.parent/'rgb.cal').write_text(text, encoding='latin-1')
-    with pytest.raises(ValueError, match='rgb.cal does not begin with a 3×3 camera matrix'): get_ctr(f)
+    with pytest.raises(ValueError, match='rgb.cal does not begin with a 3×3 camera matrix'):
+        get_ctr(f)
 
 
-def test_the_middle_of_a_cropped_picture_may_lie_outside_it_but_a_focal_length_is_above_zero(person):
+def test_the_middle_of_a_cropped_picture_may_lie_outside_it_but_a_focal_length_is_above_zero(
+    person):
     f = person(cal=REAL_CAL.replace(' 320 ', ' -8 ').replace('240.5', '-3.5'))
     assert read_calibration(f.parent/'rgb.cal')[:2,2].tolist() == [-8, -3.5]
-    for cal in REAL_CAL.replace('517.679 0 320', '0 0 320'), REAL_CAL.replace('0 517.679 240.5', '0 0 240.5'):
+    for cal in (REAL_CAL.replace('517.679 0 320', '0 0 320'),
+                REAL_CAL.replace('0 517.679 240.5', '0 0 240.5')):
         f = person(cal=cal)
         with pytest.raises(ValueError, match='rgb.cal'): read_calibration(f.parent/'rgb.cal')
 
@@ -257,28 +278,36 @@ def few(person, tmp_path):
 
 def test_nobody_is_in_both_sets(few):
     dls = biwi_dls(few, valid_person='02', size=(24, 32), bs=2, num_workers=0)
-    assert [f.parent.name for f in dls.train_ds.items] == ['01']*6 and [f.parent.name for f in dls.valid_ds.items] == ['02']*6
+    assert ([f.parent.name for f in dls.train_ds.items] == ['01']*6
+            and [f.parent.name for f in dls.valid_ds.items] == ['02']*6)
 
 
 @pytest.mark.parametrize('who', ['13', 'Ada', 3, '', '.'])
 def test_a_person_without_frames(few, who):
-    with pytest.raises(ValueError, match=f'no frames of person {re.escape(str(who))}; there are frames of 01, 02'): biwi_dls(few, who, bs=2)
+    with pytest.raises(ValueError, match=f'no frames of person {re.escape(str(who))}; there are '
+                                         'frames of 01, 02'):
+        biwi_dls(few, who, bs=2)
 
 
 def test_a_person_may_be_a_name_a_number_or_a_path(few):
-    for who in '02', '2', 2, few/'02', str(few/'02'): assert kept_out(read_points(few), who) == ['02']
+    for who in '02', '2', 2, few/'02', str(few/'02'):
+        assert kept_out(read_points(few), who) == ['02']
     assert {f.parent.name for f in biwi_dls(few, 2, size=(24, 32)).valid_ds.items} == {'02'}
 
 
-@pytest.mark.parametrize('there, chosen', [(['01', '13', '24'], '13'), (['1', '2', '10'], '10'), (['anna', 'ben'], 'ben'), (['a/13', 'b/02'], 'a/13'),
-    (['a/13', 'b/13'], 'b/13'), (['013', '02'], '013'), (['only'], None), ([], None), ([None, None], None),
+@pytest.mark.parametrize('there, chosen', [(['01', '13', '24'], '13'), (['1', '2', '10'], '10'),
+                                           (['anna', 'ben'], 'ben'), (['a/13', 'b/02'], 'a/13'),
+    (['a/13', 'b/13'], 'b/13'), (['013', '02'], '013'), (['only'], None), ([], None),
+                                           ([None, None], None),
     ([f'{o}' for o in 'abcdefghijk'], 'jk')])
 def test_who_is_kept_out_if_nobody_is_named(there, chosen):
-    assert kept_out(pd.DataFrame({'group': there})) == (list(chosen) if chosen == 'jk' else [chosen] if chosen else [])
+    assert kept_out(pd.DataFrame({'group': there})) == (list(chosen) if chosen == 'jk' else [chosen]
+                                                        if chosen else [])
 
 
 def test_two_people_of_one_name_are_both_listed():
-    with pytest.raises(ValueError, match='Several people are called 13: a/13, b/13;'): kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
+    with pytest.raises(ValueError, match='Several people are called 13: a/13, b/13;'):
+        kept_out(pd.DataFrame({'group': ['a/13', 'b/13', 'c']}), 13)
 
 
 def test_a_small_set_has_small_batches(few):
@@ -291,8 +320,10 @@ def test_no_frames_at_all(tmp_path, where):
 
 
 def test_centres_outside_the_frame_are_counted(few, person):
-    for i, centre in enumerate(['900 10 900', '0 -800 900', '0 10 900']): person(centre + ' \n', folder='02', frame=f'frame_{90+i:05d}')
-    with pytest.warns(UserWarning, match='In 2 of 15 pictures the point is outside the picture, the first is .*frame_00090_rgb.jpg'):
+    for i, centre in enumerate(['900 10 900', '0 -800 900', '0 10 900']):
+        person(centre + ' \n', folder='02', frame=f'frame_{90+i:05d}')
+    with pytest.warns(UserWarning, match='In 2 of 15 pictures the point is outside the picture, '
+                                         'the first is .*frame_00090_rgb.jpg'):
         biwi_dls(few, '02', size=(24, 32), bs=2, num_workers=0)
 
 
@@ -305,7 +336,8 @@ def test_centres_inside_the_frame_warn_of_nothing(few, recwarn):
     (lambda f: img2pose(f).unlink(), FileNotFoundError, 'has no pose'),
     (lambda f: img2pose(f).write_text(TURN), ValueError, 'cut short'),
     (lambda f: (f.parent/'rgb.cal').write_text('1 2'), ValueError, 'camera matrix'),
-    (lambda f: f.write_bytes(f.read_bytes()[:900]), ValueError, 'frame_00004_rgb.jpg cannot be read to its end'),
+    (lambda f: f.write_bytes(f.read_bytes()[:900]), ValueError,
+     'frame_00004_rgb.jpg cannot be read to its end'),
     (lambda f: f.write_bytes(b''), ValueError, 'frame_00004_rgb.jpg is empty'),
     (lambda f: f.write_text('no picture'), ValueError, 'frame_00004_rgb.jpg is no picture'),
 ])
@@ -316,7 +348,8 @@ def test_what_cannot_be_read_is_said_before_training(few, break_it, error, says)
 
 def test_one_person_alone_is_split_at_random_and_says_so(few):
     shutil.rmtree(few/'02')
-    with pytest.warns(UserWarning, match='All frames in .* are of 01, so a random fifth'): dls = biwi_dls(few, size=(24, 32))
+    with pytest.warns(UserWarning, match='All frames in .* are of 01, so a random fifth'):
+        dls = biwi_dls(few, size=(24, 32))
     assert len(dls.valid_ds) == 1 and len(dls.train_ds) == 5
 
 
@@ -330,16 +363,20 @@ def test_folders_of_any_name_and_depth_and_pictures_of_any_ending(few):
     Image.new('RGB', (9, 9)).save(few/'.trash'/'frame_00001_rgb.jpg')
     frames = read_points(few)
     assert len(frames) == 12 and sorted(set(frames.group)) == ['session 1/01', 'z\u00f6e']
-    assert {f.parent.name for f in biwi_dls(few, 'z\u00f6e', size=(24, 32)).valid_ds.items} == {'zo\u0308e'}
+    assert ({f.parent.name for f in biwi_dls(few, 'z\u00f6e', size=(24, 32)).valid_ds.items}
+            == {'zo\u0308e'})
     assert len(biwi_dls(few, few/'session 1'/'01', size=(24, 32)).valid_ds) == 6
 
 
 def test_frames_without_folders(person, tmp_path):
     for i in range(10): person(f'{20*i} 10 900 \n', folder='.', frame=f'frame_{i:05d}')
-    with pytest.warns(UserWarning, match='random fifth'): assert len(biwi_dls(tmp_path, size=(24, 32)).valid_ds) == 2
+    with pytest.warns(UserWarning, match='random fifth'):
+        assert len(biwi_dls(tmp_path, size=(24, 32)).valid_ds) == 2
 
 
-def contents(path): return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in path.rglob('*')}
+def contents(path):
+    return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
+            for p in path.rglob('*')}
 
 
 def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
@@ -349,12 +386,14 @@ def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
     before = contents(few)
     from lesson6.mini.network import drawnet10
     learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
-    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
     assert contents(few) == before
 
 
 def test_loaders_can_be_pickled(few, table):
-    for dls in biwi_dls(few, size=(24, 32)), points_dls(table()): assert pickle.loads(pickle.dumps(dls)).train_ds.items == dls.train_ds.items
+    for dls in biwi_dls(few, size=(24, 32)), points_dls(table()):
+        assert pickle.loads(pickle.dumps(dls)).train_ds.items == dls.train_ds.items
 
 
 @pytest.mark.ci
@@ -383,9 +422,12 @@ def table(tmp_path):
         rng = np.random.default_rng(0)
         for i in range(10):
             w,h = sizes[i%len(sizes)]
-            Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(path/f'{"in here/" if i > 7 else ""}p{i}.jpg', **kw)
-        lines = [f'{"in here/" if i > 7 else ""}p{i}.jpg,{10+i}.5,{20+i},{"ab"[i%2]}' for i in range(10)]
-        (path/'points.csv').write_bytes(('\n'.join(['fname,x,y,group', *lines]) + '\n' if text is None else text(lines)).encode(encoding))
+            Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(
+                path/f'{"in here/" if i > 7 else ""}p{i}.jpg', **kw)
+        lines = [f'{"in here/" if i > 7 else ""}p{i}.jpg,{10+i}.5,{20+i},{"ab"[i%2]}'
+                 for i in range(10)]
+        (path/'points.csv').write_bytes(('\n'.join(['fname,x,y,group', *lines]) + '\n'
+                                         if text is None else text(lines)).encode(encoding))
         return path
     return make
 
@@ -395,18 +437,26 @@ def as_read(path): return [tuple(r) for r in read_points(path)[['fname', 'x', 'y
 
 def test_a_table(table):
     frames = read_points(table())
-    assert len(frames) == 10 and set(frames.group) == {'a', 'b'} and set(zip(frames.width, frames.height)) == {(80, 60)}
+    assert (len(frames) == 10 and set(frames.group) == {'a', 'b'}
+            and set(zip(frames.width, frames.height)) == {(80, 60)})
     row = frames[frames.fname == 'p3.jpg'].iloc[0]
     assert (row.x, row.y, row.group) == (13.5, 23, 'b')
 
 
 @pytest.mark.parametrize('name, text, encoding', [
-    ('semicolons and decimal commas', lambda ls: 'fname;x;y;group\n' + '\n'.join(l.replace(',', ';').replace('.5', ',5') for l in ls), 'utf-8-sig'),
-    ('tabs, line ends of Windows', lambda ls: 'fname\tx\ty\tgroup\r\n' + '\r\n'.join(l.replace(',', '\t') for l in ls), 'utf-8'),
+    ('semicolons and decimal commas', lambda ls: 'fname;x;y;group\n'
+     + '\n'.join(l.replace(',', ';').replace('.5', ',5') for l in ls), 'utf-8-sig'),
+    ('tabs, line ends of Windows',
+     lambda ls: 'fname\tx\ty\tgroup\r\n' + '\r\n'.join(l.replace(',', '\t') for l in ls), 'utf-8'),
     ('UTF-16', lambda ls: 'fname,x,y,group\n' + '\n'.join(ls), 'utf-16'),
-    ('capitals, other columns, another order, empty lines', lambda ls: 'Group, Y,Note,X ,FNAME\n\n' + '\n'.join(f'{g},{y},"a, b",{x},{n}' for n,x,y,g in (l.split(',') for l in ls)) + '\n\n', 'utf-8'),
-    ('slashes of Windows, and ./', lambda ls: 'fname,x,y,group\n' + '\n'.join(('./' if l[0] == 'p' else '') + l.replace('/', '\\') for l in ls), 'utf-8'),
-    ('names without their folder', lambda ls: 'fname,x,y,group\n' + '\n'.join(l.replace('in here/', '') for l in ls), 'utf-8'),
+    ('capitals, other columns, another order, empty lines',
+     lambda ls: 'Group, Y,Note,X ,FNAME\n\n'
+     + '\n'.join(f'{g},{y},"a, b",{x},{n}' for n,x,y,g in (l.split(',') for l in ls)) + '\n\n',
+     'utf-8'),
+    ('slashes of Windows, and ./', lambda ls: 'fname,x,y,group\n'
+     + '\n'.join(('./' if l[0] == 'p' else '') + l.replace('/', '\\') for l in ls), 'utf-8'),
+    ('names without their folder',
+     lambda ls: 'fname,x,y,group\n' + '\n'.join(l.replace('in here/', '') for l in ls), 'utf-8'),
 ])
 def test_other_forms_of_the_same_table(table, name, text, encoding):
     right = as_read(table())
@@ -415,38 +465,50 @@ def test_other_forms_of_the_same_table(table, name, text, encoding):
 
 @pytest.mark.parametrize('text, says', [
     (lambda ls: '', 'points.csv is empty; its first line should name the columns'),
-    (lambda ls: 'where,x,y\np0.jpg,12,3', 'points.csv has no column for the picture, such as fname, .*; it has where, x, y'),
+    (lambda ls: 'where,x,y\np0.jpg,12,3',
+     'points.csv has no column for the picture, such as fname, .*; it has where, x, y'),
     (lambda ls: 'fname,x,y,group\n', 'points.csv has no rows'),
-    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\np77.jpg,1,2,a', r"points.csv, line 3: there is no picture 'p77.jpg'"),
-    (lambda ls: 'fname,x,y,group\n/etc/passwd,1,2,a', r"points.csv, line 2: there is no picture '/etc/passwd'"),
-    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\n' + ls[0], 'points.csv, line 3: p0.jpg is there a second time'),
-    (lambda ls: 'fname,x,y,group\np0.jpg,left,2,a', r"points.csv, line 2: x and y should be numbers, in pixels; they are 'left' and '2'"),
+    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\np77.jpg,1,2,a',
+     r"points.csv, line 3: there is no picture 'p77.jpg'"),
+    (lambda ls: 'fname,x,y,group\n/etc/passwd,1,2,a',
+     r"points.csv, line 2: there is no picture '/etc/passwd'"),
+    (lambda ls: 'fname,x,y,group\n' + ls[0] + '\n' + ls[0],
+     'points.csv, line 3: p0.jpg is there a second time'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,left,2,a',
+     r"points.csv, line 2: x and y should be numbers, in pixels; they are 'left' and '2'"),
     (lambda ls: 'fname,x,y,group\np0.jpg,,2,a', 'points.csv, line 2: x and y should be numbers'),
     (lambda ls: 'fname,x,y,group\np0.jpg,nan,2,a', 'points.csv, line 2: x and y should be numbers'),
-    (lambda ls: 'fname,x,y,group\np0.jpg,1e999,2,a', 'points.csv, line 2: x and y should be numbers'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,1e999,2,a',
+     'points.csv, line 2: x and y should be numbers'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1_0,2,a', 'points.csv, line 2: x and y should be numbers'),
-    (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a', r'points.csv, line 2 \(p0.jpg\), has 5 fields where there should be 4'),
+    (lambda ls: 'fname,x,y,group\np0.jpg,12,3,4,a',
+     r'points.csv, line 2 \(p0.jpg\), has 5 fields where there should be 4'),
     (lambda ls: 'fname,x,y,group\np0.jpg,1,2,', 'points.csv, line 2 has no group'),
     (lambda ls: 'fname,x,y,group\n"p0.jpg,1,2,a', 'points.csv, line 2, is no row of a table'),
-    (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,-.{i},.5' for i in range(8)), 'between -1 and 1, as if they were shares of the picture'),
+    (lambda ls: 'fname,x,y\n' + '\n'.join(f'p{i}.jpg,-.{i},.5' for i in range(8)),
+     'between -1 and 1, as if they were shares of the picture'),
 ])
 def test_a_table_that_is_wrong(table, text, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says): points_dls(table(text))
 
 
 def test_a_table_that_is_not_text(table):
-    with pytest.raises(ValueError, match='points.csv is not text in UTF-8 or UTF-16'): read_points(table(lambda ls: 'fname,x,y\np\u00e9.jpg,1,2', 'latin-1'))
+    with pytest.raises(ValueError, match='points.csv is not text in UTF-8 or UTF-16'):
+        read_points(table(lambda ls: 'fname,x,y\np\u00e9.jpg,1,2', 'latin-1'))
 
 
 def test_pictures_without_a_row_are_counted(table):
-    with pytest.warns(UserWarning, match='2 of 10 pictures in .* have no row in points.csv and were left out; the first is'):
+    with pytest.warns(UserWarning, match='2 of 10 pictures in .* have no row in points.csv and '
+                                         'were left out; the first is'):
         dls = points_dls(table(lambda ls: 'fname,x,y,group\n' + '\n'.join(ls[:8])))
     assert len(dls.train_ds) + len(dls.valid_ds) == 8
 
 
 def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn):
-    assert {f.name for f in points_dls(table()).valid_ds.items} == {'p1.jpg', 'p3.jpg', 'p5.jpg', 'p7.jpg', 'p9.jpg'}
-    assert {f.name for f in points_dls(table(), valid_group='a').valid_ds.items} == {'p0.jpg', 'p2.jpg', 'p4.jpg', 'p6.jpg', 'p8.jpg'}
+    assert {f.name for f in points_dls(table()).valid_ds.items} == {'p1.jpg', 'p3.jpg', 'p5.jpg',
+                                                                    'p7.jpg', 'p9.jpg'}
+    assert ({f.name for f in points_dls(table(), valid_group='a').valid_ds.items}
+            == {'p0.jpg', 'p2.jpg', 'p4.jpg', 'p6.jpg', 'p8.jpg'})
     path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
     assert len(points_dls(path).valid_ds) == 2
     with pytest.raises(ValueError, match='no column group'): points_dls(path, valid_group='a')
@@ -454,9 +516,11 @@ def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn)
 
 def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
     part = ['train', 'valid', 'test']
-    path = table(lambda ls: 'fname,x,y,split\n' + '\n'.join(f'{l[:-2]},{part[i % 3]}' for i, l in enumerate(ls)))
+    path = table(lambda ls: 'fname,x,y,split\n'
+                 + '\n'.join(f'{l[:-2]},{part[i % 3]}' for i, l in enumerate(ls)))
     dls = points_dls(path, bs=2)
-    assert {f.name for f in dls.valid_ds.items} == {'p1.jpg', 'p4.jpg', 'p7.jpg'} and len(dls.train_ds) == 4
+    assert ({f.name for f in dls.valid_ds.items} == {'p1.jpg', 'p4.jpg', 'p7.jpg'}
+            and len(dls.train_ds) == 4)
     assert any('3 of 10 rows' in str(o.message) for o in recwarn)
     assert not [w for w in recwarn if 'random' in str(w.message)]
 
@@ -465,7 +529,9 @@ def test_points_of_a_table_reach_the_model(table):
     path = table(sizes=((80, 60), (60, 90)))
     dls = points_dls(path, size=(24, 32), bs=2)
     y = torch.cat([y.as_subclass(torch.Tensor) for _,y in dls.valid]).view(-1, 2)
-    by_hand = [[2*(10.5+i)/w - 1, 2*(20+i)/h - 1] for i in sorted(int(f.stem[1:]) for f in dls.valid_ds.items) for w,h in [((80, 60), (60, 90))[i%2]]]
+    by_hand = [[2*(10.5+i)/w - 1, 2*(20+i)/h - 1]
+               for i in sorted(int(f.stem[1:]) for f in dls.valid_ds.items)
+               for w,h in [((80, 60), (60, 90))[i%2]]]
     torch.testing.assert_close(y.sort(0).values, torch.tensor(by_hand).sort(0).values)
 
 
@@ -481,7 +547,8 @@ def test_a_row_that_changes_is_read_again(table):
 
 
 def test_points_refer_to_the_upright_picture(table):
-    "Pictures that a phone stored on their side: 80 wide and 60 high as stored, 60 wide and 80 high as a viewer shows them"
+    """Pictures that a phone stored on their side: 80 wide and 60 high as stored, 60 wide and 80
+    high as a viewer shows them"""
     e = Image.Exif()
     e[0x0112] = 6
     path = table(exif=e)
@@ -490,11 +557,13 @@ def test_points_refer_to_the_upright_picture(table):
     assert dls.valid.one_batch()[0].shape[-2:] == (80, 60)
     first = dls.valid_ds.items[0]
     x,y = point_of(path)(first).tolist()
-    np.testing.assert_allclose(dls.valid.one_batch()[1][0].flatten().tolist(), (2*x/60 - 1, 2*y/80 - 1), atol=1e-5)
+    np.testing.assert_allclose(dls.valid.one_batch()[1][0].flatten().tolist(),
+                               (2*x/60 - 1, 2*y/80 - 1), atol=1e-5)
 
 
 def test_the_middle_of_a_real_head_is_the_same_from_xml_and_from_a_table(real, tmp_path):
-    "The set's own files are in the pixels of the original pictures; a table is in those of the smaller ones that we have"
+    """The set's own files are in the pixels of the original pictures; a table is in those of the
+    smaller ones that we have"""
     xmls, images = real/'pet_heads'/'xmls', real/'oxford-iiit-pet'/'images'
     path, rows = tmp_path/'pets', []
     for folder in 'images', 'annotations': (path/folder).mkdir(parents=True)
@@ -503,21 +572,29 @@ def test_the_middle_of_a_real_head_is_the_same_from_xml_and_from_a_table(real, t
         (path/'images'/f'{f.stem}.jpg').symlink_to(images/f'{f.stem}.jpg')
         text = f.read_text()
         width, height = map(int, re.search(r'<width>(\d+)</width><height>(\d+)<', text).groups())
-        boxes = [[int(o) for o in box] for box in re.findall(r'<xmin>(\d+)</xmin><ymin>(\d+)</ymin><xmax>(\d+)</xmax><ymax>(\d+)<', text)]
+        boxes = [[int(o) for o in box]
+                 for box in re.findall(r'<xmin>(\d+)</xmin><ymin>(\d+)</ymin><xmax>(\d+)</xmax>'
+                                       r'<ymax>(\d+)<', text)]
         largest = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))   # one picture has two heads
-        with Image.open(images/f'{f.stem}.jpg') as im: scale = np.array([im.width/width, im.height/height]*2)
+        with Image.open(images/f'{f.stem}.jpg') as im:
+            scale = np.array([im.width/width, im.height/height]*2)
         rows.append([f'{f.stem}.jpg', *largest*scale, f.stem.rpartition('_')[0]])
     from_xml = read_points(path).set_index('fname')
     table = pd.DataFrame(rows, columns=['fname', 'xmin', 'ymin', 'xmax', 'ymax', 'breed'])
     table.to_csv(path/'boxes.csv', index=False)
     from_table = read_points(path).set_index('fname').loc[from_xml.index]
     pd.testing.assert_frame_equal(from_xml, from_table, atol=1e-3, rtol=0)
-    assert len(from_xml) == 28 and (from_xml.x < from_xml.width).all() and (from_xml.y < from_xml.height).all()
-    both = pd.read_csv(real/'pet_heads'/'boxes.csv').merge(table, on='fname')   # that table is rounded to tenths of a pixel
-    assert len(both) == 3 and all(np.abs(both[f'{o}_x'] - both[f'{o}_y']).max() <= .051 for o in ('xmin', 'ymin', 'xmax', 'ymax'))
+    assert (len(from_xml) == 28 and (from_xml.x < from_xml.width).all()
+            and (from_xml.y < from_xml.height).all())
+    # that table is rounded to tenths of a pixel
+    both = pd.read_csv(real/'pet_heads'/'boxes.csv').merge(table, on='fname')
+    assert len(both) == 3 and all(np.abs(both[f'{o}_x'] - both[f'{o}_y']).max() <= .051
+                                  for o in ('xmin', 'ymin', 'xmax', 'ymax'))
 
 
-@pytest.mark.parametrize('size, right', [((640, 480), (240, 320)), ((480, 640), (320, 240)), ((80, 60), (60, 80)), ((4000, 3000), (240, 320)), ((20, 20), (32, 32))])
+@pytest.mark.parametrize('size, right',
+                         [((640, 480), (240, 320)), ((480, 640), (320, 240)), ((80, 60), (60, 80)),
+                          ((4000, 3000), (240, 320)), ((20, 20), (32, 32))])
 def test_the_size_follows_the_pictures(size, right):
     assert fit_size(pd.DataFrame({'width': [size[0]], 'height': [size[1]]})) == right
 
@@ -544,7 +621,8 @@ def test_plot_function_draws_the_function():
 
 def test_each_frame_may_have_a_size_of_its_own():
     preds, targs = torch.zeros(2, 2), torch.tensor([[.5, 0.], [0., .5]])
-    torch.testing.assert_close(pixel_error(preds, targs, torch.tensor([[480, 640], [90, 60]])), torch.tensor([160., 22.5]))
+    torch.testing.assert_close(pixel_error(preds, targs, torch.tensor([[480, 640], [90, 60]])),
+                               torch.tensor([160., 22.5]))
 
 
 @pytest.mark.parametrize('shape', [(5, 2), (5, 1, 2)])
@@ -552,7 +630,8 @@ def test_pixel_error_is_a_distance_in_the_frame(shape):
     g = torch.Generator().manual_seed(0)
     preds, targs = torch.rand(5, 2, generator=g)*2-1, torch.rand(5, 2, generator=g)*2-1
     px = [(t+1)*torch.tensor([320., 240.]) for t in (preds, targs)]
-    torch.testing.assert_close(pixel_error(preds, targs.view(shape), (480, 640)), (px[0]-px[1]).pow(2).sum(1).sqrt())
+    torch.testing.assert_close(pixel_error(preds, targs.view(shape), (480, 640)),
+                               (px[0]-px[1]).pow(2).sum(1).sqrt())
     assert pixel_error(targs, targs.view(shape), (480, 640)).max() == 0
 
 
@@ -575,21 +654,25 @@ def exported(twin, tmp_path_factory):
 @pytest.mark.ci
 def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
     path, frame, raw = exported
-    code = ('import warnings; warnings.simplefilter("ignore")\nimport sys; from fastai.learner import load_learner\n'
-            'learn = load_learner(sys.argv[1])\nwith learn.no_bar(): print(*learn.predict(sys.argv[2])[2].tolist())')
-    done = subprocess.run([sys.executable, '-c', code, path, frame], cwd=tmp_path, capture_output=True, text=True)
+    code = ('import warnings; warnings.simplefilter("ignore")\nimport sys; from fastai.learner '
+            'import load_learner\nlearn = load_learner(sys.argv[1])\nwith learn.no_bar(): '
+            'print(*learn.predict(sys.argv[2])[2].tolist())')
+    done = subprocess.run([sys.executable, '-c', code, path, frame], cwd=tmp_path,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose([float(o) for o in done.stdout.split()], raw.numpy(), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_real_network_whose_body_stays_frozen(twin, capsys):
-    "ImageNet's weights on a CPU: the body computed once, and beside it three epochs that compute it again each time"
+    """ImageNet's weights on a CPU: the body computed once, and beside it three epochs that compute
+    it again each time"""
     from fastai.torch_core import set_seed
     from lesson6.engine.frozen_body import fit_head
     from lesson6.engine.networks import efficientnet_lite0
     dls, off = biwi_dls(twin, size=(120, 160), device=torch.device('cpu')), {}
-    for name, fit in {'fit_head': lambda learn: fit_head(learn, 8, 1e-2), 'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}.items():
+    for name, fit in {'fit_head': lambda learn: fit_head(learn, 8, 1e-2),
+                      'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}.items():
         set_seed(42, reproducible=True)
         learn = pose_learner(dls, efficientnet_lite0)
         with learn.no_bar(), learn.no_logging(): fit(learn)
@@ -605,7 +688,8 @@ def test_a_prediction_in_pixels_of_the_picture(exported):
     path, frame, raw = exported
     learn = load_learner(path)
     by_hand = (raw+1)*torch.tensor([320., 240.])
-    for picture in frame, str(frame), Image.open(frame): torch.testing.assert_close(pixel_point(learn, picture), by_hand, atol=.2, rtol=0)
+    for picture in frame, str(frame), Image.open(frame):
+        torch.testing.assert_close(pixel_point(learn, picture), by_hand, atol=.2, rtol=0)
     small = Image.open(frame).resize((320, 240))
     torch.testing.assert_close(pixel_point(learn, small), by_hand/2, atol=3, rtol=0)
 
@@ -615,13 +699,15 @@ def test_a_learner_of_something_else_has_no_point(few):
     from lesson6.mini.network import drawnet10
     from fastai.vision.learner import vision_learner
     learn = vision_learner(biwi_dls(few, size=(24, 32)), drawnet10, n_out=5)
-    with pytest.raises(ValueError, match='predicts 5 numbers; a point has two'): pixel_point(learn, few/'01'/'frame_00001_rgb.jpg')
+    with pytest.raises(ValueError, match='predicts 5 numbers; a point has two'):
+        pixel_point(learn, few/'01'/'frame_00001_rgb.jpg')
 
 
 def test_the_head_for_points_answers_within_the_picture():
     from lesson6.head_pose import point_head
     head = point_head(16).eval()
-    with torch.no_grad(): answers = torch.cat([head(s*torch.randn(50, 16, 8, 10)) for s in (1, 100)])
+    with torch.no_grad():
+        answers = torch.cat([head(s*torch.randn(50, 16, 8, 10)) for s in (1, 100)])
     assert answers.shape == (100, 2) and answers.min() >= -1 and answers.max() <= 1
     assert answers.min() < -.9 and answers.max() > .9
 
@@ -634,27 +720,40 @@ def test_errors_are_those_of_the_predictions(few):
     with learn.no_bar(): preds, targs = learn.get_preds()
     np.testing.assert_allclose(errors.off, pixel_error(preds, targs, (480, 640)), rtol=1e-4)
     assert errors.file.tolist() == learn.dls.valid_ds.items
-    np.testing.assert_allclose(errors[['x', 'y']].values, np.stack([get_ctr(f) for f in errors.file]), rtol=1e-5)
+    np.testing.assert_allclose(errors[['x', 'y']].values,
+                               np.stack([get_ctr(f) for f in errors.file]), rtol=1e-5)
     mean = torch.stack([get_ctr(f) for f in learn.dls.train_ds.items]).mean(0)
-    np.testing.assert_allclose(errors.constant, (torch.tensor(errors[['x', 'y']].values) - mean).norm(dim=1), rtol=1e-4)
+    np.testing.assert_allclose(errors.constant, (torch.tensor(errors[['x', 'y']].values) - mean)
+                               .norm(dim=1), rtol=1e-4)
     import matplotlib
     matplotlib.use('agg')
-    assert [t.get_text() for t in show_points(learn, 1).legends[0].get_texts()] == ['true point', 'prediction'], 'also where a row is not full'
-    assert [a.get_title() for a in show_points(learn, 3).axes] == [f'{e.file.name}: {e.off:.0f} pixels off' for e in errors.iloc[[0, 2, 5]].itertuples()]
+    assert ([t.get_text() for t in show_points(learn, 1).legends[0].get_texts()]
+            == ['true point', 'prediction']), 'also where a row is not full'
+    assert [a.get_title() for a in show_points(learn, 3).axes] == [f'{e.file.name}: {e.off:.0f} '
+                                                                   'pixels off'
+                                                                   for e in errors.iloc[[
+        0, 2, 5]].itertuples()]
 
 
 @pytest.mark.ci
 def test_importing_the_section_is_no_dearer_than_fastai():
     "Nothing is trained, drawn or read; no module of another section or of a twin comes along"
-    code = 'import sys, lesson6.head_pose; print({m for m in sys.modules if m.startswith("lesson6")})'
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
-    assert eval(done.stdout) == {'lesson6', 'lesson6.data', 'lesson6.files', 'lesson6.head_pose', 'lesson6.tables', 'lesson6.engine',
-                                 *(f'lesson6.engine.{m}' for m in ('annotations', 'frozen_body', 'networks', 'picture_loaders', 'pictures', 'points', 'training'))}
+    code = ('import sys, lesson6.head_pose; print({m for m in sys.modules if '
+            'm.startswith("lesson6")})')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
+                          text=True, check=True)
+    assert eval(done.stdout) == {'lesson6', 'lesson6.data', 'lesson6.files', 'lesson6.head_pose',
+                                 'lesson6.tables', 'lesson6.engine',
+                                 *(f'lesson6.engine.{m}'
+                                   for m in ('annotations', 'frozen_body', 'networks',
+                                             'picture_loaders', 'pictures', 'points', 'training'))}
 
 
 def test_what_was_importable_still_is():
     from lesson6 import head_pose
-    for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range', 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'): assert hasattr(head_pose, name)
+    for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range',
+                 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'):
+        assert hasattr(head_pose, name)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -665,38 +764,50 @@ def test_the_size_of_a_picture_is_that_which_a_viewer_shows(orientation, tmp_pat
     for i in range(8): Image.new('RGB', (40, 20)).save(tmp_path/f'{i}.jpg', exif=turned)
     (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,8,6\n' for i in range(8)))
     frames = read_points(tmp_path)
-    assert {(w, h) for w, h in zip(frames.width, frames.height, strict=True)} == {UprightImage.create(tmp_path/'0.jpg').size} == {(20, 40) if orientation > 4 else (40, 20)}
+    assert ({(w, h) for w, h in zip(frames.width, frames.height, strict=True)}
+            == {UprightImage.create(tmp_path/'0.jpg').size}
+            == {(20, 40) if orientation > 4 else (40, 20)})
 
 
 def test_a_large_set_gets_large_batches_and_is_kept_while_it_needs_less_than_a_gigabyte(tmp_path):
     Image.new('RGB', (16, 12), 'grey').save(tmp_path/'0.jpg')
     for i in range(1, 6300): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
-    (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,8,6\n' for i in range(6300)))
+    (tmp_path/'points.csv').write_text('fname,x,y\n'
+                                       + ''.join(f'{i}.jpg,8,6\n' for i in range(6300)))
     small, large = points_dls(tmp_path, size=(60, 80)), points_dls(tmp_path, size=(120, 160))
     assert small.train.bs == large.train.bs == 64
-    assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], '6,300 pictures need .36 and 1.45 GB'
+    assert [type(dls.train).__name__ == 'KeepItems' for dls in (small, large)] == [True, False], (
+        '6,300 pictures need .36 and 1.45 GB')
 
 
 @pytest.mark.parametrize('laptop, chosen', [(True, ((192, 256), 16)), (False, ((240, 320), 8))])
-def test_a_laptop_takes_fewer_pixels_of_a_picture_and_more_pictures_in_a_batch_than_a_gpu(tmp_path, monkeypatch, laptop, chosen):
+def test_a_laptop_takes_fewer_pixels_of_a_picture_and_more_pictures_in_a_batch_than_a_gpu(
+    tmp_path, monkeypatch, laptop, chosen):
     monkeypatch.setattr(points, 'on_laptop', lambda *args: laptop)
     Image.new('RGB', (640, 480), 'grey').save(tmp_path/'0.jpg')
     for i in range(1, 100): os.link(tmp_path/'0.jpg', tmp_path/f'{i}.jpg')
-    (tmp_path/'points.csv').write_text('fname,x,y\n' + ''.join(f'{i}.jpg,80,60\n' for i in range(100)))
+    (tmp_path/'points.csv').write_text('fname,x,y\n'
+                                       + ''.join(f'{i}.jpg,80,60\n' for i in range(100)))
     dls = points_dls(tmp_path)
     assert (dls.pixels, dls.train.bs) == chosen
 
 
-@pytest.mark.parametrize('synthetic, device, asked', [(True, 'cpu', (5, 1e-2, {'lr_mult': 30, 'cbs': None})), (False, 'cuda:0', (5, 1e-2, {'lr_mult': 100, 'cbs': None})),
-                                                      (False, 'cpu', ('head', 6, 1e-2, 2))])
-def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(monkeypatch, twin, tmp_path, synthetic, device, asked):
+@pytest.mark.parametrize('synthetic, device, asked',
+                         [(True, 'cpu', (5, 1e-2, {'lr_mult': 30, 'cbs': None})),
+                          (False, 'cuda:0', (5, 1e-2, {'lr_mult': 100, 'cbs': None})),
+                          (False, 'cpu', ('head', 6, 1e-2, 2))])
+def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(
+    monkeypatch, twin, tmp_path, synthetic, device, asked):
     from types import SimpleNamespace
     from lesson6 import head_pose
     from lesson6.head_pose import fit_pose
-    monkeypatch.setattr(head_pose, 'fit_head', lambda learn, *args, **kwargs: done.append(('head', *args)))
+    monkeypatch.setattr(head_pose, 'fit_head',
+                        lambda learn, *args, **kwargs: done.append(('head', *args)))
     done = []
-    dls = SimpleNamespace(train=range(43), device=device, folder=twin if synthetic else tmp_path, pixels=(60, 80))
-    fit_pose(SimpleNamespace(dls=dls, arch='a network', fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
+    dls = SimpleNamespace(train=range(43), device=device, folder=twin if synthetic else tmp_path,
+                          pixels=(60, 80))
+    fit_pose(SimpleNamespace(dls=dls, arch='a network',
+                             fine_tune=lambda *args, **kwargs: done.append((*args, kwargs))))
     assert done == [asked]
 
 
@@ -706,5 +817,6 @@ def test_the_head_is_sized_without_asking_for_weights(twin):
     asked = []
     def arch(*args, **kwargs): asked.append((args, kwargs)); return drawnet10(*args, **kwargs)
     learn = pose_learner(biwi_dls(twin, size=(30, 40)), arch, pretrained=False, cbs=[Callback()])
-    assert {str(a) for a in asked} and not any(kw.get('pretrained') or any(args) for args, kw in asked) and len(asked) == 2
+    assert {str(a) for a in asked} and not any(kw.get('pretrained') or any(args)
+                                               for args, kw in asked) and len(asked) == 2
     assert sum(type(cb) is Callback for cb in learn.cbs) == 1 and hasattr(learn, 'stop_at_na_n')

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lesson6.mini import movielens
-from lesson6.mini.movielens import best_guess, draw, film_similarity, film_titles, film_years, plant, stars, truth, who_rates_what
+from lesson6.mini.movielens import (best_guess, draw, film_similarity, film_titles, film_years,
+                                    plant, stars, truth, who_rates_what)
 
 
 @pytest.fixture(scope='module')
@@ -19,18 +20,22 @@ def twin(tmp_path_factory):
     return path
 
 
-def rows(path, sep, encoding='latin-1'): return [line.split(sep) for line in path.read_bytes().decode(encoding).removesuffix('\n').split('\n')]
+def rows(path, sep, encoding='latin-1'):
+    return [line.split(sep)
+            for line in path.read_bytes().decode(encoding).removesuffix('\n').split('\n')]
 
 
 def test_the_files_are_those_of_the_real_set(twin, real):
     there = real/'ml-100k'
     assert {p.name for p in twin.iterdir()} == {p.name for p in there.iterdir()} - {'README'}
-    for name, sep in ('u.data', '\t'), ('u.item', '|'), ('u.user', '|'), ('u.genre', '|'), ('u.occupation', '|'):
+    for name, sep in (('u.data', '\t'), ('u.item', '|'), ('u.user', '|'), ('u.genre', '|'),
+                      ('u.occupation', '|')):
         ours, theirs = ({len(r) for r in rows(p/name, sep) if r != ['']} for p in (twin, there))
         assert ours == theirs, name
     assert rows(twin/'u.genre', '|') == [r for r in rows(there/'u.genre', '|') if r != ['']]
     assert rows(twin/'u.occupation', '|') == rows(there/'u.occupation', '|')
-    assert [r[0].split()[1] for r in rows(twin/'u.info', '|')] == [r[0].split()[1] for r in rows(there/'u.info', '|')]
+    assert ([r[0].split()[1] for r in rows(twin/'u.info', '|')]
+            == [r[0].split()[1] for r in rows(there/'u.info', '|')])
 
 
 def test_no_title_is_that_of_a_real_film(twin, real):
@@ -46,7 +51,8 @@ def test_numbers_titles_and_years(twin):
         year = re.fullmatch(r'.+ \((\d{4})\)', f[1])[1]
         assert f[2] == f'01-Jan-{year}' and 1930 <= int(year) <= 1998
         assert set(f[5:]) == {'0', '1'} and f[5] == '0'
-    with pytest.raises(UnicodeDecodeError): (twin/'u.item').read_bytes().decode('utf-8')    # as in the real set: some accents, latin-1
+    with pytest.raises(UnicodeDecodeError):
+        (twin/'u.item').read_bytes().decode('utf-8')    # as in the real set: some accents, latin-1
 
 
 def test_ratings(twin):
@@ -54,16 +60,20 @@ def test_ratings(twin):
     assert len(u) == movielens.expected['ratings'] and set(u[:,2].tolist()) == {1, 2, 3, 4, 5}
     assert len({(a, b) for a, b in u[:,:2].tolist()}) == len(u), 'nobody rates a film twice'
     assert np.bincount(u[:,0])[1:].min() >= 20 and np.bincount(u[:,1])[1:].min() >= 20
-    assert 874_000_000 < u[:,3].min() and u[:,3].max() < 894_000_000       # autumn 1997 to spring 1998
+    # autumn 1997 to spring 1998
+    assert 874_000_000 < u[:,3].min() and u[:,3].max() < 894_000_000
     assert (np.diff(u[:,0]) < 0).mean() > .4, 'in random order'
 
 
-def digest(path): return hashlib.sha256(b''.join((path/n).read_bytes() for n in sorted(p.name for p in path.iterdir()))).hexdigest()
+def digest(path):
+    return hashlib.sha256(b''.join((path/n).read_bytes()
+                                   for n in sorted(p.name for p in path.iterdir()))).hexdigest()
 
 
 def test_the_same_bytes_in_another_process(twin, tmp_path):
     code = f'from lesson6.mini.movielens import draw; draw({str(tmp_path)!r})'
-    subprocess.run([sys.executable, '-c', code], check=True, env={**os.environ, 'PYTHONHASHSEED': '7'})
+    subprocess.run([sys.executable, '-c', code], check=True,
+                   env={**os.environ, 'PYTHONHASHSEED': '7'})
     assert digest(tmp_path) == digest(twin)
 
 
@@ -121,12 +131,14 @@ def test_similarity_is_the_cosine_of_what_is_planted():
     assert s.min() >= -1-1e-12 and s.max() <= 1+1e-12
 
 
-@pytest.mark.parametrize('n_users, n_films, n', [(50, 40, 1000), (50, 40, 1800), (3000, 900, 200_000), (1000, 20_000, 50_000)])
+@pytest.mark.parametrize('n_users, n_films, n', [(50, 40, 1000), (50, 40, 1800),
+                                                 (3000, 900, 200_000), (1000, 20_000, 50_000)])
 def test_any_size(n_users, n_films, n):
     t = plant(n_users, n_films)
     users, films = who_rates_what(t, n)
     assert len(users) == n == len(np.unique(users*(n_films+1) + films))
-    assert users.min() == 1 and users.max() == n_users and films.min() >= 1 and films.max() <= n_films
+    assert (users.min() == 1 and users.max() == n_users and films.min() >= 1
+            and films.max() <= n_films)
     assert np.bincount(users)[1:].min() >= 20
     assert set(stars(t, users, films).tolist()) <= {1, 2, 3, 4, 5}
 
@@ -137,4 +149,6 @@ def test_more_films_leave_the_users_as_they_are():
 
 @pytest.mark.parametrize('n', [999, 1801])
 def test_too_few_or_too_many(n):
-    with pytest.raises(ValueError, match=f'50 users and 40 films take 1,000 to 1,800 ratings, not {n:,}'): who_rates_what(plant(50, 40), n)
+    with pytest.raises(ValueError, match='50 users and 40 films take 1,000 to 1,800 ratings, not '
+                                         f'{n:,}'):
+        who_rates_what(plant(50, 40), n)

@@ -1,4 +1,5 @@
-"What the multi-label notebook cannot show: tables of all kinds, bad input, properties, a learner loaded elsewhere, the twin as a whole."
+"""What the multi-label notebook cannot show: tables of all kinds, bad input, properties, a learner
+loaded elsewhere, the twin as a whole."""
 import csv
 import json
 import os
@@ -31,7 +32,8 @@ good = ['000012.jpg,car,False', '000013.jpg,car person,False', '000014.jpg,dog,T
 def folder(tmp_path):
     "Three pictures and a table that names them."
     (tmp_path/'train').mkdir()
-    for n in ('000012', '000013', '000014'): Image.new('RGB', (32, 24), (90, 120, 150)).save(tmp_path/'train'/f'{n}.jpg')
+    for n in ('000012', '000013', '000014'):
+        Image.new('RGB', (32, 24), (90, 120, 150)).save(tmp_path/'train'/f'{n}.jpg')
     return write(tmp_path, good)
 
 
@@ -52,12 +54,18 @@ def test_a_good_table_is_read_as_it_is(folder):
 
 
 bad_tables = {
-    'no fname': ('labels,is_valid\ncar,True\n', 'no column for the picture, such as fname, filename, file; it has labels, is_valid'),
-    'no labels': ('fname,is_valid\n000012.jpg,True\n', 'no column for the labels, such as labels, label, tags; it has fname, is_valid'),
-    'a label of spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 has no label'),
-    'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n', r"line 3 has the label 'car,dog'.*label_delim=','"),
-    'two words in quotes': (head + '000012.jpg,"sports car",False\n000013.jpg,car,True\n', r"line 2 has 'sports car' in quotes"),
-    'a one-hot row': (head + '000012.jpg,0 1 0,False\n000013.jpg,1 0 0,True\n', r"line 2 has the label '0', a number"),
+    'no fname': ('labels,is_valid\ncar,True\n', 'no column for the picture, such as fname, '
+                                                'filename, file; it has labels, is_valid'),
+    'no labels': ('fname,is_valid\n000012.jpg,True\n',
+                  'no column for the labels, such as labels, label, tags; it has fname, is_valid'),
+    'a label of '
+    'spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 has no label'),
+    'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n',
+                               r"line 3 has the label 'car,dog'.*label_delim=','"),
+    'two words in quotes': (head + '000012.jpg,"sports car",False\n000013.jpg,car,True\n',
+                            r"line 2 has 'sports car' in quotes"),
+    'a one-hot row': (head + '000012.jpg,0 1 0,False\n000013.jpg,1 0 0,True\n',
+                      r"line 2 has the label '0', a number"),
     'an empty split': (head + '000012.jpg,car,\n000013.jpg,car,False\n', 'line 2 has no is_valid'),
 }
 
@@ -72,9 +80,11 @@ def test_a_bad_table_gets_one_sentence(folder, table, says):
 def test_a_missing_picture_is_named_before_any_is_opened(folder, monkeypatch):
     df = ml.read_labels(folder)
     (folder/'train'/'000013.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match="line 3: there is no picture '000013.jpg'"): ml.read_labels(folder)
+    with pytest.raises(FileNotFoundError, match="line 3: there is no picture '000013.jpg'"):
+        ml.read_labels(folder)
     monkeypatch.setattr(Image, 'open', lambda *a, **k: pytest.fail('a picture was opened'))
-    with pytest.raises(FileNotFoundError, match='000013.jpg'): ml.multilabel_dls(df, folder, size=16, bs=1)
+    with pytest.raises(FileNotFoundError, match='000013.jpg'):
+        ml.multilabel_dls(df, folder, size=16, bs=1)
 
 
 def test_a_missing_folder_of_pictures_is_named(folder):
@@ -85,7 +95,9 @@ def test_a_missing_folder_of_pictures_is_named(folder):
 def test_with_a_vocabulary_a_slip_is_named(folder):
     write(folder, ['000012.jpg,car perosn,False', '000013.jpg,car,True'])
     assert ml.read_labels(folder)['labels'].tolist() == ['car perosn', 'car']
-    with pytest.raises(ValueError, match=r"line 2 has the label 'perosn', which is not one of aeroplane"): ml.read_labels(folder, vocab=ml.voc_labels)
+    with pytest.raises(ValueError, match=r"line 2 has the label 'perosn', which is not one of "
+                                         r"aeroplane"):
+        ml.read_labels(folder, vocab=ml.voc_labels)
 
 
 def test_a_vocabulary_says_that_numbers_and_commas_are_meant(folder):
@@ -110,25 +122,35 @@ def test_a_picture_may_be_called_na(folder):
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le-bom'])
 @pytest.mark.parametrize('separator', [',', ';', '\t'])
-@pytest.mark.parametrize('columns', ['fname labels is_valid', 'File_Name Tags split', 'image label is_val'])
+@pytest.mark.parametrize('columns',
+                         ['fname labels is_valid', 'File_Name Tags split', 'image label is_val'])
 def test_encodings_separators_and_names_of_columns(folder, encoding, separator, columns):
     rows = [columns.split(' ')] + [r.replace('car', 'Möwe').split(',') for r in good]
     text = '\r\n'.join(separator.join(r) for r in rows)
-    raw = '\ufeff'.encode('utf-16-le') + text.encode('utf-16-le') if encoding == 'utf-16-le-bom' else text.encode(encoding)
+    raw = ('\ufeff'.encode('utf-16-le') + text.encode('utf-16-le') if encoding == 'utf-16-le-bom'
+           else text.encode(encoding))
     (folder/'train.csv').write_bytes(raw)
-    assert ml.read_labels(folder).values.tolist() == [['000012.jpg', 'Möwe', False], ['000013.jpg', 'Möwe person', False], ['000014.jpg', 'dog', True]]
+    assert ml.read_labels(folder).values.tolist() == [['000012.jpg', 'Möwe', False],
+                                                      ['000013.jpg', 'Möwe person', False],
+                                                      ['000014.jpg', 'dog', True]]
 
 
-@pytest.mark.parametrize('raw', ['fname,labels\n000012.jpg,Möwe\n'.encode('latin-1'), 'fname,labels\n000012.jpg,car\n'.encode('utf-16-le'), b'PK\x03\x04\x00\x00', bytes(range(256))])
+@pytest.mark.parametrize('raw',
+                         ['fname,labels\n000012.jpg,Möwe\n'.encode('latin-1'),
+                          'fname,labels\n000012.jpg,car\n'.encode('utf-16-le'),
+                          b'PK\x03\x04\x00\x00', bytes(range(256))])
 def test_other_encodings_are_refused_and_not_guessed(folder, raw):
     (folder/'train.csv').write_bytes(raw)
-    with pytest.raises(ValueError, match=r'train.csv is not text in UTF-8 or UTF-16 \(byte \d+\); save it as UTF-8.'): ml.read_labels(folder)
+    with pytest.raises(ValueError, match=r'train.csv is not text in UTF-8 or UTF-16 \(byte \d+\); '
+                                         r'save it as UTF-8.'):
+        ml.read_labels(folder)
 
 
 @pytest.mark.parametrize('where', ['metadata.csv', 'train/metadata.csv'])
 def test_metadata_is_read(folder, where):
     (folder/'train.csv').unlink()
-    (folder/where).write_text('file_name,labels,split\n000012.jpg,car,train\n000013.jpg,car person,train\n000014.jpg,dog,validation\n')
+    (folder/where).write_text('file_name,labels,split\n000012.jpg,car,train\n000013.jpg,car '
+                              'person,train\n000014.jpg,dog,validation\n')
     assert ml.read_labels(folder)['is_valid'].tolist() == [False, False, True]
 
 
@@ -136,7 +158,8 @@ def test_pictures_beside_the_table_are_found(folder):
     for f in (folder/'train').iterdir(): f.rename(folder/f.name)
     (folder/'train').rmdir()
     df = ml.read_labels(folder)
-    assert all((folder/'train'/r['fname']).is_file() and ml.get_x(r, folder).is_file() for _,r in df.iterrows())
+    assert all((folder/'train'/r['fname']).is_file() and ml.get_x(r, folder).is_file()
+               for _,r in df.iterrows())
     assert ml.multilabel_dls(df, folder, size=16, bs=2).train.one_batch()[0].shape == (2, 3, 16, 16)
 
 
@@ -152,7 +175,9 @@ def test_names_with_folders(folder, written):
 def test_accents_in_either_form(folder, disk, table):
     name = 'plage été.jpg'
     (folder/'train'/'000012.jpg').rename(folder/'train'/unicodedata.normalize(disk, name))
-    write(folder, [f'{unicodedata.normalize(table, name)},{unicodedata.normalize("NFD", "été")},False', f'000013.jpg,{unicodedata.normalize("NFC", "été")},False', good[2]])
+    write(folder,
+          [f'{unicodedata.normalize(table, name)},{unicodedata.normalize("NFD", "été")},False',
+           f'000013.jpg,{unicodedata.normalize("NFC", "été")},False', good[2]])
     df = ml.read_labels(folder)
     assert ml.get_x(df.iloc[0], folder).is_file()
     assert list(ml.multilabel_dls(df, folder, size=16, bs=2).vocab) == ['dog', 'été']
@@ -160,14 +185,18 @@ def test_accents_in_either_form(folder, disk, table):
 
 def test_the_same_picture_in_two_spellings_is_there_twice(folder):
     write(folder, [*good, 'train/000013.jpg,dog,False'])
-    with pytest.raises(ValueError, match='line 5: train/000013.jpg is there a second time'): ml.read_labels(folder)
+    with pytest.raises(ValueError, match='line 5: train/000013.jpg is there a second time'):
+        ml.read_labels(folder)
 
 
-@pytest.mark.parametrize('delim, cell', [('|', 'sports car|person'), (',', '"sports car, person"'), (';', 'sports car;person;')])
+@pytest.mark.parametrize('delim, cell', [('|', 'sports car|person'), (',', '"sports car, person"'),
+                                         (';', 'sports car;person;')])
 def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
-    write(folder, [f'000012.jpg,{cell},False', '000013.jpg,sports car,False', '000014.jpg,person,True'])
+    write(folder,
+          [f'000012.jpg,{cell},False', '000013.jpg,sports car,False', '000014.jpg,person,True'])
     df = ml.read_labels(folder, label_delim=delim)
-    assert [ml.get_y(r, delim) for _,r in df.iterrows()] == [['sports car', 'person'], ['sports car'], ['person']]
+    assert [ml.get_y(r, delim) for _,r in df.iterrows()] == [['sports car', 'person'],
+                                                             ['sports car'], ['person']]
     dls = ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=delim)
     assert list(dls.vocab) == ['person', 'sports car']
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
@@ -177,7 +206,8 @@ def test_a_fifth_is_a_fifth(tmp_path):
     (tmp_path/'train').mkdir()
     for i in range(30): Image.new('RGB', (8, 8)).save(tmp_path/'train'/f'{i}.png')
     write(tmp_path, [f'{i}.png,{("car", "dog")[i%2]}' for i in range(30)], header='fname,labels\n')
-    with pytest.warns(UserWarning, match='6 of its 30 pictures, sampled with seed 42') as told: assert ml.read_labels(tmp_path)['is_valid'].sum() == 6
+    with pytest.warns(UserWarning, match='6 of its 30 pictures, sampled with seed 42') as told:
+        assert ml.read_labels(tmp_path)['is_valid'].sum() == 6
     assert told[0].filename == __file__
 
 
@@ -190,82 +220,109 @@ def test_validation_batches_are_kept_only_on_demand(folder):
 
 
 def test_a_number_among_the_labels_of_a_table_is_told_and_names_are_not(folder):
-    df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'], 'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
+    df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'],
+                       'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         ml.multilabel_dls(df, folder, size=16, bs=2)
-        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2, vocab=['7', 'car'])
+        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2,
+                          vocab=['7', 'car'])
     with pytest.warns(UserWarning, match=r'row 1 has the label 7, a number; it counts as a name'):
         ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2)
 
 
 def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
-    write(folder, ['"000012.jpg","car dog","False"', '"000013.jpg","car","True"'], header='"fname","labels","is_valid"\n')
+    write(folder, ['"000012.jpg","car dog","False"', '"000013.jpg","car","True"'],
+          header='"fname","labels","is_valid"\n')
     assert ml.read_labels(folder)['labels'].tolist() == ['car dog', 'car']
     write(folder, ['000012.jpg,"sports car",False', '000013.jpg,car,True'])
     assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
     write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
-    assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], 'one word is one label, in quotes or not'
+    assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], (
+        'one word is one label, in quotes or not')
     write(folder, ['000012.jpg,"",False', '000013.jpg,car,True'])
-    assert ml.read_labels(folder, empty_ok=True)['labels'].tolist() == ['', 'car'], 'no word is no label, in quotes or not'
+    assert ml.read_labels(folder, empty_ok=True)['labels'].tolist() == ['', 'car'], (
+        'no word is no label, in quotes or not')
 
 
 def test_without_a_split_a_fifth_is_sampled_and_said(folder):
     write(folder, [r.rpartition(',')[0] for r in good], header='fname,labels\n')
-    with pytest.warns(UserWarning, match='train.csv has no column is_valid: 1 of its 3 pictures, sampled with seed 42, are for validation'): one = ml.read_labels(folder)
+    with pytest.warns(UserWarning, match='train.csv has no column is_valid: 1 of its 3 pictures, '
+                                         'sampled with seed 42, are for validation'):
+        one = ml.read_labels(folder)
     with pytest.warns(UserWarning, match='seed 42'): same = ml.read_labels(folder)
     assert one.equals(same) and one['is_valid'].sum() == 1
     chosen = set()
     for seed in range(20):
-        with pytest.warns(UserWarning): chosen.add(int(ml.read_labels(folder, seed=seed)['is_valid'].argmax()))
+        with pytest.warns(UserWarning):
+            chosen.add(int(ml.read_labels(folder, seed=seed)['is_valid'].argmax()))
     assert chosen == {0, 1, 2}
 
 
 def test_test_is_a_word_for_validation_unless_there_is_another(folder):
     write(folder, ['000012.jpg,car,train', '000013.jpg,car,test'], header='fname,labels,split\n')
     assert ml.read_labels(folder)['is_valid'].tolist() == [False, True]
-    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test', '000014.jpg,car,valid'], header='fname,labels,split\n')
-    with pytest.warns(UserWarning, match='1 of 3 rows of .*train.csv are for a test'): table = ml.read_labels(folder)
-    assert table.fname.tolist() == ['000012.jpg', '000014.jpg'] and table.is_valid.tolist() == [False, True]
+    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test', '000014.jpg,car,valid'],
+          header='fname,labels,split\n')
+    with pytest.warns(UserWarning, match='1 of 3 rows of .*train.csv are for a test'):
+        table = ml.read_labels(folder)
+    assert (table.fname.tolist() == ['000012.jpg', '000014.jpg']
+            and table.is_valid.tolist() == [False, True])
 
 
 # --- a DataFrame of one's own
 
-def frame(**columns): return pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'], 'labels': ['car', 'car person', 'dog'], 'is_valid': [False, False, True], **columns})
+def frame(**columns):
+    return pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'],
+                         'labels': ['car', 'car person', 'dog'], 'is_valid': [False, False, True],
+                         **columns})
 
 
 def test_a_dataframe_goes_through_the_same_checks(folder):
-    for bad,says in ((frame(labels=['car', 'car,dog', 'dog']), r"row 1 has the label 'car,dog'"), (frame(fname=['000012.jpg', '000013.jpg', '99.jpg']), "row 2: there is no picture '99.jpg'"),
-                     (frame(is_valid=[False, 'perhaps', True]), r"row 1: the column is_valid"), (frame(is_valid=False), 'nothing to validate on'),
-                     (frame(fname=['000012.jpg', '000012.jpg', '000014.jpg']), 'second time'), (frame().drop(columns='labels'), 'The table has no column for the labels'), (frame()[:0], 'no rows')):
-        with pytest.raises((ValueError, FileNotFoundError), match=says) as e: ml.multilabel_dls(bad, folder, size=16, bs=1)
+    for bad,says in ((frame(labels=['car', 'car,dog', 'dog']), r"row 1 has the label 'car,dog'"),
+                     (frame(fname=['000012.jpg', '000013.jpg', '99.jpg']),
+                      "row 2: there is no picture '99.jpg'"),
+                     (frame(is_valid=[False, 'perhaps', True]), r"row 1: the column is_valid"),
+                     (frame(is_valid=False), 'nothing to validate on'),
+                     (frame(fname=['000012.jpg', '000012.jpg', '000014.jpg']), 'second time'),
+                     (frame().drop(columns='labels'), 'The table has no column for the labels'),
+                     (frame()[:0], 'no rows')):
+        with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
+            ml.multilabel_dls(bad, folder, size=16, bs=1)
         assert '\n' not in str(e.value) and str(e.value).endswith('.')
 
 
 def test_nan_is_background_and_numbers_are_names_and_both_are_said(folder):
-    with pytest.warns(UserWarning, match=r'1 of the 3 pictures have no label, the first is in row 1'):
+    with pytest.warns(UserWarning, match=r'1 of the 3 pictures have no label, the first is in '
+                                         r'row 1'):
         dls = ml.multilabel_dls(frame(labels=['car', np.nan, 'dog']), folder, size=16, bs=2)
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [0, 1]
     with pytest.warns(UserWarning, match=r'row 0 has the label 1, a number'):
-        assert list(ml.multilabel_dls(frame(labels=[1, 2, 1]), folder, size=16, bs=2).vocab) == ['1', '2']
+        assert (list(ml.multilabel_dls(frame(labels=[1, 2, 1]), folder, size=16, bs=2).vocab)
+                == ['1', '2'])
 
 
 def test_lists_of_labels_and_usual_names_are_taken(folder):
-    df = frame(labels=[['car'], ['car', 'person'], ['dog']]).rename(columns={'fname': 'image', 'labels': 'tags'}).set_index(pd.Index([30, 10, 20]))
+    df = (frame(labels=[['car'], ['car', 'person'], ['dog']])
+          .rename(columns={'fname': 'image', 'labels': 'tags'}).set_index(pd.Index([30, 10, 20])))
     dls = ml.multilabel_dls(df, folder, size=16, bs=2)
     assert list(dls.vocab) == ['car', 'dog', 'person'] and len(dls.valid_ds) == 1
 
 
 def test_a_list_of_labels_of_two_words_is_not_torn(folder):
     df = frame(labels=[['sports car'], ['sports car', 'person'], ['dog']])
-    with pytest.raises(ValueError, match=r"row 0 has the label 'sports car', which would be torn at ' '; pass label_delim"): ml.multilabel_dls(df, folder, size=16, bs=2)
-    assert list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab) == ['dog', 'person', 'sports car']
+    with pytest.raises(ValueError, match=r"row 0 has the label 'sports car', which would be torn "
+                                         r"at ' '; pass label_delim"):
+        ml.multilabel_dls(df, folder, size=16, bs=2)
+    assert (list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab)
+            == ['dog', 'person', 'sports car'])
 
 
 def test_a_broken_picture_is_named_before_any_training(folder):
     file = folder/'train'/'000013.jpg'
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match='000013.jpg cannot be read'): ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
+    with pytest.raises(ValueError, match='000013.jpg cannot be read'):
+        ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
 
 
 def test_nothing_is_written_into_the_folder(folder):
@@ -303,35 +360,47 @@ def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monke
     from fastai.metrics import accuracy_multi
     from lesson6.engine import labels, networks
     def made(path, **kw):
-        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32), pretrained=False, **kw)
+        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32),
+                                      pretrained=False, **kw)
         return learn.arch.__name__
     assert [made(synthetic), made(folder)] == ['drawnet18', 'efficientnet_lite0']
     from test_pets import small_net
-    assert made(folder, arch=small_net, metrics=[ml.partial(accuracy_multi, thresh=.2)]) == 'small_net'
+    assert (made(folder, arch=small_net, metrics=[ml.partial(accuracy_multi, thresh=.2)])
+            == 'small_net')
     monkeypatch.setattr(labels, 'stays_frozen', lambda dls: False)
     monkeypatch.setattr(networks, 'default_device', lambda: torch.device('cuda'))
     assert made(folder) == 'resnet50'
 
 
 @pytest.mark.parametrize('real_ones', [True, False])
-def test_real_pictures_are_trained_with_a_frozen_body_on_a_cpu(synthetic, folder, real_ones, capsys):
+def test_real_pictures_are_trained_with_a_frozen_body_on_a_cpu(synthetic, folder, real_ones,
+                                                               capsys):
     from test_pets import small_net
     from fastai.torch_core import set_seed
     path = folder if real_ones else synthetic
     def trained(**kw):
         set_seed(42, reproducible=True)
-        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32), small_net, pretrained=False)
+        learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32),
+                                      small_net, pretrained=False)
         before = [p.detach().clone() for p in learn.model[0].parameters()]
         with learn.no_bar(), learn.no_logging(): ml.fit_multilabel(learn, **kw)
-        moved = any(not torch.equal(p, q) for p, q in zip(before, learn.model[0].parameters(), strict=True))
+        moved = any(not torch.equal(p, q)
+                    for p, q in zip(before, learn.model[0].parameters(), strict=True))
         return moved, len(learn.recorder.values), capsys.readouterr().out.splitlines()[0]
     moved, epochs, said = trained()
     assert (moved, epochs) == ((False, 10) if real_ones else (True, 3))
-    assert said == 'small_net at 32 pixels: ' + ('the body computed once for 2 crops of each picture, then 10 epochs for the head, learning rate 0.003'
-                                                 if real_ones else '4 epochs for the head, then 3 for all layers, learning rate 0.003')
-    if not real_ones: assert trained(epochs=0, head_epochs=1) == (True, 1, 'small_net at 32 pixels: 1 epoch for the head, learning rate 0.003'), 'BatchNorm moves'
+    assert said == 'small_net at 32 pixels: ' + ('the body computed once for 2 crops of each '
+                                                 'picture, then 10 epochs for the head, learning '
+                                                 'rate 0.003'
+                                                 if real_ones else '4 epochs for the head, then 3 '
+                                                 'for all layers, learning rate 0.003')
+    if not real_ones:
+        assert trained(epochs=0, head_epochs=1) == (True, 1,
+                                                    'small_net at 32 pixels: 1 epoch for the head, '
+                                                    'learning rate 0.003'), 'BatchNorm moves'
     moved, epochs, said = trained(epochs=1, lr=1e-4, views=3)
-    assert not moved and epochs == 1 and 'for 3 crops' in said and 'rate 0.0001' in said, 'who asks for views wants the body frozen'
+    assert not moved and epochs == 1 and 'for 3 crops' in said and 'rate 0.0001' in said, (
+        'who asks for views wants the body frozen')
 
 
 def test_another_seed_is_another_split_where_the_table_has_none(environment, tmp_path):
@@ -343,7 +412,8 @@ def test_another_seed_is_another_split_where_the_table_has_none(environment, tmp
     environment.setenv('LESSON6_DATA', str(tmp_path/'own'))
     environment.setenv('LESSON6_ARCH', 'drawnet10')
     def held(seed):
-        with pytest.warns(UserWarning, match=f'sampled with seed {seed}'): learn = section_learner('multilabel', seed=seed)
+        with pytest.warns(UserWarning, match=f'sampled with seed {seed}'):
+            learn = section_learner('multilabel', seed=seed)
         return tuple(learn.dls.valid_ds.items['fname'])
     assert held(1) == held(1) and len({held(1), held(2), held(3)}) == 3
 
@@ -360,8 +430,10 @@ def test_real_pictures_on_a_laptop(real):
     with learn.no_bar(), learn.no_logging():
         ml.fit_multilabel(learn)
         preds, targs = learn.get_preds()
-    accuracy, precision = ml.threshold_curve(preds, targs)[1].max(), ml.label_report(preds, targs, dls.vocab)['average precision'].mean()
-    print(f'{learn.arch.__name__}: {accuracy:.1%} right at the best threshold, mean average precision {precision:.3f}')
+    accuracy, precision = (ml.threshold_curve(preds, targs)[1].max(),
+                           ml.label_report(preds, targs, dls.vocab)['average precision'].mean())
+    print(f'{learn.arch.__name__}: {accuracy:.1%} right at the best threshold, mean average '
+          f'precision {precision:.3f}')
     assert accuracy >= .963 and precision >= .79
 
 
@@ -383,12 +455,14 @@ def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
             from lesson6.multilabel import multilabel_dls, read_labels
             defaults.cpus = 1
             multiprocessing.set_start_method({method!r}, force=True)
-            learn = vision_learner(multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2), drawnet10)
+            dls = multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2)
+            learn = vision_learner(dls, drawnet10)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
             print('trained')
         if __name__ == '__main__': main()
         """))
-    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'],
+                          capture_output=True, text=True)
     assert done.stdout == 'trained\n', done.stderr[-2000:]
 
 
@@ -400,11 +474,13 @@ def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):
 
 
 def test_a_label_outside_a_given_vocabulary_is_refused(folder):
-    with pytest.raises(ValueError, match=r"row 2 has the label 'dog', which is not one of car, person"):
+    with pytest.raises(ValueError, match=r"row 2 has the label 'dog', which is not one of car, "
+                                         r"person"):
         ml.multilabel_dls(ml.read_labels(folder), folder, bs=1, vocab=['car', 'person'])
 
 
-@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda v: any(v) and not all(v)), st.randoms(use_true_random=False))
+@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda v: any(v) and not all(v)),
+       st.randoms(use_true_random=False))
 @settings(max_examples=50, deadline=None)
 def test_the_splitter_returns_positions_whatever_the_index(valid, random):
     index = random.sample(range(1000), len(valid))
@@ -428,7 +504,8 @@ def test_encoding_and_decoding_are_inverse(labels):
 
 
 def test_encodings_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match='3 numbers cannot stand for the 20 labels'): ml.decode_one_hot(torch.zeros(3), ml.voc_labels)
+    with pytest.raises(ValueError, match='3 numbers cannot stand for the 20 labels'):
+        ml.decode_one_hot(torch.zeros(3), ml.voc_labels)
 
 
 @given(st.lists(st.tuples(st.floats(-1e4, 1e4, width=32), st.booleans()), min_size=1, max_size=20))
@@ -444,13 +521,15 @@ def test_binary_cross_entropy_is_torchs_for_any_activations(pairs):
 
 
 def test_binary_cross_entropy_does_not_broadcast():
-    with pytest.raises(ValueError, match='do not match'): ml.binary_cross_entropy(torch.zeros(4, 1), torch.zeros(4))
+    with pytest.raises(ValueError, match='do not match'):
+        ml.binary_cross_entropy(torch.zeros(4, 1), torch.zeros(4))
 
 
 def test_the_best_threshold_is_found_and_a_plateau_is_met_in_its_middle():
     preds, targs = torch.tensor([[.1, .8], [.3, .9]]), torch.tensor([[0., 1.], [0., 1.]])
     xs, accs = ml.threshold_curve(preds, targs)
-    assert len(xs) == 29 and accs.max() == 1 and torch.allclose(xs[[0, -1]], torch.tensor([.05, .95]))
+    assert len(xs) == 29 and accs.max() == 1 and torch.allclose(xs[[0, -1]],
+                                                                torch.tensor([.05, .95]))
     assert .3 < ml.best_threshold(preds, targs) < .8
     assert abs(ml.best_threshold(preds, targs) - .55) < .04
     assert ml.best_threshold(preds.numpy(), targs.numpy()) == ml.best_threshold(preds, targs)
@@ -458,13 +537,16 @@ def test_the_best_threshold_is_found_and_a_plateau_is_met_in_its_middle():
 
 def test_the_threshold_curve_as_it_is_drawn():
     import matplotlib.pyplot as plt
-    preds, targs = torch.tensor([[.1, .8], [.3, .9], [.2, .1]]), torch.tensor([[0., 1.], [0., 1.], [0., 0.]])
+    preds, targs = (torch.tensor([[.1, .8], [.3, .9], [.2, .1]]),
+                    torch.tensor([[0., 1.], [0., 1.], [0., 0.]]))
     ax = ml.plot_threshold_curve(preds, targs)
     curve, best, silent = ax.lines
     xs, accs = ml.threshold_curve(preds, targs)
     np.testing.assert_allclose(curve.get_xydata(), np.stack([xs, accs], 1), rtol=1e-6)
-    assert best.get_xydata()[0] == pytest.approx([ml.best_threshold(preds, targs), accs.max().item()])
-    assert silent.get_ydata()[0] == pytest.approx(4/6), 'who answers nothing is right where there is nothing'
+    assert best.get_xydata()[0] == pytest.approx([ml.best_threshold(preds, targs),
+                                                  accs.max().item()])
+    assert silent.get_ydata()[0] == pytest.approx(4/6), (
+        'who answers nothing is right where there is nothing')
     plt.close('all')
 
 
@@ -472,13 +554,17 @@ def test_a_prediction_as_it_is_drawn(folder):
     from fastai.vision.learner import vision_learner
     from lesson6.engine.labels import plot_prediction
     from test_pets import small_net
-    learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2), small_net, pretrained=False)
-    picture = folder/'train'/'000012.jpg' if (folder/'train'/'000012.jpg').exists() else next((folder/'train').glob('*.jpg'))
+    learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2),
+                           small_net, pretrained=False)
+    picture = (folder/'train'/'000012.jpg' if (folder/'train'/'000012.jpg').exists()
+               else next((folder/'train').glob('*.jpg')))
     left, right = plot_prediction(learn, picture, .4, 'a dog')
     said = ml.prediction_table(learn, picture, .4)
-    assert said.probability.is_monotonic_decreasing and (said.named == (said.probability > .4)).all()
+    assert (said.probability.is_monotonic_decreasing
+            and (said.named == (said.probability > .4)).all())
     assert left.get_title() == 'a dog' and len(left.images) == 1
-    assert [b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist()) and right.lines[0].get_ydata()[0] == .4
+    assert ([b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist())
+            and right.lines[0].get_ydata()[0] == .4)
     assert right.get_ylim() == (0, 1)
     assert plot_prediction(learn, picture)[1].lines[0].get_ydata()[0] == .5
 
@@ -486,10 +572,13 @@ def test_a_prediction_as_it_is_drawn(folder):
 def test_pictures_of_a_label_as_they_are_drawn_and_of_a_label_that_no_picture_has(folder):
     import matplotlib.pyplot as plt
     files = sorted((folder/'train').glob('*.jpg'))
-    preds, targs = torch.tensor([[.9, .1], [.2, .1], [.4, .1]]), torch.tensor([[1., 0.], [1., 0.], [1., 0.]])
+    preds, targs = (torch.tensor([[.9, .1], [.2, .1], [.4, .1]]),
+                    torch.tensor([[1., 0.], [1., 0.], [1., 0.]]))
     fig = ml.plot_label('car', preds, targs, ['car', 'dog'], files)
-    assert [ax.get_title() for ax in fig.axes if ax.images] == ['car: 0.20', 'car: 0.40', 'car: 0.90']
-    assert not any(ax.images for ax in ml.plot_label('dog', preds, targs, ['car', 'dog'], files).axes)
+    assert [ax.get_title() for ax in fig.axes if ax.images] == ['car: 0.20', 'car: 0.40',
+                                                                'car: 0.90']
+    assert not any(ax.images
+                   for ax in ml.plot_label('dog', preds, targs, ['car', 'dog'], files).axes)
     plt.close('all')
 
 
@@ -508,10 +597,12 @@ def test_empty_skies_are_pictures_without_a_label(folder, tmp_path):
     skies = ml.empty_skies(tmp_path/'skies', n=3)
     df = pd.concat([ml.read_labels(folder), skies], ignore_index=True)
     dls = ml.multilabel_dls(df, folder, size=16, bs=2)
-    assert [y.sum().item() for _,y in dls.train_ds][-3:] == [0, 0, 0] and len(set(skies['fname'])) == 3
+    assert ([y.sum().item() for _,y in dls.train_ds][-3:] == [0, 0, 0]
+            and len(set(skies['fname'])) == 3)
 
 
-@pytest.mark.parametrize('preds,says', [(torch.tensor([[2., -1.]]), 'apply sigmoid'), (torch.tensor([[float('nan'), .5]]), 'not probabilities'),
+@pytest.mark.parametrize('preds,says', [(torch.tensor([[2., -1.]]), 'apply sigmoid'),
+                                        (torch.tensor([[float('nan'), .5]]), 'not probabilities'),
     (torch.zeros(0, 2), 'do not match|not probabilities'), (torch.zeros(2, 3), 'do not match')])
 def test_what_is_no_probability_is_refused(preds, says):
     for f in ml.threshold_curve, ml.best_threshold, ml.plot_threshold_curve:
@@ -522,31 +613,39 @@ def test_the_report_counts_by_hand():
     preds = torch.tensor([[.9, .2, .6], [.8, .7, .1], [.1, .6, .2], [.7, .1, .3]])
     targs = torch.tensor([[1., 0., 0.], [1., 1., 0.], [0., 0., 0.], [0., 1., 0.]])
     report = ml.label_report(preds, targs, ['a', 'b', 'c'], .5).set_index('label')
-    assert report.loc['a', ['pictures', 'precision', 'recall']].tolist() == pytest.approx([2, 2/3, 1])
-    assert report.loc['b', ['pictures', 'precision', 'recall']].tolist() == pytest.approx([2, .5, .5])
-    assert report.loc['c', 'precision'] == 0 and np.isnan(report.loc['c', ['recall', 'average precision']].astype(float)).all()
+    assert (report.loc['a', ['pictures', 'precision', 'recall']].tolist()
+            == pytest.approx([2, 2/3, 1]))
+    assert (report.loc['b', ['pictures', 'precision', 'recall']].tolist()
+            == pytest.approx([2, .5, .5]))
+    assert (report.loc['c', 'precision'] == 0
+            and np.isnan(report.loc['c', ['recall', 'average precision']].astype(float)).all())
     assert report.loc['a', 'average precision'] == pytest.approx(1)
     assert report.loc['b', 'average precision'] == pytest.approx((1/1 + 2/4)/2)
 
 
 def test_the_report_refuses_another_vocabulary():
-    with pytest.raises(ValueError, match='do not match'): ml.label_report(torch.zeros(2, 3), torch.zeros(2, 3), ['a'])
+    with pytest.raises(ValueError, match='do not match'):
+        ml.label_report(torch.zeros(2, 3), torch.zeros(2, 3), ['a'])
 
 
 # --- a learner, exported
 
 @pytest.mark.ci
-def test_an_exported_learner_loads_in_a_fresh_process_and_predicts_on_a_path(folder, tmp_path, monkeypatch):
+def test_an_exported_learner_loads_in_a_fresh_process_and_predicts_on_a_path(folder, tmp_path,
+                                                                             monkeypatch):
     from fastai.learner import Learner
     from fastai.metrics import accuracy_multi
     dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     learn = Learner(dls, model, metrics=ml.partial(accuracy_multi, thresh=.2), path=tmp_path)
-    monkeypatch.setattr(learn.loss_func, 'thresh', .3)   # fastai's loss is one object for all learners of several labels
+    # fastai's loss is one object for all learners of several labels
+    monkeypatch.setattr(learn.loss_func, 'thresh', .3)
     here = ml.prediction_table(learn, folder/'train'/'000014.jpg')
     learn.export('multi.pkl')
-    (folder/'train'/'000014.jpg').rename(tmp_path/'new.jpg')       # a picture that no table ever named
-    for p in (folder/'train').iterdir(): p.unlink()                # the training pictures need not be there
+    # a picture that no table ever named
+    (folder/'train'/'000014.jpg').rename(tmp_path/'new.jpg')
+    for p in (folder/'train').iterdir():
+        p.unlink()                # the training pictures need not be there
     script = textwrap.dedent('''
         import sys, warnings
         warnings.simplefilter('ignore')
@@ -556,19 +655,23 @@ def test_an_exported_learner_loads_in_a_fresh_process_and_predicts_on_a_path(fol
         learn = load_learner('multi.pkl')
         table = prediction_table(learn, 'new.jpg')
         with learn.no_bar(): named, mask, probs = learn.predict(Path('new.jpg'))
-        print(table.to_csv(index=False), learn.loss_func.thresh, len(named) == int(mask.sum()), sep='|')
+        said = learn.loss_func.thresh, len(named) == int(mask.sum())
+        print(table.to_csv(index=False), *said, sep='|')
     ''')
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     table, thresh, agree = done.stdout.rsplit('|', 2)
     rows = list(csv.DictReader(table.strip().splitlines()))
     assert (thresh, agree.strip()) == ('0.3', 'True')
     assert [r['label'] for r in rows] == here['label'].tolist()
-    assert [float(r['probability']) for r in rows] == pytest.approx(here['probability'].tolist(), abs=1e-5)
+    assert [float(r['probability']) for r in rows] == pytest.approx(here['probability'].tolist(),
+                                                                    abs=1e-5)
 
 
 def test_a_picture_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match='nowhere.jpg is not there'): ml.prediction_table(None, 'nowhere.jpg')
+    with pytest.raises(FileNotFoundError, match='nowhere.jpg is not there'):
+        ml.prediction_table(None, 'nowhere.jpg')
 
 
 # --- the drawn set
@@ -579,14 +682,16 @@ def drawn(twins): return twins['pascal']
 
 def test_the_drawn_set_is_whole_and_in_the_real_ones_layout(drawn):
     df = ml.read_labels(drawn)
-    assert len(df) == pascal.expected['pictures'] and df['is_valid'].sum() == pascal.expected['valid']
+    assert (len(df) == pascal.expected['pictures']
+            and df['is_valid'].sum() == pascal.expected['valid'])
     assert {p.name for p in drawn.iterdir()} == {'train', 'train.csv'}
     assert sorted(p.name for p in (drawn/'train').iterdir()) == sorted(df['fname'])
     assert df['fname'].str.fullmatch(r'\d{6}\.jpg').all()
     labels = df['labels'].str.split()
     assert labels.str.len().between(1, 4).all() and labels.map(lambda l: l == sorted(set(l))).all()
     assert sorted(set(labels.explode())) == ml.voc_labels == pascal.vocab
-    for rows in df[df['is_valid']], df[~df['is_valid']]: assert rows['labels'].str.split().explode().nunique() == 20
+    for rows in df[df['is_valid']], df[~df['is_valid']]:
+        assert rows['labels'].str.split().explode().nunique() == 20
 
 
 def test_its_table_reads_like_the_real_one(drawn, real):
@@ -594,7 +699,8 @@ def test_its_table_reads_like_the_real_one(drawn, real):
     assert list(a.columns) == list(b.columns) and list(a.dtypes) == list(b.dtypes)
 
 
-def test_drawing_is_repeatable_to_the_byte_and_another_seed_draws_another_set(drawn, tmp_path, monkeypatch):
+def test_drawing_is_repeatable_to_the_byte_and_another_seed_draws_another_set(drawn, tmp_path,
+                                                                              monkeypatch):
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
     few = dict(pascal.expected, pictures=12, valid=3)
@@ -603,7 +709,8 @@ def test_drawing_is_repeatable_to_the_byte_and_another_seed_draws_another_set(dr
     for name,seed in ('a', 7), ('b', 7), ('c', 8):
         (tmp_path/name).mkdir()
         pascal.draw(tmp_path/name, seed=seed)
-        sets.append({p.relative_to(tmp_path/name): p.read_bytes() for p in (tmp_path/name).rglob('*') if p.is_file()})
+        sets.append({p.relative_to(tmp_path/name): p.read_bytes()
+                     for p in (tmp_path/name).rglob('*') if p.is_file()})
     assert sets[0] == sets[1] and sets[0] != sets[2]
     assert (np.random.get_state()[1] == before).all(), 'global random state is left alone'
 
@@ -620,12 +727,14 @@ def test_everything_that_a_label_names_can_be_seen():
 
 @pytest.mark.parametrize('name', pascal.vocab)
 def test_a_thing_changes_the_picture_where_its_mask_says(name):
-    recipe, picture, mask = pascal.recipes[name], Image.new('RGB', (300, 300), (255, 0, 255)), Image.new('L', (100, 100))
+    recipe, picture, mask = (pascal.recipes[name], Image.new('RGB', (300, 300), (255, 0, 255)),
+                             Image.new('L', (100, 100)))
     pen = pascal.Pen(picture, mask, (50, 60 if name == 'aeroplane' else 90), 40, flip=True)
     recipe.draw(pen, np.random.default_rng(1))
     changed = (np.asarray(picture.reduce(3)).astype(int) - [255, 0, 255]).__abs__().sum(-1) > 40
     marked = np.asarray(mask) > 0
-    if name == 'train': changed[90:95] = marked[90:95]    # rails are drawn, and are no part of the train
+    if name == 'train':
+        changed[90:95] = marked[90:95]    # rails are drawn, and are no part of the train
     assert marked.sum() > 150
     assert (changed & marked).sum() > .8*marked.sum()
     assert (changed & ~marked).sum() < .35*changed.sum()
@@ -648,22 +757,28 @@ def own_set(root, n, labels, valid, name='train.csv', sep=',', columns='fname,la
 
 three, quarter = ['sand', 'woods', 'iceice'], lambda i: i % 4 == 0
 own = {
-    '24 pictures of 3 labels': dict(n=24, labels=lambda i: three[i % 3] + ' people'*(i % 2), valid=quarter),
+    '24 pictures of 3 '
+    'labels': dict(n=24, labels=lambda i: three[i % 3] + ' people'*(i % 2), valid=quarter),
     'one label each': dict(n=24, labels=lambda i: three[i % 3], valid=quarter),
-    'a label that only validation has': dict(n=24, labels=lambda i: 'rare' if i == 4 else three[i % 3], valid=quarter),
-    'a label that validation has not': dict(n=24, labels=lambda i: 'rare' if i == 5 else three[i % 3], valid=quarter),
+    'a label that only validation '
+    'has': dict(n=24, labels=lambda i: 'rare' if i == 4 else three[i % 3], valid=quarter),
+    'a label that validation has '
+    'not': dict(n=24, labels=lambda i: 'rare' if i == 5 else three[i % 3], valid=quarter),
     'so easy that all is right': dict(n=240, labels=lambda i: three[i % 3], valid=quarter),
     'one label in all': dict(n=20, labels=lambda i: 'sand', valid=quarter),
-    'another table': dict(n=30, labels=lambda i: three[i % 3], valid=quarter, name='metadata.csv', sep=';', columns='image,tags'),
+    'another table': dict(n=30, labels=lambda i: three[i % 3], valid=quarter, name='metadata.csv',
+                          sep=';', columns='image,tags'),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', own)
 def test_the_section_runs_to_its_end(kind, tmp_path):
-    "Every code cell, in one process; what the data cannot show is said, and claims that it cannot answer are not asked."
+    """Every code cell, in one process; what the data cannot show is said, and claims that it cannot
+    answer are not asked."""
     notebook = Path(__file__).parent.parent/'nbs'/'02_multi_label.ipynb'
-    cells = [''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    cells = [''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']
+             if c['cell_type'] == 'code']
     (tmp_path/'cells.json').write_text(json.dumps([c for c in cells if '%pip' not in c]))
     script = textwrap.dedent("""
         import json, matplotlib
@@ -674,9 +789,12 @@ def test_the_section_runs_to_its_end(kind, tmp_path):
         from lesson6.claims import verdicts
         print('VERDICTS', json.dumps({k: v.verdict for k,v in verdicts.items()}))
         """)
-    env = {**os.environ, 'LESSON6_DATA': str(own_set(tmp_path/'data', **own[kind])), 'LESSON6_ARCH': 'drawnet10'}
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = {**os.environ, 'LESSON6_DATA': str(own_set(tmp_path/'data', **own[kind])),
+           'LESSON6_ARCH': 'drawnet10'}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     words = json.loads(done.stdout.rpartition('VERDICTS ')[2])
     assert words['multilabel-onehot'] == words['multilabel-bce'] == 'holds'
-    assert words['multilabel-nothing'] == 'not asked' and set(words) == {f'multilabel-{c}' for c in ('onehot', 'bce', 'threshold', 'fair', 'nothing')}
+    assert (words['multilabel-nothing'] == 'not asked' and set(words)
+            == {f'multilabel-{c}' for c in ('onehot', 'bce', 'threshold', 'fair', 'nothing')})

@@ -1,4 +1,5 @@
-"Sets of pictures as people bring them: what was written is read, a model is trained, and the whole section runs to its end."
+"""Sets of pictures as people bring them: what was written is read, a model is trained, and the
+whole section runs to its end."""
 import gzip
 import pickle
 import random
@@ -38,13 +39,16 @@ def paint(file, hue, r, size):
 
 
 def tagged_set(folder, seed, delims=(None, None, ',', ';', '|')):
-    "Pictures with several labels each; the table that should be read, and what separates its labels"
+    """Pictures with several labels each; the table that should be read, and what separates its
+    labels"""
     r, pick = np.random.default_rng(seed), random.Random(seed)
     labels = pick.sample(words, pick.randint(2, 6))
-    ending, where, sep, coding = pick.choice(endings), pick.choice(['train/', '', 'train/deep/']), pick.choice([',', ';', '\t']), pick.choice(codings)
+    ending, where, sep, coding = (pick.choice(endings), pick.choice(['train/', '', 'train/deep/']),
+                                  pick.choice([',', ';', '\t']), pick.choice(codings))
     delim = pick.choice([o for o in delims if o != sep])
     file = folder/pick.choice(['train.csv', 'metadata.csv', 'train/metadata.csv'])
-    columns = pick.choice([('fname', 'labels', 'is_valid'), ('file_name', 'tags', 'split'), ('Image', 'Classes', 'is_valid'), ('image_name', 'labels', 'subset')])
+    columns = pick.choice([('fname', 'labels', 'is_valid'), ('file_name', 'tags', 'split'),
+                           ('Image', 'Classes', 'is_valid'), ('image_name', 'labels', 'subset')])
     names, tags = [], []
     for i in range(pick.randint(20, 50)):
         mine = pick.sample(labels, pick.randint(1, min(3, len(labels))))
@@ -53,21 +57,27 @@ def tagged_set(folder, seed, delims=(None, None, ',', ';', '|')):
         paint(folder/names[-1], sum(map(words.index, mine)), r, (24, 24+i % 5))
     has_split = pick.random() < .7
     valid = [has_split and i % 4 == 0 for i in range(len(names))]
-    held = {True: pick.choice(['True', '1'] if columns[2] == 'is_valid' else ['valid', 'test', 'dev', 'held-out']), False: 'False' if columns[2] == 'is_valid' else 'train'}
+    held = {True: pick.choice(['True', '1'] if columns[2] == 'is_valid'
+                              else ['valid', 'test', 'dev', 'held-out']), False: 'False'
+            if columns[2] == 'is_valid' else 'train'}
     end = pick.choice([ending, ''])   # many tables leave the ending out
-    rows = [columns[:2+has_split], *((n.removeprefix('train/').removesuffix(ending) + end, (delim or ' ').join(t), held[v])[:2+has_split] for n, t, v in zip(names, tags, valid, strict=True))]
+    rows = [columns[:2+has_split],
+            *((n.removeprefix('train/').removesuffix(ending) + end, (delim or ' ').join(t),
+               held[v])[:2+has_split] for n, t, v in zip(names, tags, valid, strict=True))]
     file.parent.mkdir(parents=True, exist_ok=True)
     text = '\n'.join(sep.join(row) for row in rows).encode(coding)
     file.write_bytes(text) if seed % 3 else Path(f'{file}.gz').write_bytes(gzip.compress(text))
     (folder/'train').mkdir(exist_ok=True)
     (folder/'train'/f'._hidden{ending}').write_bytes(b'not a picture')
-    return pd.DataFrame({'fname': names, 'labels': [[composed(t) for t in mine] for mine in tags], 'is_valid': valid}), delim, has_split
+    return (pd.DataFrame({'fname': names, 'labels': [[composed(t) for t in mine] for mine in tags],
+                          'is_valid': valid}), delim, has_split)
 
 
 def pointed_set(folder, seed):
     "Pictures with a point each; the pixel of every one by its name, and who is kept out"
     r, pick = np.random.default_rng(seed), random.Random(seed)
-    people = pick.sample(['01', '02', '13', 'anna', 'Bär', '柴犬', '7', '10', 'team/b'], pick.randint(1, 4))
+    people = pick.sample(['01', '02', '13', 'anna', 'Bär', '柴犬', '7', '10', 'team/b'],
+                         pick.randint(1, 4))
     layout, ending = pick.choice(['biwi', 'table', 'table with groups']), pick.choice(endings)
     height, width = pick.choice([(48, 64), (64, 48), (60, 60), (90, 160)])
     points, group = {}, {}
@@ -79,10 +89,15 @@ def pointed_set(folder, seed):
         points[name], group[name] = (x, y), who
         if layout == 'biwi':   # a camera whose two focal lengths differ
             (folder/who/'rgb.cal').write_text(f'50 0 {width/2}\n0 70 {height/2}\n0 0 1\n')
-            (folder/who/f'frame_{i:05d}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-width/2)/50*900} {(y-height/2)/70*900} 900\n')
+            (folder/who/f'frame_{i:05d}_pose.txt').write_text('1 0 0\n0 1 0\n0 0 '
+                                                              f'1\n\n{(x-width/2)/50*900} '
+                                                              f'{(y-height/2)/70*900} 900\n')
     if layout != 'biwi':
         sep, coding, both = pick.choice([',', ';', '\t']), pick.choice(codings), layout != 'table'
-        rows = [('fname', 'x', 'y', 'group')[:3+both], *((n.removesuffix(ending if seed % 2 else ''), *(f'{o:.3f}'.replace('.', ',' if sep == ';' else '.') for o in (x, y)), group[n])[:3+both] for n, (x, y) in points.items())]
+        rows = [('fname', 'x', 'y', 'group')[:3+both],
+                *((n.removesuffix(ending if seed % 2 else ''),
+                   *(f'{o:.3f}'.replace('.', ',' if sep == ';' else '.') for o in (x, y)),
+                   group[n])[:3+both] for n, (x, y) in points.items())]
         (folder/'points.csv').write_text('\n'.join(sep.join(row) for row in rows), encoding=coding)
     return points, group if layout != 'table' else {}
 
@@ -93,7 +108,8 @@ def trained(learn):
     return learn
 
 
-# Any set, through reading, loaders, a pickle and a short training. LESSON6_ROUNDS=50 tries two hundred of each kind.
+# Any set, through reading, loaders, a pickle and a short training. LESSON6_ROUNDS=50 tries two
+# hundred of each kind.
 
 sets, parts = 4*rounds if rounds >= 50 else 8, 4
 each = pytest.mark.parametrize('part', range(parts))
@@ -107,9 +123,13 @@ def test_any_set_with_one_label_is_read_and_learnt(part, tmp_path):
         folder = tmp_path/str(seed)
         shows, split = labelled_set(seed, folder)
         found = pet_labels(folder)
-        assert {f.relative_to(folder).as_posix(): b for f, b in zip(found.files, found.labels, strict=True)} == {n: b for n, (b, _) in shows.items()}, seed
+        assert {f.relative_to(folder).as_posix(): b
+                for f, b in zip(found.files, found.labels,
+                                strict=True)} == {n: b for n, (b, _) in shows.items()}, seed
         dls = pickle.loads(pickle.dumps(pets_dls(folder, 24, 16)))
-        if split: assert {f.relative_to(folder).as_posix() for f in dls.valid_ds.items} == {n for n, (_, held) in shows.items() if held}, seed
+        if split:
+            assert ({f.relative_to(folder).as_posix() for f in dls.valid_ds.items}
+                    == {n for n, (_, held) in shows.items() if held}), seed
         learn = trained(pets_learner(dls, small_net, pretrained=False))
         with learn.no_bar(): assert learn.predict(found.files[0])[0] in dls.vocab
         shutil.rmtree(folder)
@@ -125,13 +145,15 @@ def test_any_set_with_several_labels_is_read_and_learnt(part, tmp_path):
             warnings.simplefilter('ignore' if not has_split else 'error', UserWarning)
             warnings.filterwarnings('ignore', '.*validate on only')
             table = read_labels(folder, label_delim=delim)
-            dls = pickle.loads(pickle.dumps(multilabel_dls(table, folder, size=24, label_delim=delim)))
+            dls = pickle.loads(pickle.dumps(multilabel_dls(table, folder, size=24,
+                                                           label_delim=delim)))
         assert table.labels.str.split(delim or ' ').tolist() == wrote.labels.tolist(), seed
         if has_split: assert table.is_valid.tolist() == wrote.is_valid.tolist(), seed
         assert list(dls.vocab) == sorted({t for ts in wrote.labels for t in ts})
         learn = trained(vision_learner(dls, small_net, pretrained=False, metrics=accuracy_multi))
         said = prediction_table(learn, folder/wrote.fname[0])
-        assert sorted(said.label) == list(dls.vocab) and said.probability.between(0, 1).all() and said.probability.is_monotonic_decreasing
+        assert (sorted(said.label) == list(dls.vocab) and said.probability.between(0, 1).all()
+                and said.probability.is_monotonic_decreasing)
         shutil.rmtree(folder)
 
 
@@ -142,17 +164,22 @@ def test_any_set_with_points_is_read_and_learnt(part, tmp_path):
         folder = tmp_path/str(seed)
         points, group = pointed_set(folder, seed)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore' if len(set(group.values())) < 2 else 'error', UserWarning)
+            warnings.simplefilter('ignore' if len(set(group.values())) < 2 else 'error',
+                                  UserWarning)
             frames = read_points(folder)
             dls = pickle.loads(pickle.dumps(points_dls(folder, (32, 32))))
         read = {n: (x, y) for n, x, y in frames[['fname', 'x', 'y']].itertuples(index=False)}
-        assert read.keys() == points.keys() and all(np.allclose(read[n], points[n], atol=2e-3) for n in points), seed
+        assert read.keys() == points.keys() and all(np.allclose(read[n], points[n], atol=2e-3)
+                                                    for n in points), seed
         held = {group.get(f.relative_to(folder).as_posix()) for f in dls.valid_ds.items}
-        if len(set(group.values())) > 1: assert len(held) == 1 and not held & {group[f.relative_to(folder).as_posix()] for f in dls.train_ds.items}, seed
+        if len(set(group.values())) > 1:
+            assert len(held) == 1 and not held & {group[f.relative_to(folder).as_posix()]
+                                                  for f in dls.train_ds.items}, seed
         learn = trained(pose_learner(dls, small_net, pretrained=False))
         width, height = Image.open(folder/frames.fname[0]).size
         x, y = pixel_point(learn, folder/frames.fname[0])
-        assert 0 <= x <= width and 0 <= y <= height and len(point_errors(learn)) == len(dls.valid_ds)
+        assert (0 <= x <= width and 0 <= y <= height
+                and len(point_errors(learn)) == len(dls.valid_ds))
         shutil.rmtree(folder)
 
 
@@ -160,8 +187,10 @@ def test_any_set_with_points_is_read_and_learnt(part, tmp_path):
 def test_a_trained_learner_takes_new_loaders(kind, tmp_path):
     "As for progressive resizing, or the next fold: they are normalised as its first ones were"
     make, dls = {'pets': (lambda: labelled_set(0, tmp_path), lambda: pets_dls(tmp_path, 24, 16)),
-                 'multilabel': (lambda: tagged_set(tmp_path, 0, [None]), lambda: multilabel_dls(read_labels(tmp_path), tmp_path, size=24)),
-                 'points': (lambda: pointed_set(tmp_path, 0), lambda: points_dls(tmp_path, (32, 32)))}[kind]
+                 'multilabel': (lambda: tagged_set(tmp_path, 0, [None]),
+                                lambda: multilabel_dls(read_labels(tmp_path), tmp_path, size=24)),
+                 'points': (lambda: pointed_set(tmp_path, 0),
+                            lambda: points_dls(tmp_path, (32, 32)))}[kind]
     make()
     learn = vision_learner(dls(), drawnet10, n_out=None if kind != 'points' else 2)
     with learn.no_bar():
@@ -173,12 +202,14 @@ def test_a_trained_learner_takes_new_loaders(kind, tmp_path):
 # The whole section on some of them
 
 def run_section(section, data, tmp_path):
-    "What became of each claim; the section has run to its end, and nothing was written into the data"
+    """What became of each claim; the section has run to its end, and nothing was written into the
+    data"""
     from lesson6.book.running import find_notebooks, run_notebook
     from lesson6.claims import read_claims, statements
     before = sorted(data.rglob('*'))
     env = {'LESSON6_DATA': str(data), 'LESSON6_ARCH': 'drawnet10', 'OMP_NUM_THREADS': '1'}
-    nb = run_notebook(find_notebooks([section], Path(__file__).parent.parent/'nbs')[0], env, progress=False, warm=True)
+    nb = run_notebook(find_notebooks([section], Path(__file__).parent.parent/'nbs')[0], env,
+                      progress=False, warm=True)
     said = {v.id: v.verdict for v in read_claims(nb)}
     print(section, said)
     names = {'pets': 'pets', 'multilabel': 'multilabel', 'head_pose': 'pose'}
@@ -192,13 +223,15 @@ def run_section(section, data, tmp_path):
 def test_the_pets_section_runs_to_its_end(seed, tmp_path):
     labelled_set(seed, tmp_path/'data'/'oxford-iiit-pet')
     said = run_section('pets', tmp_path/'data', tmp_path)
-    assert said['pets-cross-entropy'] == said['pets-diagonal'] == said['pets-slice'] == 'holds' and said['pets-look-alikes'] == 'not asked'
+    assert (said['pets-cross-entropy'] == said['pets-diagonal'] == said['pets-slice'] == 'holds'
+            and said['pets-look-alikes'] == 'not asked')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(100, 110))
 def test_the_multilabel_section_runs_to_its_end(seed, tmp_path):
-    tagged_set(tmp_path/'data'/'pascal_2007', seed, [None])   # the section separates labels by spaces
+    # the section separates labels by spaces
+    tagged_set(tmp_path/'data'/'pascal_2007', seed, [None])
     said = run_section('multilabel', tmp_path/'data', tmp_path)
     assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
 

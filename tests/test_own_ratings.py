@@ -1,6 +1,8 @@
-"""Ratings as people have them: any number of people and titles, any scale, names in any script, in any usual file.
+"""Ratings as people have them: any number of people and titles, any scale, names in any script, in
+any usual file.
 
-Two hundred sets through reading, loaders and a short training, and ten through the whole section (minutes):
+Two hundred sets through reading, loaders and a short training, and ten through the whole section
+(minutes):
 
     pytest tests/test_own_ratings.py
     pytest tests/test_own_ratings.py -m slow -s
@@ -15,12 +17,16 @@ import pandas as pd
 import pytest
 from fastai.torch_core import set_seed
 
-from lesson6.collab import DotProductBias, LeanLearner, extreme_items, ratings_dls, ratings_learner, read_ratings, recommend, similar_items
+from lesson6.collab import (DotProductBias, LeanLearner, extreme_items, ratings_dls,
+                            ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.engine.ratings import range_for
 
-words = 'Book Film Tea كتاب 本 Музей Café Straße Ølbrød हिन्दी "Quoted" Semi;colon Comma, Pipe'.split()
-scales = [(1, 5, 1), (.5, 5, .5), (1, 10, 1), (-10, 10, .5), (0, 1, 1), (0, 100, 1), (1, 7, 1), (2, 4, 1)]
-forms = ['u.data', 'ratings.dat', 'ratings.csv', 'csv', 'csv with semicolons', 'tsv', 'utf-16', 'parquet', 'split', 'no names', 'a remark', 'gz', 'zip']
+words = ('Book Film Tea كتاب 本 Музей Café Straße Ølbrød हिन्दी "Quoted" Semi;colon Comma, '
+         'Pipe'.split())
+scales = [(1, 5, 1), (.5, 5, .5), (1, 10, 1), (-10, 10, .5), (0, 1, 1), (0, 100, 1), (1, 7, 1),
+          (2, 4, 1)]
+forms = ['u.data', 'ratings.dat', 'ratings.csv', 'csv', 'csv with semicolons', 'tsv', 'utf-16',
+         'parquet', 'split', 'no names', 'a remark', 'gz', 'zip']
 
 
 def own_set(folder, seed, form=None, small=False):
@@ -32,33 +38,51 @@ def own_set(folder, seed, form=None, small=False):
     n = min(users*items, int(r.integers(25, 1500)) if not small else int(r.integers(300, 800)))
     pairs = r.permutation(users*items)[:n]
     good, mild = r.normal(size=items), r.normal(size=users)
-    rating = np.clip(np.round(((lo+hi)/2 + (hi-lo)/5*(good[pairs%items] + mild[pairs//items] + .5*r.normal(size=n)))/step)*step, lo, hi).round(1)
+    rating = (
+        np.clip(np.round(((lo+hi)/2
+                          + (hi-lo)/5*(good[pairs%items] + mild[pairs//items]
+                                       + .5*r.normal(size=n)))/step)*step, lo, hi).round(1))
     rating[:2] = lo, hi
     year = ' (1999)' if r.random() < .3 else ''
     titles = [f'{words[i % len(words)]} {i}{year}' for i in range(items)]
     text_users = form not in ('u.data', 'ratings.dat', 'ratings.csv') and r.random() < .5
     names = [f'{words[u % 6]}-{u:03d}' if text_users else u + 1 for u in range(users)]
-    table = pd.DataFrame({'user': [names[u] for u in pairs//items], 'movie': pairs%items + 1, 'rating': rating, 'timestamp': 880_000_000 + r.integers(0, 10**6, n)})
+    table = pd.DataFrame({'user': [names[u] for u in pairs//items], 'movie': pairs%items + 1,
+                          'rating': rating, 'timestamp': 880_000_000 + r.integers(0, 10**6, n)})
     if (table.rating % 1 == 0).all(): table['rating'] = table.rating.astype(int)
     whole = table.assign(title=[titles[i] for i in pairs%items])
     four = table.to_numpy(dtype=object).tolist()
     if form in ('u.data', 'ratings.dat'):
-        sep, items_file, tsep = ('\t', 'u.item', '|') if form == 'u.data' else ('::', 'movies.dat', '::')
+        sep, items_file, tsep = (('\t', 'u.item', '|') if form == 'u.data'
+                                 else ('::', 'movies.dat', '::'))
         (folder/form).write_text(''.join(sep.join(map(str, row)) + '\n' for row in four))
-        (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}x\n' for i, t in enumerate(titles, 1)), encoding='utf-8')
+        (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}x\n'
+                                               for i, t in enumerate(titles, 1)), encoding='utf-8')
     elif form == 'ratings.csv':
-        table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(folder/form, index=False)
-        pd.DataFrame({'movieId': range(1, items+1), 'title': titles}).to_csv(folder/'movies.csv', index=False)
+        table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(folder/form,
+                                                                                    index=False)
+        pd.DataFrame({'movieId': range(1, items+1), 'title': titles}).to_csv(folder/'movies.csv',
+                                                                             index=False)
     elif form == 'parquet': whole.drop(columns='movie').to_parquet(folder/'shop.parquet')
-    elif form == 'split': whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(columns={'title': 'item'}).to_csv(folder/'shop.csv', index=False)
+    elif form == 'split':
+        whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(
+            columns={'title': 'item'}).to_csv(folder/'shop.csv', index=False)
     elif form in ('no names', 'a remark', 'gz', 'zip'):
-        text = whole[['user', 'title', 'rating', 'timestamp']].to_csv(sep=';', decimal=',', index=False, header=form != 'no names')
+        text = whole[['user', 'title', 'rating', 'timestamp']].to_csv(sep=';', decimal=',',
+                                                                      index=False,
+                                                                      header=form != 'no names')
         if form == 'zip':
-            with zipfile.ZipFile(folder/'shop.csv.zip', 'w') as z: z.writestr('export/shop.csv', text)
+            with zipfile.ZipFile(folder/'shop.csv.zip', 'w') as z:
+                z.writestr('export/shop.csv', text)
         elif form == 'gz': (folder/'shop.csv.gz').write_bytes(gzip.compress(text.encode()))
-        else: (folder/'shop.csv').write_text(('what we sold\n' if form == 'a remark' else '') + text, encoding='utf-8')
+        else:
+            (folder/'shop.csv').write_text(('what we sold\n' if form == 'a remark' else '') + text,
+                                           encoding='utf-8')
     else:
-        sep, name, encoding = {'csv': (',', 'shop.csv', 'utf-8-sig'), 'csv with semicolons': (';', 'shop.csv', 'utf-8'), 'tsv': ('\t', 'shop.tsv', 'utf-8'), 'utf-16': (',', 'shop.csv', 'utf-16')}[form]
+        sep, name, encoding = {'csv': (',', 'shop.csv', 'utf-8-sig'),
+                               'csv with semicolons': (';', 'shop.csv', 'utf-8'),
+                               'tsv': ('\t', 'shop.tsv', 'utf-8'),
+                               'utf-16': (',', 'shop.csv', 'utf-16')}[form]
         whole.drop(columns='movie').to_csv(folder/name, sep=sep, index=False, encoding=encoding)
     return form, whole, (rating.min(), rating.max())
 
@@ -66,19 +90,25 @@ def own_set(folder, seed, form=None, small=False):
 @pytest.mark.ci
 @pytest.mark.parametrize('first', range(0, 200, 20))
 def test_any_set_is_read_and_learnt(tmp_path, first):
-    "Twenty sets: what was written is read, predictions stay in the range, and what reads a model reads this one"
+    """Twenty sets: what was written is read, predictions stay in the range, and what reads a model
+    reads this one"""
     for seed in range(first, first+20):
         here = tmp_path/str(seed)
         here.mkdir()
         form, wrote, scale = own_set(here, seed)
-        with warnings.catch_warnings(action='ignore'): table = read_ratings(here) # what is above the names, or that there are none, is said
-        for column in ('user', 'title', 'rating'): assert table[column].tolist() == wrote[column].tolist(), (seed, form, column)
+        with warnings.catch_warnings(action='ignore'):
+            table = read_ratings(here) # what is above the names, or that there are none, is said
+        for column in ('user', 'title', 'rating'):
+            assert table[column].tolist() == wrote[column].tolist(), (seed, form, column)
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)
-            dls = ratings_dls(table, valid='is_valid' if form == 'split' else 'time' if seed % 5 == 0 else None, device='cpu')
-        assert dls.scale == pytest.approx(scale) and dls.y_range == pytest.approx(range_for(scale)) and len(dls.train) >= 4
+            dls = ratings_dls(table, valid='is_valid' if form == 'split' else 'time'
+                              if seed % 5 == 0 else None, device='cpu')
+        assert (dls.scale == pytest.approx(scale) and dls.y_range == pytest.approx(range_for(scale))
+                and len(dls.train) >= 4)
         set_seed(seed)
-        learn = ratings_learner(dls, 5) if seed % 2 else LeanLearner(dls, DotProductBias(*map(len, dls.classes.values()), 5))
+        learn = (ratings_learner(dls, 5) if seed % 2
+                 else LeanLearner(dls, DotProductBias(*map(len, dls.classes.values()), 5)))
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(2, 1e-2)
             preds = learn.get_preds()[0]
@@ -91,7 +121,8 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(10))
 def test_the_whole_section_runs_on_it(tmp_path, monkeypatch, seed):
-    "Forty people, forty titles and some hundred ratings: no cell raises, every claim is judged or not asked"
+    """Forty people, forty titles and some hundred ratings: no cell raises, every claim is judged or
+    not asked"""
     from lesson6.book.running import find_notebooks, run_notebook
     from lesson6.claims import read_claims, statements
     here = tmp_path/'ml-100k'
@@ -99,8 +130,10 @@ def test_the_whole_section_runs_on_it(tmp_path, monkeypatch, seed):
     form, wrote, scale = own_set(here, seed, small=True)
     before = sorted(p.name for p in here.iterdir())
     notebook = find_notebooks(['collab'], Path(__file__).parent.parent/'nbs')[0]
-    nb = run_notebook(notebook, {'LESSON6_DATA': str(tmp_path), 'OMP_NUM_THREADS': '1'}, progress=False)
+    nb = run_notebook(notebook, {'LESSON6_DATA': str(tmp_path), 'OMP_NUM_THREADS': '1'},
+                      progress=False)
     said = {v.id: v.verdict for v in read_claims(nb)}
     print(f'{form}, {len(wrote)} ratings from {scale[0]:g} to {scale[1]:g}:', said)
-    assert set(said) == {o for o in statements if o.startswith('collab-')} and said['collab-floor'] == 'not asked'
+    assert (set(said) == {o for o in statements if o.startswith('collab-')}
+            and said['collab-floor'] == 'not asked')
     assert sorted(p.name for p in here.iterdir()) == before, 'nothing is written into the data'

@@ -18,7 +18,8 @@ def test_kept_batches_are_made_once_and_are_the_same():
     made.clear()
     first, second = [b.tolist() for b in dl], [b.tolist() for b in dl]
     assert first == second == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
-    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], (
+        'a new loader makes its own')
 
 
 def test_kept_batches_serve_a_loader_of_the_same_batches_only():
@@ -26,7 +27,8 @@ def test_kept_batches_serve_a_loader_of_the_same_batches_only():
     dl = KeepBatches(TfmdLists(range(5), lambda i: torch.tensor([i])), bs=2, num_workers=0)
     for _ in dl: pass
     assert next(iter(dl.new(get_idxs=lambda: [0, 1, 2, 3, 4]))) is dl.kept[0]
-    assert [b.tolist() for b in dl.new(get_idxs=lambda: [4, 3, 2, 1, 0])] == [[[4], [3]], [[2], [1]], [[0]]]
+    assert ([b.tolist() for b in dl.new(get_idxs=lambda: [4, 3, 2, 1, 0])]
+            == [[[4], [3]], [[2], [1]], [[0]]])
     assert [b.tolist() for b in dl.new(bs=5)] == [[[0], [1], [2], [3], [4]]]
     assert [b.tolist() for b in dl.new(drop_last=True)] == [[[0], [1]], [[2], [3]]]
 
@@ -44,7 +46,8 @@ def test_pictures_are_read_once_while_there_is_room(monkeypatch):
     assert dl.new(bs=2).read is dl.read and dl.new(Pairs(range(2), item)).read is not dl.read
     made.clear()
     for _ in range(3): assert [b[0].tolist() for b in dl] == [[0, 1, 2, 3, 4]]
-    assert [o for o in made if o != 'crop'] == [1, 2, 3, 4, 3, 4, 3, 4] and made.count('crop') == 15, 'item 0 was read when the loader was made'
+    assert ([o for o in made if o != 'crop'] == [1, 2, 3, 4, 3, 4, 3, 4]
+            and made.count('crop') == 15), 'item 0 was read when the loader was made'
 
 
 class AddsTen(Transform):
@@ -68,7 +71,8 @@ def test_kept_items_are_made_once_and_batches_of_them_are_free_to_change():
     made.clear()
     for b in dl: b += 10
     assert [b.tolist() for b in dl] == [[[0], [1]], [[2], [3]], [[4]]] and made == [0, 1, 2, 3, 4]
-    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], 'a new loader makes its own'
+    assert [b.tolist() for b in dl.new(TfmdLists(range(2), item))] == [[[0], [1]]], (
+        'a new loader makes its own')
 
 
 def test_nothing_is_kept_while_the_transforms_are_set_up():
@@ -80,7 +84,8 @@ def test_nothing_is_kept_while_the_transforms_are_set_up():
         order = 1
         def encodes(self, x:torch.Tensor): return x+1
     doubles, adds_one = Doubles(), AddsOne()
-    dl = KeepItems(TfmdLists([3, 4], lambda i: torch.tensor([i])), bs=2, after_item=[doubles, adds_one], num_workers=0)
+    dl = KeepItems(TfmdLists([3, 4], lambda i: torch.tensor([i])), bs=2,
+                   after_item=[doubles, adds_one], num_workers=0)
     assert (doubles.seen, adds_one.seen) == (3, 6) and [b.tolist() for b in dl] == [[[7], [9]]]
 
 
@@ -96,23 +101,31 @@ def test_a_picture_is_upright_wherever_it_comes_from(kind, tmp_path):
     Image.fromarray(np.full((20, 40), 65535//2, np.uint16)).save(tmp_path/'deep.png')
     Image.new('CMYK', (40, 20), (0, 255, 255, 0)).save(tmp_path/'print.jpg')
     Image.new('RGBA', (40, 20), (9, 99, 199, 50)).save(tmp_path/'clear.png')
-    def given(f): return {'path': f, 'text': str(f), 'bytes': f.read_bytes(), 'picture': Image.open(f)}[kind]
-    made = {n: UprightImage.create(given(tmp_path/n)) for n in ('phone.jpg', 'deep.png', 'print.jpg', 'clear.png')}
-    assert {n: im.size for n, im in made.items()} == {'phone.jpg': (20, 40), 'deep.png': (40, 20), 'print.jpg': (40, 20), 'clear.png': (40, 20)}
-    assert {im.mode for im in made.values()} == {'RGB'} and made['deep.png'].getpixel((5, 5)) == (127, 127, 127)
+    def given(f):
+        return {'path': f, 'text': str(f), 'bytes': f.read_bytes(), 'picture': Image.open(f)}[kind]
+    made = {n: UprightImage.create(given(tmp_path/n))
+            for n in ('phone.jpg', 'deep.png', 'print.jpg', 'clear.png')}
+    assert {n: im.size for n, im in made.items()} == {'phone.jpg': (20, 40), 'deep.png': (40, 20),
+                                                      'print.jpg': (40, 20), 'clear.png': (40, 20)}
+    assert ({im.mode for im in made.values()} == {'RGB'}
+            and made['deep.png'].getpixel((5, 5)) == (127, 127, 127))
     assert UprightImage.create(made['phone.jpg']).size == (20, 40), 'once is enough'
 
 
 def test_bytes_that_are_no_picture_are_told():
     from lesson6.engine.pictures import UprightImage
-    with pytest.raises(ValueError, match='The picture of 9 bytes cannot be read as a picture'): UprightImage.create(b'no bytes!')
+    with pytest.raises(ValueError, match='The picture of 9 bytes cannot be read as a picture'):
+        UprightImage.create(b'no bytes!')
 
 
-@pytest.mark.parametrize('mode, values, seen', [('F', (0, .5, 1), (0, 128, 255)), ('F', (0, 1, 200), (0, 1, 200)), ('I', (0, 1, 1), (0, 1, 1)), ('I', (0, 9, 255), (0, 9, 255)),
-                                                ('I', (0, 257, 65535), (0, 1, 255)), ('I;16', (0, 257, 514), (0, 1, 2))])
+@pytest.mark.parametrize('mode, values, seen',
+                         [('F', (0, .5, 1), (0, 128, 255)), ('F', (0, 1, 200), (0, 1, 200)),
+                          ('I', (0, 1, 1), (0, 1, 1)), ('I', (0, 9, 255), (0, 9, 255)),
+                          ('I', (0, 257, 65535), (0, 1, 255)), ('I;16', (0, 257, 514), (0, 1, 2))])
 def test_what_deep_pictures_are_in_8_bits(mode, values, seen):
     "Shares of one, bytes in large numbers, and 16 bits"
     from lesson6.engine.pictures import upright
     kind = {'F': np.float32, 'I': np.int32, 'I;16': np.uint16}[mode]
     im = Image.fromarray(np.array([values]).astype(kind))
-    assert im.mode == mode and [upright(im).getpixel((i, 0)) for i in range(3)] == [(v, v, v) for v in seen]
+    assert (im.mode == mode
+            and [upright(im).getpixel((i, 0)) for i in range(3)] == [(v, v, v) for v in seen])

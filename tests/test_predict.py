@@ -19,14 +19,17 @@ pytestmark = pytest.mark.ci
 def lesson6(monkeypatch, *words):
     monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
     try: return command.main() or 0
-    except SystemExit as e: return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     folder, r = tmp_path_factory.mktemp('pictures')/'images', np.random.default_rng(0)
     folder.mkdir()
-    for i in range(24): Image.fromarray(r.integers(0, 255, (40, 60, 3), np.uint8)).save(folder/f'{("Corgi", "Persian")[i%2]}_{i}.png')
+    for i in range(24):
+        Image.fromarray(r.integers(0, 255, (40, 60, 3), np.uint8)).save(
+            folder/f'{("Corgi", "Persian")[i%2]}_{i}.png')
     return folder
 
 
@@ -51,7 +54,8 @@ def test_labels_of_pictures(pets, pictures, environment, capsys):
     with learn.no_bar(), learn.no_logging():
         for f,row in zip(files, rows):
             label,_,probs = learn.predict(f)
-            assert label == row['label'] and float(probs.max()) == pytest.approx(row['probability'], abs=1e-3)
+            assert (label == row['label']
+                    and float(probs.max()) == pytest.approx(row['probability'], abs=1e-3))
 
 
 def test_a_learner_that_was_written_here_needs_no_warning(pets, pictures, environment, capsys):
@@ -63,12 +67,14 @@ def test_a_learner_that_was_written_here_needs_no_warning(pets, pictures, enviro
 
 def test_folders_and_patterns(pets, pictures, environment, capsys):
     every = sorted(map(str, pictures.iterdir()))
-    for item, files in ((pictures, every), (f'{pictures}/Corgi*', [f for f in every if '/Corgi' in f])):
+    for item, files in ((pictures, every),
+                        (f'{pictures}/Corgi*', [f for f in every if '/Corgi' in f])):
         assert lesson6(environment, 'predict', pets, item, '--csv') == 0
         head, *rows = capsys.readouterr().out.splitlines()
         assert head == 'file,label,probability' and [r.split(',')[0] for r in rows] == files
     pets.with_name('learner.pkl').write_bytes(pets.read_bytes())
-    assert lesson6(environment, 'predict', pets.parent, every[0]) == 0, 'the folder of a learner will do'
+    assert lesson6(environment, 'predict', pets.parent, every[0]) == 0, (
+        'the folder of a learner will do')
 
 
 def test_several_labels(pictures, environment, capsys):
@@ -77,12 +83,16 @@ def test_several_labels(pictures, environment, capsys):
     (root/'train').mkdir(parents=True)
     names = sorted(p.name for p in pictures.iterdir())
     for n in names: (root/'train'/n).write_bytes((pictures/n).read_bytes())
-    (root/'train.csv').write_text('fname,labels,is_valid\n' + ''.join(f'{n},{"sea beach" if i%2 else "snow"},{i>17}\n' for i,n in enumerate(names)))
-    learn = vision_learner(multilabel_dls(read_labels(root, vocab=None), root, size=32, bs=4), drawnet10)
+    (root/'train.csv').write_text('fname,labels,is_valid\n'
+                                  + ''.join(f'{n},{"sea beach" if i%2 else "snow"},{i>17}\n'
+                                            for i,n in enumerate(names)))
+    learn = vision_learner(multilabel_dls(read_labels(root, vocab=None), root, size=32, bs=4),
+                           drawnet10)
     learn.export(root/'several.pkl')
     assert lesson6(environment, 'predict', root/'several.pkl', root/'train'/names[0], '--json') == 0
     row, = json.loads(capsys.readouterr().out)
-    assert set(row['labels']) <= {'sea', 'beach', 'snow'} and all(.5 < p <= 1 for p in row['labels'].values())
+    assert (set(row['labels']) <= {'sea', 'beach', 'snow'}
+            and all(.5 < p <= 1 for p in row['labels'].values()))
 
 
 def test_a_point(pictures, environment, capsys):
@@ -91,24 +101,31 @@ def test_a_point(pictures, environment, capsys):
     root.mkdir()
     names = sorted(p.name for p in pictures.iterdir())
     for n in names: (root/n).write_bytes((pictures/n).read_bytes())
-    (root/'points.csv').write_text('fname,x,y\n' + ''.join(f'{n},{20+i},{10+i}\n' for i,n in enumerate(names)))
+    (root/'points.csv').write_text('fname,x,y\n'
+                                   + ''.join(f'{n},{20+i},{10+i}\n' for i,n in enumerate(names)))
     learn = vision_learner(points_dls(root, size=(32, 48), bs=4), drawnet10, y_range=(-1, 1))
     learn.export(root/'point.pkl')
     assert lesson6(environment, 'predict', root/'point.pkl', root/names[0], '--json') == 0
     row, = json.loads(capsys.readouterr().out)
-    assert torch.allclose(torch.tensor([row['x'], row['y']]), pixel_point(learn, root/names[0]), atol=.1)
+    assert torch.allclose(torch.tensor([row['x'], row['y']]), pixel_point(learn, root/names[0]),
+                          atol=.1)
 
 
 def test_recommendations(environment, capsys, tmp_path):
     import pandas as pd
     from lesson6.collab import ratings_dls, ratings_learner, recommend
     r = np.random.default_rng(0)
-    df = pd.DataFrame({'user': r.integers(1, 30, 900), 'title': [f'Book {i}' for i in r.integers(1, 40, 900)], 'rating': r.integers(1, 6, 900)}).drop_duplicates(['user', 'title'])
+    df = (pd.DataFrame({'user': r.integers(1, 30, 900),
+                        'title': [f'Book {i}' for i in r.integers(1, 40, 900)],
+                        'rating': r.integers(1, 6, 900)}).drop_duplicates(['user', 'title']))
     learn = ratings_learner(ratings_dls(df, bs=64))
     learn.export(tmp_path/'books.pkl')
-    assert lesson6(environment, 'predict', tmp_path/'books.pkl', '--user', '7', '-n', '3', '--json') == 0
-    assert [row['title'] for row in json.loads(capsys.readouterr().out)] == recommend(learn, 7, 3).title.tolist()
-    assert lesson6(environment, 'predict', tmp_path/'books.pkl', '-n', '2', '--json') == 0  # somebody new
+    assert lesson6(environment, 'predict', tmp_path/'books.pkl', '--user', '7', '-n', '3',
+                   '--json') == 0
+    assert ([row['title'] for row in json.loads(capsys.readouterr().out)]
+            == recommend(learn, 7, 3).title.tolist())
+    # somebody new
+    assert lesson6(environment, 'predict', tmp_path/'books.pkl', '-n', '2', '--json') == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert lesson6(environment, 'predict', tmp_path/'books.pkl', '--user', '99') == 1
     assert "has not seen the user '99'" in capsys.readouterr().err
@@ -116,17 +133,26 @@ def test_recommendations(environment, capsys, tmp_path):
     assert "'dog.jpg' means nothing to it" in capsys.readouterr().err
 
 
-def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, environment, capsys, tmp_path):
+def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, environment, capsys,
+                                                          tmp_path):
     whole = next(pictures.iterdir()).read_bytes()
     (tmp_path/'half.png').write_bytes(whole[:len(whole)//2])
     (tmp_path/'none.pkl').write_text('no learner')
     torch.save({'settings': {}, 'model': {}}, tmp_path/'checkpoint.pt')
     torch.save({'weight': torch.zeros(2)}, tmp_path/'saved.pth')
     (tmp_path/'bare').mkdir()
-    for words, says in (([pets], 'name one or more of them'), ([pets, tmp_path/'nowhere.jpg'], 'nowhere.jpg is not there'), ([pets, tmp_path/'half.png'], 'half.png cannot be read'),
-                        ([tmp_path/'none.pkl'], 'none.pkl cannot be loaded'), ([tmp_path/'nothing.pkl'], 'nothing.pkl is not there'), ([pets, tmp_path/'half.png', '--user', '1'], '--user means nothing'),
-                        ([tmp_path/'checkpoint.pt'], 'holds the checkpoint of a training'), ([tmp_path/'saved.pth'], 'holds weights alone'), (['https://host/pets.pkl'], 'is an address'),
-                        ([tmp_path/'bare'], 'is a folder without learner.pkl'), ([pets, tmp_path/'bare'], 'is a folder without pictures'), ([pets, 'https://host/dog.jpg'], 'is an address'),
+    for words, says in (([pets], 'name one or more of them'),
+                        ([pets, tmp_path/'nowhere.jpg'], 'nowhere.jpg is not there'),
+                        ([pets, tmp_path/'half.png'], 'half.png cannot be read'),
+                        ([tmp_path/'none.pkl'], 'none.pkl cannot be loaded'),
+                        ([tmp_path/'nothing.pkl'], 'nothing.pkl is not there'),
+                        ([pets, tmp_path/'half.png', '--user', '1'], '--user means nothing'),
+                        ([tmp_path/'checkpoint.pt'], 'holds the checkpoint of a training'),
+                        ([tmp_path/'saved.pth'], 'holds weights alone'),
+                        (['https://host/pets.pkl'], 'is an address'),
+                        ([tmp_path/'bare'], 'is a folder without learner.pkl'),
+                        ([pets, tmp_path/'bare'], 'is a folder without pictures'),
+                        ([pets, 'https://host/dog.jpg'], 'is an address'),
                         ([pets, f'{tmp_path}/*.tif'], 'means no file')):
         assert lesson6(environment, 'predict', *words) == 1
         err = capsys.readouterr().err.strip().splitlines()

@@ -1,4 +1,5 @@
-"What the regularisation notebook cannot show: input that can't be meant, properties of the maps, data of one's own, and the curve on real ratings."
+"""What the regularisation notebook cannot show: input that can't be meant, properties of the maps,
+data of one's own, and the curve on real ratings."""
 import math
 
 import numpy as np
@@ -15,7 +16,8 @@ from lesson6.data import folders
 @pytest.mark.parametrize('wd', [-.1, float('nan')])
 def test_a_weight_decay_that_rewards_large_weights_is_refused(wd):
     with pytest.raises(ValueError, match='must be 0 or more'): reg.l2_penalty(torch.ones(2), wd)
-    with pytest.raises(ValueError, match='must be 0 or more'): reg.weight_decay_step([torch.ones(2)], .1, wd)
+    with pytest.raises(ValueError, match='must be 0 or more'):
+        reg.weight_decay_step([torch.ones(2)], .1, wd)
 
 
 @pytest.mark.parametrize('nothing', [[], nn.ReLU(), iter(())], ids=['list', 'module', 'iterator'])
@@ -23,10 +25,13 @@ def test_a_penalty_on_nothing_is_refused(nothing):
     with pytest.raises(ValueError, match='no weights to penalise'): reg.l2_penalty(nothing, .1)
 
 
-@pytest.mark.parametrize('params', [lambda m: m, lambda m: m.parameters(), lambda m: list(m.parameters())], ids=['module', 'iterator', 'list'])
+@pytest.mark.parametrize('params',
+                         [lambda m: m, lambda m: m.parameters(), lambda m: list(m.parameters())],
+                         ids=['module', 'iterator', 'list'])
 def test_a_penalty_takes_weights_in_every_form(params):
     model = nn.Linear(3, 2)
-    assert torch.isclose(reg.l2_penalty(params(model), .5), .5*sum((p**2).sum() for p in model.parameters()))
+    assert torch.isclose(reg.l2_penalty(params(model), .5),
+                         .5*sum((p**2).sum() for p in model.parameters()))
     assert reg.l2_penalty(model, 0) == 0
 
 
@@ -36,7 +41,9 @@ def test_weights_without_a_gradient_are_left_alone():
     assert torch.equal(p, torch.ones(2))
 
 
-@pytest.mark.parametrize('wds, why', [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'), ([200], 'turns the weights over'), ([float('nan')], 'must lie between')])
+@pytest.mark.parametrize('wds, why',
+                         [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'),
+                          ([200], 'turns the weights over'), ([float('nan')], 'must lie between')])
 def test_a_sweep_says_at_once_what_cannot_be_meant(wds, why):
     def make(): raise AssertionError('trained before it was checked')
     with pytest.raises(ValueError, match=why): reg.wd_sweep(make, wds)
@@ -47,7 +54,8 @@ def test_a_sweep_trains_for_the_lessons_five_epochs():
     made = []
     def make():
         rows = [(torch.ones(1), torch.ones(1))]*4
-        made.append(Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), torch.nn.Linear(1, 1), loss_func=MSELossFlat()))
+        made.append(Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'),
+                            torch.nn.Linear(1, 1), loss_func=MSELossFlat()))
         return made[-1]
     sweep = reg.wd_sweep(make, [0, .1], progress=False)
     assert sweep.wd.tolist() == [0, .1] and [len(learn.recorder.values) for learn in made] == [5, 5]
@@ -66,7 +74,8 @@ def test_points_keep_their_shape_and_come_back(shape):
 
 
 def test_a_map_that_squeezes_the_picture_is_refused():
-    with pytest.raises(ValueError, match='determinant must not be 0'): reg.affine_points(torch.zeros(1, 2), torch.tensor([[1., 0, 0], [2, 0, 0]]))
+    with pytest.raises(ValueError, match='determinant must not be 0'):
+        reg.affine_points(torch.zeros(1, 2), torch.tensor([[1., 0, 0], [2, 0, 0]]))
 
 
 @pytest.mark.parametrize('angle', [0, 30, -75, 180])
@@ -77,7 +86,8 @@ def test_a_dot_is_where_its_point_is(angle, size):
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     r = size[0]/size[1]   # turned in pixels, not in the stretched scale
     mat = torch.tensor([[c, -s*r, .05], [s/r, c, -.1]])
-    off = (reg.find_dots(reg.affine_picture(x, mat)) - reg.affine_points(p, mat))*torch.tensor([size[1]/2, size[0]/2])
+    off = ((reg.find_dots(reg.affine_picture(x, mat))
+            - reg.affine_points(p, mat))*torch.tensor([size[1]/2, size[0]/2]))
     assert off.norm(dim=-1).max() < 1
 
 
@@ -86,17 +96,23 @@ def test_the_maps_are_the_engines():
     for name in augmentation.__all__: assert getattr(reg, name) is getattr(augmentation, name)
 
 
-# Whole sections on sets such as people have: few or many ratings of any scale, heads of anybody in any layout, or only one of the two
+# Whole sections on sets such as people have: few or many ratings of any scale, heads of anybody in
+# any layout, or only one of the two
 
 def own_ratings(folder, r):
     lo, hi, step = [(1, 5, 1), (1, 10, 1), (.5, 5, .5), (-10, 10, 1)][r.integers(4)]
     n_users, n_items, n = int(r.integers(5, 80)), int(r.integers(5, 60)), int(r.integers(25, 2500))
-    pairs = sorted({(int(u), int(i)) for u, i in zip(r.integers(1, n_users+1, n), r.integers(1, n_items+1, n))})
+    pairs = sorted({(int(u), int(i))
+                    for u, i in zip(r.integers(1, n_users+1, n), r.integers(1, n_items+1, n))})
     mild, good = r.normal(size=n_users+1), r.normal(size=n_items+1)
-    rows = [(u, i, float(np.clip(step*round(((lo+hi)/2 + (hi-lo)/8*(mild[u]+good[i]+r.normal()))/step), lo, hi))) for u, i in pairs]
+    rows = [(u, i,
+             float(np.clip(step*round(((lo+hi)/2 + (hi-lo)/8*(mild[u]+good[i]+r.normal()))/step),
+                           lo, hi))) for u, i in pairs]
     folder.mkdir()
     if r.integers(2):
-        return (folder/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'reader {u},Book {i},{y:g}\n' for u, i, y in rows), encoding='utf-8')
+        return (folder/'ratings.csv').write_text('user,title,rating\n'
+                                                 + ''.join(f'reader {u},Book {i},{y:g}\n'
+                                                           for u, i, y in rows), encoding='utf-8')
     (folder/'u.data').write_text(''.join(f'{u}\t{i}\t{y:g}\t{880000000+u}\n' for u, i, y in rows))
     (folder/'u.item').write_text(''.join(f'{i}|Book {i}\n' for i in range(1, n_items+1)))
 
@@ -109,8 +125,10 @@ def face(r, w, h, x, y):
 
 
 def own_heads(folder, r):
-    sizes, ending = [(80, 60), (120, 160), (640, 480)], ['.jpg', '.png', '.PNG', '.bmp'][r.integers(4)]
-    people = [['1', '2'], ['01', '02', '13'], ['anna', 'ben'], ['d\u00e9j\u00e0', '\u592a\u90ce', 'x y'], ['only']][r.integers(5)]
+    sizes, ending = ([(80, 60), (120, 160), (640, 480)],
+                     ['.jpg', '.png', '.PNG', '.bmp'][r.integers(4)])
+    people = ([['1', '2'], ['01', '02', '13'], ['anna', 'ben'],
+               ['d\u00e9j\u00e0', '\u592a\u90ce', 'x y'], ['only']][r.integers(5)])
     table = r.integers(2)
     groups = table and r.integers(2)
     rows = ['fname,x,y' + ',group'*groups]
@@ -123,12 +141,14 @@ def own_heads(folder, r):
         rows.append(f'{name},{x:.1f},{y:.1f}' + f',{who}'*groups)
         if table: continue
         (folder/who/'rgb.cal').write_text(f'{w} 0 {w/2}\n0 {w} {h/2}\n0 0 1\n')
-        (folder/who/f'frame_{i:05}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-w/2)*1000/w} {(y-h/2)*1000/w} 1000\n')
+        (folder/who/f'frame_{i:05}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-w/2)*1000/w} '
+                                                         f'{(y-h/2)*1000/w} 1000\n')
     if table: (folder/'points.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
     return len(people) > 1 and (not table or groups)
 
 
-NEEDS_NO_DATA = {'reg-penalty-gradient', 'reg-sgd-same', 'reg-adam-differs', 'reg-points-move', 'reg-dropout-mean'}
+NEEDS_NO_DATA = {'reg-penalty-gradient', 'reg-sgd-same', 'reg-adam-differs', 'reg-points-move',
+                 'reg-dropout-mean'}
 HEADS = {'reg-augmentation', 'reg-point-forgotten'}
 
 
@@ -143,7 +163,8 @@ def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
     if 'movielens' in has: own_ratings(data/folders['movielens'], r)
     if 'biwi' in has: own_heads(data/folders['biwi'], r)
     before = sorted(data.rglob('*'))
-    nb = run_notebook(root/'nbs'/'05_regularisation.ipynb', {'LESSON6_DATA': str(data), 'OMP_NUM_THREADS': '1'}, progress=False)
+    nb = run_notebook(root/'nbs'/'05_regularisation.ipynb',
+                      {'LESSON6_DATA': str(data), 'OMP_NUM_THREADS': '1'}, progress=False)
     assert sorted(data.rglob('*')) == before, 'something was written into the data'
     found = {v.id: v for v in read_claims(nb)}
     assert set(found) == {o for o in statements if o.startswith('reg-')}
@@ -171,7 +192,8 @@ def test_on_real_ratings_the_lessons_decay_is_near_the_best(real):
 
 @pytest.mark.parametrize('moved', [(0, 4), (3, 0), (3, 4)])
 def test_drift_is_told_in_pixels_across_and_down(moved):
-    "Also in pictures with an odd number of pixels, which are no squares; from the first pixel to the last there is one step fewer than pixels."
+    """Also in pictures with an odd number of pixels, which are no squares; from the first pixel to
+    the last there is one step fewer than pixels."""
     from fastai.vision.all import TensorImage, Transform
     from lesson6.engine.augmentation import point_drift
     class Roll(Transform):
@@ -190,7 +212,8 @@ def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, c
     monkeypatch.setenv('LESSON6_DATA', str(tmp_path))
     ratings, heads = data.lesson_paths('movielens', 'biwi')
     assert ratings == tmp_path/'ml-100k' and data.is_synthetic(heads)
-    assert data.substituted == {'biwi': 'your folder holds no biwi_head_pose/'} and 'biwi_head_pose' in capsys.readouterr().out
+    assert (data.substituted == {'biwi': 'your folder holds no biwi_head_pose/'}
+            and 'biwi_head_pose' in capsys.readouterr().out)
     with pytest.raises(FileNotFoundError, match='pascal_2007'): data.lesson_paths('pascal', 'biwi')
     with pytest.raises(ValueError, match='no data set'): data.lesson_paths('movielens', 'cats')
 
@@ -201,7 +224,8 @@ def ratings_of(n=600):
     import pandas as pd
     g = np.random.default_rng(0)
     u, i = np.divmod(g.permutation(40*30)[:n], 30)
-    return pd.DataFrame({'user': u, 'title': [f'film {o}' for o in i], 'rating': g.integers(1, 6, n)})
+    return pd.DataFrame({'user': u, 'title': [f'film {o}' for o in i],
+                         'rating': g.integers(1, 6, n)})
 
 
 def rating_learner(seed, **kwargs):
@@ -217,7 +241,8 @@ def test_side_by_side_is_as_if_alone():
     together = reg.ratings_sweep(rating_learner, wds, seeds, n_epoch=3, lr=2e-2)
     assert together[['seed', 'wd']].values.tolist() == [[s, wd] for s in seeds for wd in wds]
     for seed, rows in together.groupby('seed'):
-        alone = reg.wd_sweep(lambda seed=seed: rating_learner(seed), wds, n_epoch=3, lr=2e-2, progress=False)
+        alone = reg.wd_sweep(lambda seed=seed: rating_learner(seed), wds, n_epoch=3, lr=2e-2,
+                             progress=False)
         np.testing.assert_allclose(rows.valid_loss, alone.valid_loss, rtol=1e-4)
         np.testing.assert_allclose(rows['size'], alone['size'], rtol=1e-4)
 
@@ -231,7 +256,8 @@ def test_side_by_side_tells_the_training_error_of_the_end():
     assert row.train_loss == pytest.approx((preds - y).square().mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize('wds, why', [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'), ([200], 'turns the weights over')])
+@pytest.mark.parametrize('wds, why', [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'),
+                                      ([200], 'turns the weights over')])
 def test_side_by_side_says_at_once_what_cannot_be_meant(wds, why):
     def make(seed): raise AssertionError('trained before it was checked')
     with pytest.raises(ValueError, match=why): reg.ratings_sweep(make, wds)
@@ -240,17 +266,21 @@ def test_side_by_side_says_at_once_what_cannot_be_meant(wds, why):
 def test_side_by_side_passes_a_warning_on_once():
     import warnings
     def make(seed):
-        with warnings.catch_warnings(): pass   # as libraries do: after it Python forgets what it has warned of
+        with warnings.catch_warnings():
+            pass   # as libraries do: after it Python forgets what it has warned of
         warnings.warn('some ratings are there twice', stacklevel=1)
         return rating_learner(seed)
-    with pytest.warns(UserWarning, match='there twice') as said: reg.ratings_sweep(make, [.1], [1, 2, 3], n_epoch=1)
+    with pytest.warns(UserWarning, match='there twice') as said:
+        reg.ratings_sweep(make, [.1], [1, 2, 3], n_epoch=1)
     assert len(said) == 1
 
 
 def test_side_by_side_is_for_models_with_factors_and_biases():
     from fastai.basics import DataLoaders, Learner, MSELossFlat
     rows = [(torch.ones(1), torch.ones(1))]*4
-    def make(seed): return Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), nn.Linear(1, 1), loss_func=MSELossFlat())
+    def make(seed):
+        return Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), nn.Linear(1, 1),
+                       loss_func=MSELossFlat())
     with pytest.raises(ValueError, match='this is a Linear'): reg.ratings_sweep(make, [.1])
 
 
@@ -266,15 +296,19 @@ def test_a_few_frames_keep_people_apart(groups, tmp_path):
     few = reg.FewFrames(tmp_path, n=6, n_unseen=4, size=(40, 60))
     assert len(few.seen) == 6 and len(few.unseen) == 4 and not set(few.seen) & set(few.unseen)
     assert few.people == (['p2', 'p2', 'p3', 'p3'] if groups else None)
-    if groups: assert {int(f.stem) % 4 for f in few.seen} == {0, 1} and {int(f.stem) % 4 for f in few.unseen} == {2, 3}
+    if groups:
+        assert ({int(f.stem) % 4 for f in few.seen} == {0, 1}
+                and {int(f.stem) % 4 for f in few.unseen} == {2, 3})
     f = few.seen[0]
     assert torch.allclose(few.unit(f), torch.tensor([2*(10+int(f.stem))/60 - 1, 0.]))
     assert few.picture(f).shape == (1, 3, 40, 60)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3*40*60, 2), nn.Tanh())
     from fastai.vision.data import PointBlock
     seen, unseen = reg.train_on_few_frames(few, model, PointBlock, [], epochs=1)
-    preds = [model((few.picture(f) - torch.tensor([.485, .456, .406]).view(3, 1, 1))/torch.tensor([.229, .224, .225]).view(3, 1, 1)) for f in few.unseen]
-    off = [((p.detach()[0] - few.unit(f))*torch.tensor([30., 20.])).norm().item() for p, f in zip(preds, few.unseen)]
+    preds = [model((few.picture(f) - torch.tensor([.485, .456, .406]).view(3, 1, 1))/torch.tensor(
+        [.229, .224, .225]).view(3, 1, 1)) for f in few.unseen]
+    off = [((p.detach()[0] - few.unit(f))*torch.tensor([30., 20.])).norm().item()
+           for p, f in zip(preds, few.unseen)]
     np.testing.assert_allclose(unseen, off, rtol=1e-3)
     assert len(seen) == 6
 

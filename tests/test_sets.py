@@ -1,4 +1,5 @@
-"What is in a set: the report is the same for a section and for the command, for all four kinds of data."
+"""What is in a set: the report is the same for a section and for the command, for all four kinds of
+data."""
 import re
 import sys
 
@@ -19,19 +20,28 @@ def mine(tmp_path, environment):
     def picture(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(r.integers(0, 255, (24, 32, 3), np.uint8)).save(file)
-    for i in range(16): picture(root/folders['pets']/('train', 'train', 'valid', 'test')[i%4]/('Corgi', 'Pug')[i//4%2]/f'{i}.png')
+    for i in range(16):
+        picture(root/folders['pets']/('train', 'train', 'valid',
+                                      'test')[i%4]/('Corgi', 'Pug')[i//4%2]/f'{i}.png')
     write('COCO', root/folders['pascal'], made_up(tmp_path))
     for i in range(6): picture(root/folders['biwi']/f'{i}.png')
-    (root/folders['biwi']/'points.csv').write_text('fname,x,y,group\n' + ''.join(f'{i}.png,{i+9},8,{"ab"[i%2]}\n' for i in range(5)))
+    (root/folders['biwi']/'points.csv').write_text('fname,x,y,group\n'
+                                                   + ''.join(f'{i}.png,{i+9},8,{"ab"[i%2]}\n'
+                                                             for i in range(5)))
     (root/folders['movielens']).mkdir()
-    (root/folders['movielens']/'ratings.csv').write_text('user,title,rating\n' + ''.join(f'{i%7},Book {i%11},{i%5*2}\n' for i in range(77)))
+    (root/folders['movielens']/'ratings.csv').write_text('user,title,rating\n'
+                                                         + ''.join(f'{i%7},Book {i%11},{i%5*2}\n'
+                                                                   for i in range(77)))
     environment.setenv('LESSON6_DATA', str(root))
     return root
 
 
-SAYS = {'pets': ['12 pictures, 2 breeds', 'the names of the folders', '8 to train on and 4 for validation', 'noticed: 4 pictures'],
-        'pascal': ['21 pictures, 4 labels', '15 to train on and 6 for validation', 'noticed: 3 of 24'],
-        'biwi': ['5 frames|5 pictures, 2 groups', 'points in pixels', 'the 2 pictures of b are held out', 'noticed: 1 of 6'],
+SAYS = {'pets': ['12 pictures, 2 breeds', 'the names of the folders',
+                 '8 to train on and 4 for validation', 'noticed: 4 pictures'],
+        'pascal': ['21 pictures, 4 labels', '15 to train on and 6 for validation',
+                   'noticed: 3 of 24'],
+        'biwi': ['5 frames|5 pictures, 2 groups', 'points in pixels',
+                 'the 2 pictures of b are held out', 'noticed: 1 of 6'],
         'movielens': ['77 ratings, 7 users, 11 titles', '5 values from 0 to 8', 'a random fifth']}
 
 
@@ -47,7 +57,8 @@ def test_a_section_says_what_was_found_in_five_lines(name, mine):
 def lesson6(monkeypatch, *words):
     monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
     try: return command.main() or 0
-    except SystemExit as e: return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
 
 
 def test_the_command_says_the_same(mine, environment, capsys):
@@ -64,7 +75,8 @@ def test_the_command_says_the_same(mine, environment, capsys):
     assert '5.png is no picture' in out and 'points.csv, line 2' in out and '77 ratings' in out
 
 
-@pytest.mark.parametrize('where, says', [('nowhere', 'there is no such folder'), ('.', 'it holds none of')])
+@pytest.mark.parametrize('where, says',
+                         [('nowhere', 'there is no such folder'), ('.', 'it holds none of')])
 def test_a_folder_without_a_set(where, says, tmp_path, environment, capsys):
     environment.chdir(tmp_path)
     assert lesson6(environment, 'data', '--check', where) == 1

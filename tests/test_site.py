@@ -1,7 +1,8 @@
 """The site: what stands on its pages, and how they behave in a browser.
 
-It is built once, by `make run NB=book/running` in a folder of its own, so one notebook is freshly run and the others are as they are stored.
-The browser is Chromium or Chrome; where there is none, those tests are skipped.
+It is built once, by `make run NB=book/running` in a folder of its own, so one notebook is freshly
+run and the others are as they are stored. The browser is Chromium or Chrome; where there is none,
+those tests are skipped.
 """
 import json
 import os
@@ -25,7 +26,8 @@ sections = [p for p in find_notebooks() if re.match(r'0\d_', p.name)]
 
 def checkout(folder):
     "A folder in which `make` finds what it needs, installed already."
-    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'): shutil.copy2(root/name, folder)
+    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'):
+        shutil.copy2(root/name, folder)
     (folder/'.venv').mkdir()
     (folder/'.venv'/'bin').symlink_to(Path(sys.executable).parent)
     (folder/'.venv'/'.ready').touch()
@@ -36,9 +38,11 @@ def checkout(folder):
 def made(tmp_path_factory):
     "What `make run NB=book/running` printed, and where the site is."
     folder = checkout(tmp_path_factory.mktemp('checkout'))
-    # A kernel that sees this variable lets through what the kernels it has started write while they end, which is more than a user sees.
+    # A kernel that sees this variable lets through what the kernels it has started write while they
+    # end, which is more than a user sees.
     env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
-    done = subprocess.run(['make', 'run', 'NB=book/running'], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(['make', 'run', 'NB=book/running'], cwd=folder, env=env,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
     return done.stdout, folder/'_site'
@@ -48,13 +52,15 @@ def made(tmp_path_factory):
 def pages(made):
     "Every page, read."
     files = [p for p in sorted(made[1].rglob('*.html')) if '_static' not in p.parts]
-    return {p.relative_to(made[1]).as_posix(): BeautifulSoup(p.read_text(encoding='utf-8'), 'html.parser') for p in files}
+    return {p.relative_to(made[1]).as_posix(): BeautifulSoup(p.read_text(encoding='utf-8'),
+                                                             'html.parser') for p in files}
 
 
 # What is in the notebooks
 
 def test_every_figure_has_words():
-    missing = {p.name: m for p in find_notebooks() if (m := site.figures_without_words(nbformat.read(p, as_version=4)))}
+    missing = {p.name: m for p in find_notebooks()
+               if (m := site.figures_without_words(nbformat.read(p, as_version=4)))}
     assert not missing, f'cells that draw without `#| fig-alt:`: {missing}'
 
 
@@ -66,7 +72,8 @@ def test_first_cell(path):
 
 @pytest.mark.parametrize('address', ['', 'https://git.example.org/our/lesson6'])
 def test_first_cell_does_something_only_where_the_package_is_missing(address, tmp_path):
-    "Run as IPython runs it: with the package nothing happens; without it pip is asked for a wheel that lies there, or for the repository, or a sentence says what to do."
+    """Run as IPython runs it: with the package nothing happens; without it pip is asked for a wheel
+    that lies there, or for the repository, or a sentence says what to do."""
     code = """
 import sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -77,11 +84,15 @@ result = shell.run_cell(sys.argv[2])
 print(asked, result.error_in_exec or '')
 """
     def said(how):
-        return subprocess.run([sys.executable, '-c', code, how, site.first_cell('pets', address)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+        return (subprocess.run([sys.executable, '-c', code, how, site.first_cell('pets', address)],
+                               cwd=tmp_path, capture_output=True, text=True,
+                               check=True).stdout.strip().splitlines()[-1])
     assert said('with') == '[]'
     without = said('without')
     if address: assert without == f"['install --quiet git+{address}']"
-    else: assert without.startswith('[] lesson6 is not installed here: put its wheel next to this notebook')
+    else:
+        assert without.startswith('[] lesson6 is not installed here: put its wheel next to this '
+                                  'notebook')
     (tmp_path/'lesson6-0.1.0-py3-none-any.whl').touch()
     assert said('without') == "['install --quiet lesson6-0.1.0-py3-none-any.whl']"
 
@@ -111,7 +122,8 @@ def test_pages_show_what_ran(pages):
     for name in ('book/running.html', 'data/datasets.html'):
         code = '\n'.join(c.get_text() for c in pages[name].select('div.cell_input'))
         assert 'default_exp' not in code and not re.search(r'^#\| ', code, re.M)
-    assert 'shutil.rmtree(folder)' not in pages['book/running.html'].get_text()  # the hidden cell at its end
+    # the hidden cell at its end
+    assert 'shutil.rmtree(folder)' not in pages['book/running.html'].get_text()
 
 
 @pytest.mark.ci
@@ -122,15 +134,18 @@ def test_every_exported_name_is_in_the_reference(pages):
         if not module: continue
         for name in (m := import_module(f'lesson6.{module}')).__all__:
             home = getattr(getattr(m, name), '__module__', '') if callable(getattr(m, name)) else ''
-            home = home.removeprefix('lesson6.') if home.startswith('lesson6.') else module   # a section hands on the engine's
-            assert pages[f'reference/{home}.html'].find(id=f'lesson6.{home}.{name}'), f'lesson6.{home}.{name} is not in the reference'
+            # a section hands on the engine's
+            home = home.removeprefix('lesson6.') if home.startswith('lesson6.') else module
+            assert pages[f'reference/{home}.html'].find(id=f'lesson6.{home}.{name}'), (
+                f'lesson6.{home}.{name} is not in the reference')
 
 
 @pytest.mark.ci
 def test_reference_says_types_errors_and_source(pages):
     entry = pages['reference/data.html'].find(id='lesson6.data.check_dataset').find_parent('dl')
     text = entry.get_text()
-    assert 'expected: dict = None' in text and 'FileNotFoundError' in text and 'def check_dataset(' in text
+    assert ('expected: dict = None' in text and 'FileNotFoundError' in text
+            and 'def check_dataset(' in text)
     assert entry.find('a', href=re.compile(r'data/datasets\.html#'))
 
 
@@ -139,7 +154,9 @@ def test_claims(made, pages):
     from lesson6.claims import statements
     rows = json.loads((made[1]/'claims.json').read_text())
     assert isinstance(rows, list)
-    text = ' '.join(pages['result.html'].get_text().translate({ord(curly): plain for curly, plain in zip('’‘“”', "''\"\"")}).split())
+    text = ' '.join(pages['result.html'].get_text()
+                    .translate({ord(curly): plain for curly, plain in zip('’‘“”', "''\"\"")})
+                    .split())
     for s in statements.values(): assert ' '.join(s.says.replace('`', '').split()) in text, s.id
 
 
@@ -153,16 +170,20 @@ def test_what_changed_is_gathered(pages):
 def test_no_page_asks_a_server(made, pages):
     "No script, style, font or picture comes from elsewhere. (Links may lead there.)"
     for name,page in pages.items():
-        for tag,key in (('script', 'src'), ('link', 'href'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src')):
-            for t in page.find_all(tag, attrs={key: True}): assert not re.match(r'(https?:)?//', t[key]), f'{name}: {t}'
+        for tag,key in (('script', 'src'), ('link', 'href'), ('img', 'src'), ('iframe', 'src'),
+                        ('source', 'src'), ('video', 'src')):
+            for t in page.find_all(tag, attrs={key: True}):
+                assert not re.match(r'(https?:)?//', t[key]), f'{name}: {t}'
     for css in made[1].rglob('*.css'):
-        assert not re.search(r'(@import|url\()\s*["\']?(https?:)?//', css.read_text(encoding='utf-8')), css
+        assert not re.search(r'(@import|url\()\s*["\']?(https?:)?//',
+                             css.read_text(encoding='utf-8')), css
 
 
 @pytest.mark.ci
 def test_internal_links(made, pages):
     "Each leads to a file, and its #part to something on that page."
-    ids = {n: {t['id'] for t in p.find_all(id=True)} | {t['name'] for t in p.find_all('a', attrs={'name': True})} for n,p in pages.items()}
+    ids = {n: {t['id'] for t in p.find_all(id=True)}
+           | {t['name'] for t in p.find_all('a', attrs={'name': True})} for n,p in pages.items()}
     broken = []
     for name,page in pages.items():
         for tag,key in (('a', 'href'), ('img', 'src'), ('link', 'href'), ('script', 'src')):
@@ -172,7 +193,8 @@ def test_internal_links(made, pages):
                 target = (made[1]/name).parent/unquote(link.path) if link.path else made[1]/name
                 if not target.exists(): broken.append(f'{name}: {t[key]}'); continue
                 other = os.path.relpath(target, made[1])
-                if link.fragment and other in ids and unquote(link.fragment) not in ids[other]: broken.append(f'{name}: {t[key]}')
+                if link.fragment and other in ids and unquote(link.fragment) not in ids[other]:
+                    broken.append(f'{name}: {t[key]}')
     assert not broken, broken[:20]
 
 
@@ -181,7 +203,8 @@ def test_figures_are_described(pages):
     for name,page in pages.items():
         for img in page.find_all('img'):
             alt = img.get('alt', '').strip()
-            assert alt and alt != 'A figure that has no words yet' and not alt.endswith(('.png', '.jpg', '.svg')), f'{name}: {img.get("src")}'
+            assert (alt and alt != 'A figure that has no words yet'
+                    and not alt.endswith(('.png', '.jpg', '.svg'))), f'{name}: {img.get("src")}'
 
 
 @pytest.mark.ci
@@ -193,14 +216,17 @@ def test_no_machine_path(pages):
 
 # In a browser
 
-@pytest.fixture(scope='module') # its event loop ends with it, and what comes next may run one of its own
+# its event loop ends with it, and what comes next may run one of its own
+@pytest.fixture(scope='module')
 def browser():
     from playwright.sync_api import sync_playwright
-    names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
+    names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable',
+             '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
     found = next((shutil.which(n) for n in names if shutil.which(n)), None)
     if not found: pytest.skip('there is no Chromium or Chrome here: apt-get install chromium')
     with sync_playwright() as p:
-        args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage', '--no-first-run']
+        args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
+                '--disable-component-update', '--disable-dev-shm-usage', '--no-first-run']
         chromium = p.chromium.launch(executable_path=found, args=args)
         yield chromium
         chromium.close()
@@ -210,10 +236,12 @@ def browser():
 def tab(browser):
     page = browser.new_page(viewport={'width': 1280, 'height': 900})
     page.complaints = []
-    page.on('console', lambda m: m.type in ('error', 'warning') and page.complaints.append(f'{page.url}: {m.text}'))
+    page.on('console', lambda m: m.type in ('error', 'warning')
+            and page.complaints.append(f'{page.url}: {m.text}'))
     page.on('pageerror', lambda e: page.complaints.append(f'{page.url}: {e}'))
     page.on('requestfailed', lambda r: page.complaints.append(f'{page.url}: {r.url} is missing'))
-    page.on('request', lambda r: urlsplit(r.url).scheme not in ('file', 'data', 'blob') and page.complaints.append(f'{page.url} asks for {r.url}'))
+    page.on('request', lambda r: urlsplit(r.url).scheme not in ('file', 'data', 'blob')
+            and page.complaints.append(f'{page.url} asks for {r.url}'))
     yield page
     page.close()
 
@@ -221,22 +249,28 @@ def tab(browser):
 def serious(tab, part=None, **options):
     "What axe-core finds that is serious or critical, a line each."
     from axe_playwright_python.sync_playwright import Axe
-    found = Axe().run(tab, context=part, options={'resultTypes': ['violations'], 'preload': False, **options}).response['violations']
-    return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: {v['nodes'][0]['html'][:160]}" for v in found if v['impact'] in ('serious', 'critical')]
+    found = (Axe().run(tab, context=part, options={'resultTypes': ['violations'], 'preload': False,
+                                                   **options}).response['violations'])
+    return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: "
+            f"{v['nodes'][0]['html'][:160]}" for v in found
+            if v['impact'] in ('serious', 'critical')]
 
 
 @pytest.mark.ci
 def test_every_page_in_a_browser(tab, made, pages):
-    """No complaint in the console, nothing missing, nothing asked of a server, axe-core content, no sideways scrolling on a phone.
+    """No complaint in the console, nothing missing, nothing asked of a server, axe-core content, no
+    sideways scrolling on a phone.
 
-    The thousands of coloured words of the code are one text to axe-core here, or it would take minutes; their colours are looked at on one page,
-    below. The pages of the reference are all made alike, so the contrast of their colours is measured on one of them.
-    """
+    The thousands of coloured words of the code are one text to axe-core here, or it would take
+    minutes; their colours are looked at on one page, below. The pages of the reference are all made
+    alike, so the contrast of their colours is measured on one of them.
+"""
     barriers, wide = [], []
     for name in pages:
         tab.set_viewport_size({'width': 1280, 'height': 900})
         tab.goto((made[1]/name).as_uri())
-        tab.evaluate("document.querySelectorAll('.highlight pre').forEach(p => p.textContent = p.textContent)")
+        tab.evaluate("document.querySelectorAll('.highlight pre').forEach(p => p.textContent = "
+                     "p.textContent)")
         alike = name.startswith('reference/') and name != 'reference/data.html'
         barriers += serious(tab, rules={'color-contrast': {'enabled': not alike}})
         tab.set_viewport_size({'width': 390, 'height': 844})
@@ -251,7 +285,9 @@ def test_every_page_in_a_browser(tab, made, pages):
 def test_axe_finds_what_is_wrong(tab, made):
     "The check above can fail: a picture without words and pale text are found."
     tab.goto((made[1]/'index.html').as_uri())
-    tab.evaluate("""document.querySelector('article').insertAdjacentHTML('beforeend', '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><p style="color:#eee;background:#fff">pale</p>')""")
+    tab.evaluate("""document.querySelector('article').insertAdjacentHTML('beforeend',
+        '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">' +
+        '<p style="color:#eee;background:#fff">pale</p>')""")
     assert {b.split(': ')[1].split(' ')[0] for b in serious(tab)} == {'image-alt', 'color-contrast'}
 
 
@@ -268,16 +304,20 @@ def test_code_can_be_read(tab, made, scheme):
 def test_dark_pages_can_be_read(tab, made, pages):
     tab.emulate_media(color_scheme='dark')
     barriers = []
-    for name in ['index.html', 'result.html', 'changes.html', 'twins.html', 'reference/data.html', *[f'{p.stem}.html' for p in sections]]:
+    for name in ['index.html', 'result.html', 'changes.html', 'twins.html', 'reference/data.html',
+                 *[f'{p.stem}.html' for p in sections]]:
         tab.goto((made[1]/name).as_uri())
-        for img in tab.query_selector_all('.cell_output img'): assert img.evaluate('e => getComputedStyle(e).backgroundColor') == 'rgb(255, 255, 255)'
-        tab.evaluate("document.querySelectorAll('.highlight pre').forEach(p => p.textContent = p.textContent)")
+        for img in tab.query_selector_all('.cell_output img'):
+            assert img.evaluate('e => getComputedStyle(e).backgroundColor') == 'rgb(255, 255, 255)'
+        tab.evaluate("document.querySelectorAll('.highlight pre').forEach(p => p.textContent = "
+                     "p.textContent)")
         barriers += serious(tab, runOnly=['color-contrast'])
     assert not barriers, '\n'.join(barriers)
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize('word, leads_to', [('DotProductBias', 'reference/collab.html'), ('check_dataset', 'reference/data.html')])
+@pytest.mark.parametrize('word, leads_to', [('DotProductBias', 'reference/collab.html'),
+                                            ('check_dataset', 'reference/data.html')])
 def test_search(tab, made, word, leads_to):
     "From a file, without a server."
     if not (made[1]/leads_to).exists(): pytest.skip(f'there is no {leads_to} yet')
@@ -298,7 +338,8 @@ def test_theme_button(tab, made):
     before = tab.evaluate('getComputedStyle(document.body).backgroundColor')
     seen = set()
     for _ in range(3):
-        tab.click('.theme-toggle-header' if tab.is_visible('.theme-toggle-header') else '.theme-toggle-content button')
+        tab.click('.theme-toggle-header' if tab.is_visible('.theme-toggle-header')
+                  else '.theme-toggle-content button')
         seen.add(tab.evaluate('getComputedStyle(document.body).backgroundColor'))
     assert before in seen and len(seen) == 2 and not tab.complaints
 
@@ -309,6 +350,7 @@ def test_theme_button(tab, made):
 def test_make_docs(made):
     "From the notebooks as they are stored, without what the run has left."
     done = subprocess.run(['make', 'docs'], cwd=made[1].parent, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.strip() == 'Open _site/index.html in a browser.', done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == 'Open _site/index.html in a browser.', (
+        done.stdout + done.stderr)
     stored = json.loads((made[1]/'claims.json').read_text())
     assert len(stored) >= 25 and not [v['id'] for v in stored if v['verdict'] == 'does not hold']

@@ -289,8 +289,9 @@ def chart_words(
     return f'bar chart, {title}, times as fast as what it is compared with; {"; ".join(bars)}'
 
 def speed_page(
-    results:list,  # what the JSON files of the benchmarks hold, by name:
-                   # [('ratings', {'title': ..., 'note': ..., 'machine': ..., 'rows': [...]}), ...]
+    # what the JSON files of the benchmarks hold, by name: [('ratings', {'title': ..., 'note': ...,
+    # 'machine': ..., 'rows': [...]}), ...]
+    results:list,
     charts=(),     # the names of those that have a chart in `speed/`
 ) -> str:          # Markdown
     "The page of all benchmarks"

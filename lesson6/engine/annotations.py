@@ -256,8 +256,9 @@ def _has(file, *words):
 
 def read_annotations(
     folder,  # of a set
-) -> list:   # of `Annotated`, a picture once each; FileNotFoundError or ValueError, naming the
-             # file and the place in it
+    # of `Annotated`, a picture once each; FileNotFoundError or ValueError, naming the file and the
+    # place in it
+) -> list:
     "The pictures of a set with what annotators marked in them"
     folder = Path(folder)
     found = annotations_in(folder)
@@ -280,8 +281,9 @@ def annotated_labels(
     folder,           # of a set
     label_delim=None, # what separates labels; None: spaces
     empty_ok=False,   # whether a picture may have no label
-) -> list:            # of (name of the picture below the folder, its labels as one text, its part
-                      # or None, where that is written)
+    # of (name of the picture below the folder, its labels as one text, its part or None, where that
+    # is written)
+) -> list:
     "The labels of a set, one row for each picture"
     folder, rows, torn, empty = Path(folder), [], {}, []
     for a in read_annotations(folder):

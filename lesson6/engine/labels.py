@@ -56,9 +56,7 @@ class PictureOfRow(Transform):
 def multilabel_dls(
     df:pd.DataFrame,       # columns fname, labels and is_valid, or as they are usually called
     path:Path,             # the folder that holds `train/`
-    # side of a picture in a batch, pixels; None: 64 of synthetic pictures; else the lesson's 128,
-    # without a GPU 224
-    size:int=None,
+    size:int=None,         # side of a picture, pixels; None: by data and machine, 64, 128 or 224
     # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter of those to train on
     bs:int=None,
     min_scale:float=0.35,  # least share of a picture that a training crop keeps
@@ -66,9 +64,7 @@ def multilabel_dls(
     # keep the validation batches in memory once they are made; None: if they take 256 MB at most
     keep_valid:bool=None,
     label_delim:str=None,  # what separates the labels of a picture; None: spaces
-    # of the split, where `df` has no column for it; `read_labels` adds one, and has a seed of its
-    # own
-    seed:int=42,
+    seed:int=42,           # of the split, where `df` has no column for it; `read_labels` adds one
     # ValueError or FileNotFoundError, before any training, if the table or a picture won't do
 ) -> DataLoaders:
     "Pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
@@ -146,8 +142,9 @@ def threshold_curve(
     preds:Tensor,       # probabilities, (n, labels)
     targs:Tensor,       # zeros and ones, the same shape
     thresholds=None,    # to try; default 29 from 0.05 to 0.95
-) -> tuple:             # the thresholds and the accuracy at each, two tensors;
-                        # ValueError if `preds` are not probabilities
+    # the thresholds and the accuracy at each, two tensors; ValueError if `preds` are not
+    # probabilities
+) -> tuple:
     "Accuracy over all labels at each of many thresholds"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
     if preds.shape != targs.shape:

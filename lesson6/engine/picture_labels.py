@@ -331,8 +331,7 @@ def pets_dls(
     size:int=None,         # pixels, side of what the network sees; None: what suits the network
     bs:int=None,           # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter
     valid_pct:float=None,  # share for validation; None: a fifth, of synthetic pictures two thirds
-    # of the split; it and `valid_pct` are for sets without a split of their own
-    seed:int=42,
+    seed:int=42,           # of the split, for sets that have none of their own, as `valid_pct`
     num_workers:int=None,  # processes that read pictures; None: some for large ones on a GPU
     # keep the validation batches in memory; None: if they take 256 MB at most
     keep_valid:bool=None,

@@ -77,8 +77,9 @@ def read_centre(
 # %% ../../nbs/engine/points.ipynb #2ae6082a
 def read_calibration(
     path,        # an `rgb.cal` file
-) -> np.ndarray: # (3, 3), in pixels: focal lengths [0,0] and [1,1], the middle [0,2] and [1,2];
-                 # FileNotFoundError or ValueError if it can't be read
+    # (3, 3), in pixels: focal lengths [0,0] and [1,1], the middle [0,2] and [1,2];
+    # FileNotFoundError or ValueError if it can't be read
+) -> np.ndarray:
     "The matrix of a camera, from its calibration file"
     path = Path(path)
     try: rows = _rows(path.read_text(errors='replace'))
@@ -98,8 +99,9 @@ def _kept_calibration(path:Path, changed:int): return read_calibration(path)
 
 def get_ctr(
     f,        # a frame
-) -> Tensor:  # (2,): right and down from the upper left corner of the frame, in pixels;
-              # FileNotFoundError or ValueError as its readers
+    # (2,): right and down from the upper left corner of the frame, in pixels; FileNotFoundError or
+    # ValueError as its readers
+) -> Tensor:
     "Where the centre of the head is in a frame: a pinhole camera, calibrated for its person"
     path = Path(f).parent/'rgb.cal'
     cal = _kept_calibration(path, path.stat().st_mtime_ns if path.exists() else 0)
@@ -377,19 +379,16 @@ def person_splitter(
 
 def points_dls(
     path,              # a folder, as `read_points` takes it
-    size=None,         # height and width that the model gets; None: `fit_size`, which for BIWI is
-                       # (240, 320), without a GPU (192, 256); of synthetic frames (60, 80)
+    # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320), without
+    # a GPU (192, 256); of synthetic frames (60, 80)
+    size=None,
     # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets
     # need more steps, or 16 where the body is computed only once; at most a quarter of them
     bs:int=None,
-    # who is held out for validation, as in `kept_out`; where nobody can be, a random fifth of the
-    # pictures is
-    valid_group=None,
-    # keep the pictures in memory once they are read and shrunk; None: if they need less than 1 GB
-    keep:bool=None,
+    valid_group=None,  # who is held out, as in `kept_out`; if nobody can be, a random fifth
+    keep:bool=None,    # keep pictures in memory, read and shrunk; None: if they need less than 1 GB
     seed:int=42,       # of the random fifth
-    # mirror half of the training pictures; False for a point that has a side, such as the left eye
-    do_flip:bool=True,
+    do_flip:bool=True, # mirror half of them; False for a point that has a side, such as an eye
     unit:str=None,     # of the numbers in a table, as for `read_points`
     **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
     # FileNotFoundError or ValueError, before any training, if pictures or points can't be used
@@ -398,9 +397,7 @@ def points_dls(
     path = Path(path)
     frames = read_points(path, unit)
     splitter = person_splitter(frames, valid_group, seed)
-    if not kept_out(frames, valid_group) and frames.group.notna().any():
-        warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them '
-                      'is kept out; on a person never seen the error will be larger.', stacklevel=2)
+    _warn_split(path, frames, valid_group)
     n_train = len(splitter(frames)[0])
     laptop = on_laptop(path, kwargs.get('device'))
     usual = 64 if n_train > 5000 else 16 if laptop else 8
@@ -411,8 +408,7 @@ def points_dls(
     _warn_outside(frames)
     h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (192,256) if laptop
                            else (240,320))
-    if keep is None:
-        keep = len(frames)*12*h*w < 1e9   # three colours, at twice the height and twice the width
+    if keep is None: keep = len(frames)*3*(2*h)*(2*w) < 1e9
     if keep or default_device().type != 'cuda': kwargs.setdefault('num_workers', 0)
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock),
         get_y=point_of(path, unit), splitter=splitter,
@@ -421,6 +417,11 @@ def points_dls(
     dls = block.dataloaders([path/n for n in frames.fname], bs=bs, **kwargs)
     dls.folder, dls.pixels = path, (h,w)   # what the recipe goes by
     return dls
+
+def _warn_split(path, frames, valid_group):
+    if not kept_out(frames, valid_group) and frames.group.notna().any():
+        warnings.warn(f'All frames in {path} are of {frames.group[0]}, so a random fifth of them '
+                      'is kept out; on a person never seen the error will be larger.', stacklevel=3)
 
 def _warn_outside(frames):
     outside = (frames[['x','y']] < 0).any(axis=1)

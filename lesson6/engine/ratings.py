@@ -211,8 +211,9 @@ class RatingsDataLoaders(DataLoaders):
         rows,              # a table with the columns user and title, or a list of dicts or pairs
         with_labels=None,  # whether ratings come along; None: if there is a column of them
         **kwargs,          # of fastai's `predict`; not needed here
-    ) -> RatingsDL:        # ValueError for a user or title in a list that the model hasn't seen;
-                           # in a table they count as `#na#`
+        # ValueError for a user or title in a list that the model hasn't seen; in a table they count
+        # as `#na#`
+    ) -> RatingsDL:
         "Pairs whose ratings are to be predicted"
         is_table = isinstance(rows, pd.DataFrame)
         table = pd.DataFrame(rows if is_table else list(rows))
@@ -366,22 +367,28 @@ def _random_split(n, seed, valid_pct): # the split that fastai makes with this s
                          'valid_pct.')
     return order[held:], order[:held]
 
+def _parts(ratings, train, held, scale): # a table; positions of two parts of it
+    "The two `Ratings`; who is not in the first has the number 0"
+    classes = {o: ['#na#', *sorted(ratings[o].iloc[train].unique().tolist())]
+               for o in ('user', 'title')}
+    x = np.stack([_codes(ratings[o], names) for o,names in classes.items()], 1)
+    x = torch.from_numpy(x.astype(np.int32))
+    y = torch.from_numpy(ratings['rating'].to_numpy(dtype=np.float32, copy=True))[:,None]
+    one_each = ratings.drop_duplicates('title').set_index('title')
+    genres = one_each.genres.to_dict() if 'genres' in ratings else None
+    return [Ratings(x[rows], y[rows], classes, x, scale, genres) for rows in (train, held)]
+
 def ratings_dls(
     ratings,               # what `read_ratings` reads, or gives: a folder, a file or a table
-    # ratings in a batch; None: 1,024, or fewer where that would make fewer than thirty steps an
-    # epoch (at least 64, at most a quarter of the training ratings)
-    bs:int=None,
+    bs:int=None,           # ratings in a batch; None: 64 to 1,024, for thirty steps an epoch
     seed:int=42,           # of the split; None: another one each time
     valid_pct:float=0.2,   # share that is held back for validation; 0: none
     device=None,           # where the tensors are; None: the GPU if there is one
-    # a split of one's own: a column, positions, a second table, or 'time' (the latest `valid_pct`)
-    valid=None,
+    valid=None,            # a split of one's own: a column, positions, a second table, or 'time'
     valid_idx=None,        # fastai's name for positions
     scale:tuple=None,      # the lowest and the highest rating; None: as in the ratings
-    # a number, or several, that stands for 'not rated'; its rows are left out first
-    not_rated=None,
-    # batches of x, (bs, 2), numbers of user and title, and y, (bs, 1); `y_range` fits the scale;
-    # ValueError if something is missing
+    not_rated=None,        # a number, or several, that stands for 'not rated', to leave out
+    # batches of x, (bs, 2), user and title, and y, (bs, 1); ValueError if something is missing
 ) -> RatingsDataLoaders:
     "Loaders for ratings that have every training rating exactly once an epoch"
     valid = valid_idx if valid is None else valid
@@ -404,15 +411,8 @@ def ratings_dls(
             train, held = np.searchsorted(kept, train), np.searchsorted(kept, held)
     bs, scale = batch_size(bs, len(train)), rating_scale(ratings['rating'], scale)
     say_repeated(ratings.duplicated(['user', 'title']).sum())
-    classes = {o: ['#na#', *sorted(ratings[o].iloc[train].unique().tolist())]
-               for o in ('user', 'title')}
-    x = np.stack([_codes(ratings[o], names) for o,names in classes.items()], 1)
-    x = torch.from_numpy(x.astype(np.int32))
-    y = torch.from_numpy(ratings['rating'].to_numpy(dtype=np.float32, copy=True))[:,None]
-    if valid is not None: say_unknown(x[held], 'ratings to validate on')
-    one_each = ratings.drop_duplicates('title').set_index('title')
-    genres = one_each.genres.to_dict() if 'genres' in ratings else None
-    parts = [Ratings(x[rows], y[rows], classes, x, scale, genres) for rows in (train, held)]
+    parts = _parts(ratings, train, held, scale)
+    if valid is not None: say_unknown(parts[1].x, 'ratings to validate on')
     dls = RatingsDL(parts[0], bs=bs, shuffle=True), RatingsDL(parts[1], bs=max(bs, 2**15))
     dls = RatingsDataLoaders(*dls,
                              device=torch.device(default_device() if device is None else device))

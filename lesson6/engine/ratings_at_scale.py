@@ -129,8 +129,7 @@ class SortedRatingsDL(RatingsDL):
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e022
 def parquet_dls(
-    # Parquet, columns user, title and rating; quickest if it is ordered by user
-    file:Path,
+    file:Path,            # Parquet, columns user, title and rating; quickest if ordered by user
     # ratings in a batch; None: a two-hundredth of the training set, at least 64 (or a quarter, if
     # that is fewer) and at most 131,072
     bs:int=None,
@@ -162,19 +161,23 @@ def parquet_dls(
     say_repeated(_repeated(*(codes for codes,_ in columns)))
     columns = [_known(*column, train) for column in columns]
     users, titles = (codes for codes,_ in columns)
-    if (np.diff(users) < 0).any():
-        by_user = np.argsort(users, kind='stable')
-        users, titles, y, train = (o[by_user] for o in (users, titles, y, train))
-    x, ratings = np.empty((len(y), 2), np.int32), np.empty((len(y), 1), np.float32)
-    for rows,which in ((slice(n), train), (slice(n, None), ~train)):
-        x[rows,0], x[rows,1], ratings[rows,0] = users[which], titles[which], y[which]
-    x, y = torch.from_numpy(x), torch.from_numpy(ratings)
+    x, y = _tensors(users, titles, y, train)
     if valid is not None: say_unknown(x[n:], 'ratings to validate on')
     classes = dict(zip(('user', 'title'), (names for _,names in columns), strict=True))
     parts = [Ratings(x[rows], y[rows], classes, x, scale) for rows in (slice(n), slice(n, None))]
     dls = SortedRatingsDL(parts[0], bs=bs, shuffle=True), SortedRatingsDL(parts[1], bs=bs)
     return RatingsDataLoaders(*dls,
                               device=torch.device(default_device() if device is None else device))
+
+def _tensors(users, titles, y, train): # numbers; ratings; who is in the training set; (n,)
+    "Pairs, (n, 2), and ratings, (n, 1): first those to train on, both parts ordered by user"
+    if (np.diff(users) < 0).any():
+        by_user = np.argsort(users, kind='stable')
+        users, titles, y, train = (o[by_user] for o in (users, titles, y, train))
+    x, ratings, n = np.empty((len(y), 2), np.int32), np.empty((len(y), 1), np.float32), train.sum()
+    for rows,which in ((slice(n), train), (slice(n, None), ~train)):
+        x[rows,0], x[rows,1], ratings[rows,0] = users[which], titles[which], y[which]
+    return torch.from_numpy(x), torch.from_numpy(ratings)
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #358ddaa6
 def _both(column, more, file): # two columns; the file of the second

@@ -52,8 +52,9 @@ _readers = {'pets': _pets, 'pascal': _pascal, 'biwi': _biwi, 'movielens': _movie
 def read_set(
     name:str,  # one of `lesson6.data.folders`
     path,      # the folder of the set
-) -> tuple:    # its counts, {'pictures': 7390, ...}; lines on what was found, left out and noticed;
-               # pictures that were not opened yet; FileNotFoundError or ValueError, by the reader
+    # its counts, {'pictures': 7390, ...}; lines on what was found, left out and noticed; pictures
+    # that were not opened yet; FileNotFoundError or ValueError, by the reader
+) -> tuple:
     "What is in a set, by the reader of its section"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')

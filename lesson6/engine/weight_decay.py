@@ -130,7 +130,7 @@ def ratings_sweep(
 ):
     "Trains a rating model with several weight decays and seeds side by side, as `fit_one_cycle`"
     import pandas as pd
-    wds, learns, batches, rows = _check_sweep(wds, lr), [], [], []
+    wds, learns, batches = _check_sweep(wds, lr), [], []
     with warnings.catch_warnings(record=True) as said:
         for seed in seeds:
             learns.append(learn := make(seed))
@@ -142,23 +142,24 @@ def ratings_sweep(
     try: model = SideBySide([o.model for o in learns], len(wds)).to(learn.dls.device)
     except AttributeError:
         raise ValueError('ratings_sweep trains models like DotProductBias, and this is a '
-                         f'{type(learn.model).__name__}; '
-                                            'wd_sweep takes any learner.') from None
+                         f'{type(learn.model).__name__}; wd_sweep takes any learner.') from None
     rates, momenta = combined_cos(0.25, lr/25, lr, lr/1e5), combined_cos(0.25, *learn.moms)
-    opt, decays = learn.opt_func(list(model.parameters()), lr=lr,
-                                 wd=0), torch.tensor(wds).to(model.users)
+    opt = learn.opt_func(list(model.parameters()), lr=lr, wd=0)
+    decays = torch.tensor(wds).to(model.users)
     for i,together in enumerate(zip(*batches, strict=True)):
         done = i/len(batches[0])
         opt.set_hypers(lr=rates(done), mom=momenta(done))
         x = torch.cat([o[0]+start.to(o[0].device)
                        for o,start in zip(together, model.starts, strict=True)])
         model.step(opt, x, torch.cat([o[1] for o in together]), 1 - rates(done)*decays)
-    for s,(seed,learn) in enumerate(zip(seeds, learns, strict=True)):
-        with torch.no_grad():
-            train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square()
-                                       for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
-        for i,wd in enumerate(wds):
-            size = model.weights(s, i).square().mean().sqrt().item()
-            rows.append({'seed': seed, 'wd': wd, 'train_loss': train[i].item(),
-                         'valid_loss': valid[i].item(), 'size': size})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for s,(seed,learn) in enumerate(zip(seeds, learns, strict=True))
+                         for row in _measured(model, s, seed, learn, wds)])
+
+def _measured(model, s, seed, learn, wds): # a row for each weight decay of the seed in place `s`
+    with torch.no_grad():
+        train, valid = (torch.cat([(model(x+model.starts[s].to(x.device)) - y).square()
+                                   for x,y in dl]).mean(dim=0) for dl in learn.dls.loaders)
+    for i,wd in enumerate(wds):
+        size = model.weights(s, i).square().mean().sqrt().item()
+        yield {'seed': seed, 'wd': wd, 'train_loss': train[i].item(),
+               'valid_loss': valid[i].item(), 'size': size}

@@ -315,28 +315,8 @@ class Easel:
         if 0 in shape: return
         mid = Q[0][0]
         hair = self.fringe(X,Y,(float(mid[0]),float(mid[1])),strands,fur) if fur else None
-        cover = np.zeros(shape,np.float32)
-        total = np.full(shape,1e-9,np.float32)
-        depth = np.zeros(shape,np.float32)
-        n = [np.zeros(shape,np.float32) for _ in range(3)]
-        for c,A,r in Q:
-            cx,cy,cz = map(float,c)
-            a,bb,cc,d,e,f = (float(A[i]) for i in ((0,0),(0,1),(0,2),(1,1),(1,2),(2,2)))
-            reach = max(r)*m
-            J = slice(*map(int,np.searchsorted(X[0],(cx-reach,cx+reach))))
-            I = slice(*map(int,np.searchsorted(Y[:,0],(cy-reach,cy+reach))))
-            dx,dy = X[:,J]-cx,Y[I]-cy
-            b = cc*dx+e*dy
-            s = (b*b-f*((a*dx)*dx+(2*bb*dx+d*dy)*dy-1))/f      # 1 in the middle, 0 on the outline
-            z = (np.sqrt(np.maximum(s,0)*f)-b)/f
-            if fur: s = s+hair[I,J]
-            al = np.clip(s*(self.R*min(r[:2])*.5)+.5,0,1)
-            w = np.exp(melt*(z+cz))*al
-            n[0][I,J] += w*(a*dx+bb*dy+cc*z)
-            n[1][I,J] += w*(bb*dx+d*dy+e*z)
-            n[2][I,J] += w*(cc*dx+e*dy+f*z)
-            depth[I,J] += w*(z+cz); total[I,J] += w; np.maximum(cover[I,J],al,out=cover[I,J])
-        depth /= total; nl = np.sqrt(n[0]*n[0]+n[1]*n[1]+n[2]*n[2])+1e-6
+        cover,depth,n = self.blend(Q,X,Y,hair,m,melt)
+        nl = np.sqrt(n[0]*n[0]+n[1]*n[1]+n[2]*n[2])+1e-6
         lit = (n[0]*self.light[0]+n[1]*self.light[1]+n[2]*self.light[2])/nl
         # hollows are darker: how far a point lies behind its neighbourhood
         h,w = shape; step = max(1,int(self.R*.16)); sw,sh = max(1,w//step),max(1,h//step)
@@ -354,6 +334,32 @@ class Easel:
         bright, fine, shine = bright[...,None]*self.lamp, fine[...,None], shine[...,None]
         colour = colour*bright + fine*(.35+colour*(.65/255)) + shine
         self.lay(win,cover,colour)
+
+    def blend(self, Q, X, Y, hair, m, melt):
+        "How far ellipsoids cover the pixels, how deep they lie there, and whereto they face"
+        shape = Y.shape[0],X.shape[1]
+        cover = np.zeros(shape,np.float32)
+        total = np.full(shape,1e-9,np.float32)
+        depth = np.zeros(shape,np.float32)
+        n = [np.zeros(shape,np.float32) for _ in range(3)]
+        for c,A,r in Q:
+            cx,cy,cz = map(float,c)
+            a,bb,cc,d,e,f = (float(A[i]) for i in ((0,0),(0,1),(0,2),(1,1),(1,2),(2,2)))
+            reach = max(r)*m
+            J = slice(*map(int,np.searchsorted(X[0],(cx-reach,cx+reach))))
+            I = slice(*map(int,np.searchsorted(Y[:,0],(cy-reach,cy+reach))))
+            dx,dy = X[:,J]-cx,Y[I]-cy
+            b = cc*dx+e*dy
+            s = (b*b-f*((a*dx)*dx+(2*bb*dx+d*dy)*dy-1))/f      # 1 in the middle, 0 on the outline
+            z = (np.sqrt(np.maximum(s,0)*f)-b)/f
+            if hair is not None: s = s+hair[I,J]
+            al = np.clip(s*(self.R*min(r[:2])*.5)+.5,0,1)
+            w = np.exp(melt*(z+cz))*al
+            n[0][I,J] += w*(a*dx+bb*dy+cc*z)
+            n[1][I,J] += w*(bb*dx+d*dy+e*z)
+            n[2][I,J] += w*(cc*dx+e*dy+f*z)
+            depth[I,J] += w*(z+cz); total[I,J] += w; np.maximum(cover[I,J],al,out=cover[I,J])
+        return cover,depth/total,n
 
 def _to_segment(X, Y, a, b):
     "Squared distance to the segment from `a` to `b`"
