@@ -256,12 +256,7 @@ def compare(
     from scipy import stats
     a, b = items = _sides(first, second, over, paired)
     kept = dict(names=tuple(names), unit=unit)
-    # several trainings on each side: the difference must be there over items and over seeds
-    if a.ndim == 2:
-        both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, each=each,
-                        trainings=False, **kept),
-                compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
-        return max(both, key=lambda o: (o.verdict == EVEN, o.p))
+    if a.ndim == 2: return _over_seeds(a, b, factor, over, groups=groups, each=each, **kept)
     binary = factor == 1 and groups is None and over != 'seeds'
     binary = binary and np.isin(np.concatenate([a, b]), (0, 1)).all()
     a, b, n, pairing = _pairs(a, b, over, groups, each, paired)
@@ -281,6 +276,13 @@ def compare(
         if plain.verdict == EVEN: return plain
     return Compared(float(a.mean()), float(factor*b.mean()), float(apart), float(error), float(p),
                     n, pairing, needed, verdict, factor=factor, **kept)
+
+def _over_seeds(a, b, factor, over, groups, each, **kept): # several trainings on each side
+    "The weaker of two comparisons: a difference must be there over items and over seeds"
+    both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, each=each,
+                    trainings=False, **kept),
+            compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
+    return max(both, key=lambda o: (o.verdict == EVEN, o.p))
 
 def _together(*compared, also=True): # what becomes of a statement that makes several comparisons
     "`FAILS` if one fails, else `EVEN` if one is even, else `HOLDS` if `also`, else `FAILS`"

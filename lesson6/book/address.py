@@ -68,16 +68,18 @@ def set_address(
                              'address: clone -->` and `<!-- end -->`.')
     for file in sorted((root/'nbs').glob('0[1-9]_*.ipynb')):
         texts[file] = file.read_text(encoding='utf-8')
-        nb = json.loads(texts[file])
-        cell = next(c for c in nb['cells'] if c['cell_type'] == 'code')
-        if 'import lesson6' not in ''.join(cell['source']):
-            raise ValueError(f'{file}: its first code cell is not the one that installs the '
-                             'package.')
-        cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
-        new[file] = json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
+        new[file] = _section(file, texts[file], url)
     changed = [f for f in texts if new[f] != texts[f]]
     for f in changed: write_whole(f, new[f])
     return changed
+
+def _section(file, text, url): # its text with the first cell that this address asks for
+    nb = json.loads(text)
+    cell = next(c for c in nb['cells'] if c['cell_type'] == 'code')
+    if 'import lesson6' not in ''.join(cell['source']):
+        raise ValueError(f'{file}: its first code cell is not the one that installs the package.')
+    cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
+    return json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
 
 # the text with what matches replaced, or with the new put before `before`
 def _line(text, pattern, new, before):

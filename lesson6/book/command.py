@@ -64,50 +64,17 @@ def _choose_data(data:str): # sets LESSON6_DATA for this process and the kernels
 def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
     # by a process forked from the kernels' server, which has imported what the reference describes
     from lesson6.book.kernels import Forked, ServerDied, can_fork
+    sys.stdout.flush() # what is printed so far would be printed by both
     if not can_build(): return plain_pages(work, out)
     try: built = warm and can_fork and Forked(build_site, out, work).start().wait() == 0
     except ServerDied: built = False
     return out/'index.html' if built else build_site(out, work)
 
-# %% ../../nbs/book/command.ipynb #86a015c7
-def run(
-    # Notebooks to run, such as collab, 04_collab or engine/pictures; none: all of them
-    *notebooks:str,
-    data:str='',         # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
-    out:str='_site',     # Folder for the pages; the executed notebooks go into _run beside it
-    timeout:int=0,       # Seconds that one cell may take; 0: no limit
-    save:bool=False,     # Write the outputs back into the notebooks
-    keep:str='',         # File that keeps what was claimed, such as docs/runs/real.json
-    # Notebooks that run at the same time; 0: as many as the machine has room for
-    at_once:int=0,
-    cold:bool=False,     # Let each kernel import the libraries itself
-):
-    "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
-    _need_book()
+def _run(jobs, names, n, warm, save, work, times): # jobs and names of their notebooks
+    "The executed notebooks by their paths, each kept in `work` as it ends; and why one failed"
     import nbformat
     from tqdm import tqdm
-    from lesson6.claims import read_claims
-    from lesson6.data import profile
-    if at_once < 0:
-        raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, '
-                       'or 0.')
-    try: paths = list(dict.fromkeys(find_notebooks(notebooks)))
-    except FileNotFoundError as e: raise CliError(str(e)) from None
-    _choose_data(data)
-    out, began, failed, ran = Path(out), time.time(), None, {}
-    work = out.resolve().parent/'_run'
-    names = {path: path.relative_to(notebooks_path()).with_suffix('').as_posix() for path in paths}
-    n = at_once or notebooks_at_once(len(paths))
-    threads = ({} if n == 1 or 'OMP_NUM_THREADS' in os.environ
-               else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))})
-    jobs = [(path, threads, timeout or None, f'{i}/{len(paths)} {names[path]}')
-            for i,path in enumerate(long_ones_first(paths), 1)]
-    warm = not cold and len(jobs) > 2
-    synthetic = profile.drawn
-    times = Times([names[job[0]] for job in jobs], n, expected_seconds() if synthetic else {})
-    if synthetic:
-        print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about '
-              f'{minutes(times.left())} on this machine.', flush=True)
+    failed, ran = None, {}
     for path,nb,why in run_together(jobs, n, warm, times):
         failed = failed or why
         write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
@@ -117,13 +84,52 @@ def run(
             plain_page(nb, work/f'{names[path]}.html')
             tqdm.write(f'{" "*6}{os.path.relpath(work/names[path])}.html can be read.',
                        file=sys.stdout)
+    return ran, failed
+
+def _jobs(paths, names, n, timeout): # as `run_together` takes them, `n` at the same time
+    alone = n == 1 or 'OMP_NUM_THREADS' in os.environ
+    threads = {} if alone else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
+    return [(path, threads, timeout or None, f'{i}/{len(paths)} {names[path]}')
+            for i,path in enumerate(long_ones_first(paths), 1)]
+
+# %% ../../nbs/book/command.ipynb #86a015c7
+def run(
+    *notebooks:str,      # Notebooks, such as collab or engine/pictures; none: all of them
+    data:str='',         # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
+    out:str='_site',     # Folder for the pages; the executed notebooks go into _run beside it
+    timeout:int=0,       # Seconds that one cell may take; 0: no limit
+    save:bool=False,     # Write the outputs back into the notebooks
+    keep:str='',         # File that keeps what was claimed, such as docs/runs/real.json
+    at_once:int=0,       # Notebooks that run at the same time; 0: as many as there is room for
+    cold:bool=False,     # Let each kernel import the libraries itself
+):
+    "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
+    _need_book()
+    from lesson6.claims import read_claims
+    from lesson6.data import profile
+    if at_once < 0:
+        raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, '
+                       'or 0.')
+    try: paths = list(dict.fromkeys(find_notebooks(notebooks)))
+    except FileNotFoundError as e: raise CliError(str(e)) from None
+    _choose_data(data)
+    out, began = Path(out), time.time()
+    work = out.resolve().parent/'_run'
+    names = {path: path.relative_to(notebooks_path()).with_suffix('').as_posix() for path in paths}
+    n = at_once or notebooks_at_once(len(paths))
+    jobs, synthetic = _jobs(paths, names, n, timeout), profile.drawn
+    warm = not cold and len(jobs) > 2
+    times = Times([names[job[0]] for job in jobs], n, expected_seconds() if synthetic else {})
+    if synthetic:
+        print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about '
+              f'{minutes(times.left())} on this machine.', flush=True)
+    ran, failed = _run(jobs, names, n, warm, save, work, times)
     if rows := [v for path in paths if path in ran for v in read_claims(ran[path])]:
         print(); print_claims(rows)
     if synthetic and not failed: keep_times(times.took)
     if keep and not failed: keep_run(Path(keep), ran.values())
     if failed: print(f'\n{failed}\n')
     ended = f'{len(ran)} notebook{"s"*(len(ran)!=1)}, {time.time()-began:.0f} s.'
-    sys.stdout.flush()
     page = _pages(out, work, warm)
     print(f'\n{ended} Open {os.path.relpath(page)} in a browser.')
     if failed: raise CliError(str(failed).split('\n')[0])

@@ -118,6 +118,59 @@ def _until_complete(coroutine):
     except RuntimeError: return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
 
+class _Execution: # of a notebook in a kernel of its own; it can be stopped from any thread
+    def __init__(self, nb, path, timeout, warm, bar):
+        from nbclient import NotebookClient
+        from lesson6.book.kernels import kernel_manager
+        self.nb, self.path, self.bar, self.cells = nb, path, bar, _code(nb)
+        self.last, self.stopped, self.loop, self.task = None, False, None, None
+        self.client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout,
+                                     resources={'metadata': {'path': str(path.parent)}},
+                                     extra_arguments=['--log-level=ERROR'],
+                                     on_cell_execute=self._begins, on_cell_executed=self._ended)
+        self.client.owns_km = True
+
+    def _begins(self, cell, cell_index): self.last = cell
+    def _ended(self, cell, cell_index, execute_reply): self.bar.update()
+
+    def stop(self):
+        if self.stopped: return
+        self.stopped, self.client.shutdown_kernel = True, 'immediate'
+        if self.task: self.loop.call_soon_threadsafe(self.task.cancel)
+
+    async def run(self, env):
+        import asyncio, signal
+        from lesson6.book.kernels import environment
+        env = {k: v for k,v in {**environment(), **env}.items() if k != 'MPLBACKEND'}
+        env['LESSON6_PROGRESS'] = 'off' # the exercises in it are not the user's
+        self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.stopped: self.task.cancel()
+        try:
+            for s in signal.SIGINT, signal.SIGTERM: self.loop.add_signal_handler(s, self.stop)
+        except (NotImplementedError, RuntimeError, ValueError):
+            pass # on Windows, or in a thread: whoever started it calls `stop`
+        try: await self.client.async_execute(env=env)
+        except asyncio.CancelledError:
+            # nbclient leaves a kernel that has not answered yet
+            if self.client.km: await self.client.km.shutdown_kernel(now=True)
+            raise
+
+    def where(self):
+        at = next((i for i,c in enumerate(self.cells, 1) if c is self.last), 1)
+        return f'{self.path.name}, code cell {at} of {len(self.cells)}'
+
+    def failure(self, e): # what ended it; the error to raise
+        from nbclient.exceptions import CellExecutionError, DeadKernelError
+        why = (f'{e.ename}: {e.evalue}' if isinstance(e, CellExecutionError)
+               else 'an end of the kernel: the machine may have run out of memory'
+               if isinstance(e, DeadKernelError) else str(e).strip())
+        cell = self.last or self.cells[0]
+        failed = CellFailed(f'{self.where()} failed with {why}\n\n{cell.source}')
+        failed.nb = self.nb
+        return failed
+
+def _code(nb): return [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
+
 def run_notebook(
     path:Path,          # the notebook
     env:dict=None,      # environment variables for the kernel
@@ -132,70 +185,28 @@ def run_notebook(
     # `Stopped` on Ctrl-C
 ):
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
-    import asyncio, signal
+    from asyncio import CancelledError
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
-    from lesson6.book.kernels import environment, kernel_manager
     nb = nbformat.read(path, as_version=4)
-    cells = [c for c in nb.cells if c.cell_type == 'code' and c.source.strip()]
-    number = {c.id: i for i,c in enumerate(cells, 1)}
-    began, title = time.time(), f'{title or path.stem:<24}'
-    bar = tqdm(total=len(cells), desc=title, unit='cell',
-               disable=not (progress and sys.stdout.isatty()), file=sys.stdout, position=line,
-               leave=False,
+    began, title, ends = time.time(), f'{title or path.stem:<24}', 'failed'
+    bar = tqdm(total=len(_code(nb)), desc=title, unit='cell', file=sys.stdout, position=line,
+               disable=not (progress and sys.stdout.isatty()), leave=False,
                bar_format='{desc} {bar:24} {n_fmt}/{total_fmt} cells, {elapsed}')
-    last, stopped, loop, task = [], False, None, None
-    def stop():
-        nonlocal stopped
-        if stopped: return
-        stopped, client.shutdown_kernel = True, 'immediate'
-        if task: loop.call_soon_threadsafe(task.cancel)
-    async def execute():
-        nonlocal loop, task
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        if stopped: task.cancel()
-        try:
-            for s in signal.SIGINT, signal.SIGTERM: loop.add_signal_handler(s, stop)
-        except (NotImplementedError, RuntimeError, ValueError):
-            pass  # on Windows, or in a thread: whoever started it calls `stop`
-        try: await client.async_execute(env=kernel_env)
-        except asyncio.CancelledError:
-            if client.km:
-                # nbclient leaves a kernel that has not answered yet
-                await client.km.shutdown_kernel(now=True)
-            raise
-    def start(cell, cell_index): last[:] = [cell]
-    def done(cell, cell_index, execute_reply): bar.update()
-    def where():
-        return f'{path.name}, code cell {number.get(last[0].id, 1) if last else 1} of {len(cells)}'
-    client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout,
-                            resources={'metadata': {'path': str(path.parent)}},
-                            extra_arguments=['--log-level=ERROR'], on_cell_execute=start,
-                            on_cell_executed=done)
-    client.owns_km = True
-    kernel_env = {k:v for k,v in {**environment(), **(env or {})}.items() if k != 'MPLBACKEND'}
-    kernel_env['LESSON6_PROGRESS'] = 'off' # the exercises in it are not the user's
-    ends = 'failed'
-    _running.add(stop)
+    it = _Execution(nb, path, timeout, warm, bar)
+    _running.add(it.stop)
     try:
-        _until_complete(execute())
-        ends = f'{len(cells)} cells'
-    except (KeyboardInterrupt, asyncio.CancelledError, CellExecutionError, CellTimeoutError,
+        _until_complete(it.run(env or {}))
+        ends = f'{len(it.cells)} cells'
+    except (KeyboardInterrupt, CancelledError, CellExecutionError, CellTimeoutError,
             DeadKernelError, RuntimeError) as e:
-        if stopped or isinstance(e, (KeyboardInterrupt, asyncio.CancelledError)):
-            ends = 'stopped'
-            raise Stopped(f'Stopped in {where()}.') from None
-        cell = last[0] if last else cells[0]
-        why = (f'{e.ename}: {e.evalue}' if isinstance(e, CellExecutionError)
-               else 'an end of the kernel: the machine may have run out of memory'
-               if isinstance(e, DeadKernelError) else str(e).strip())
-        failed = CellFailed(f'{where()} failed with {why}\n\n{cell.source}')
-        failed.nb = nb
-        raise failed from None
+        if not it.stopped and not isinstance(e, (KeyboardInterrupt, CancelledError)):
+            raise it.failure(e) from None
+        ends = 'stopped'
+        raise Stopped(f'Stopped in {it.where()}.') from None
     finally:
-        _running.discard(stop)
+        _running.discard(it.stop)
         describe_figures(nb)
         bar.close()
         if progress: tqdm.write(f'{title} {ends}, {time.time()-began:.0f} s', file=sys.stdout)
@@ -374,6 +385,21 @@ def notebooks_at_once(
     return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31,
                       1 if shutil.which('nvidia-smi') else 4))
 
+def _as_they_end(futures, show, stop_all): # {future: path}; what to call meanwhile, and at the end
+    from concurrent.futures import FIRST_COMPLETED, wait
+    pending, ending = set(futures), False
+    while pending:
+        done, pending = wait(pending, 1, FIRST_COMPLETED)
+        show()
+        for f in sorted(done, key=list(futures).index):
+            if isinstance(f.exception(), Stopped): continue # because another one failed
+            try: yield futures[f], f.result(), None
+            except CellFailed as e:
+                ending = True
+                yield futures[f], e.nb, e
+        if ending: stop_all() # also the one that began while the first failed
+        pending = {f for f in pending if not f.cancelled()} # which `wait` would wait for
+
 def run_together(
     jobs:list, # of (path, env, timeout, title), as `run_notebook` takes them
     n:int,     # how many run at the same time
@@ -384,7 +410,7 @@ def run_together(
     "Runs several notebooks, `n` at a time; when one fails, no other begins"
     import queue, signal
     from tqdm import tqdm
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor, wait
     lines, pool = queue.SimpleQueue(), ThreadPoolExecutor(n)
     for i in range(n): lines.put(i)
     times = times or Times([job[0] for job in jobs], n, {})
@@ -399,29 +425,15 @@ def run_together(
         times.begins(names[path])
         try: return run_notebook(path, env, timeout, title=title, line=line, warm=warm)
         except CellFailed: stop_all(); raise
-        finally:
-            times.ends(names[path])
-            lines.put(line)
+        finally: times.ends(names[path]); lines.put(line)
     def interrupt(*_): raise KeyboardInterrupt
-    before, ending = signal.signal(signal.SIGTERM, interrupt), False
+    before = signal.signal(signal.SIGTERM, interrupt)
     futures = {pool.submit(one, *job): job[0] for job in jobs}
-    pending = set(futures)
-    try:
-        while pending:
-            done, pending = wait(pending, 1, FIRST_COMPLETED)
-            bar.set_description_str(str(times))
-            for f in sorted(done, key=list(futures).index):
-                if isinstance(f.exception(), Stopped): continue # because another one failed
-                try: yield futures[f], f.result(), None
-                except CellFailed as e:
-                    ending = True
-                    yield futures[f], e.nb, e
-            if ending: stop_all() # also the one that began while the first failed
-            pending = {f for f in pending if not f.cancelled()} # which `wait` would wait for
+    try: yield from _as_they_end(futures, lambda: bar.set_description_str(str(times)), stop_all)
     except KeyboardInterrupt:
-        while pending:
+        while pending := {f for f in futures if not f.done()}:
             stop_all()
-            pending = {f for f in wait(pending, 1).not_done if not f.cancelled()}
+            wait(pending, 1)
         raise Stopped(' '.join(str(f.exception()) for f in futures if not f.cancelled()
                                and isinstance(f.exception(), Stopped))) from None
     finally:

@@ -99,6 +99,15 @@ class Parallel(Callback):
     def after_fit(self): self.learn.model = self.learn.model.module
 
 # %% ../../nbs/book/train.ipynb #2a57208e
+def _check_wishes(epochs, bs, lr, world): # ValueError for what can't be meant
+    if epochs is not None and epochs < 1:
+        raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
+    if bs is not None and bs < 2*world:
+        raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least '
+                         f'{2*world}.')
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f'--lr {lr}: a learning rate is a number above 0.')
+
 def train_section(
     section:str,        # one of `sections`
     epochs:int=None,    # how many; None, here and below: what the section takes
@@ -112,17 +121,10 @@ def train_section(
     *_, fit = recipe(section)
     section = section_name(section)
     ratings = section in ('collab', 'regularisation')
-    if epochs is not None and epochs < 1:
-        raise ValueError(f'--epochs {epochs}: at least one epoch is needed.')
-    if bs is not None and bs < 2*world:
-        raise ValueError(f'--bs {bs}: {world} process{"es"*(world>1)} need a batch of at least '
-                         f'{2*world}.')
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f'--lr {lr}: a learning rate is a number above 0.')
+    _check_wishes(epochs, bs, lr, world)
     if world > 1 and not ratings and not torch.cuda.is_available():
         raise ValueError(f'{section} on {world} processes needs a GPU for each; without GPUs, '
-                         'several processes train '
-                         'collab and regularisation only.')
+                         'several processes train collab and regularisation only.')
     folder = Path(out)/section
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -133,8 +135,7 @@ def train_section(
     with redirect_stdout(None if rank else sys.stdout): # one of them speaks for all
         learn = section_learner(section, bs, seed)
         settings = {'section': section, 'epochs': epochs, 'bs': bs, 'lr': lr, 'seed': seed,
-                    'data': profile.data,
-                    'learns': _learns(learn)}
+                    'data': profile.data, 'learns': _learns(learn)}
         keep = Checkpoint(folder/'checkpoint.pt', settings, rank == 0)
         learn.add_cb(keep)
         if rank: learn.remove_cb(ProgressCallback)
