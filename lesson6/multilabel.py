@@ -26,7 +26,7 @@ _all_ = [best_and_worst, best_threshold, choose_on_half, empty_skies, fit_multil
 
 # %% ../nbs/02_multi_label.ipynb #4f47f634
 def one_hot_encode(labels:list, vocab:list) -> Tensor:
-    "A vector of zeros, with a one for each label; ValueError if `vocab` lacks one"
+    "A vector of zeros, with a one for each label; ValueError if one isn't in `vocab`"
     for l in labels:
         if l not in vocab:
             raise ValueError(f'{l!r} is not in the vocabulary: {", ".join(vocab)}.')
@@ -40,7 +40,7 @@ def decode_one_hot(encoded:Tensor, vocab:list) -> list:
 
 # %% ../nbs/02_multi_label.ipynb #f0992d65
 def binary_cross_entropy(inputs:Tensor, targets:Tensor) -> Tensor:
-    "The mean over all labels, from activations and zeros and ones of the same shape"
+    "The mean over all labels, from activations and targets (0 or 1) of the same shape"
     x, y = inputs.as_subclass(Tensor), targets.as_subclass(Tensor).to(inputs.dtype)
     if x.shape != y.shape: raise ValueError(
         f'Activations {tuple(x.shape)} and targets {tuple(y.shape)} do not match.')

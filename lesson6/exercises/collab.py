@@ -17,9 +17,9 @@ from .trainings import check_equal, decays, errors, learners
 # %% ../../nbs/exercises/collab.ipynb #c2b24ea3
 @exercise('collab-1', 'a line', '''
     `user1 = (0.9, 0.8, -0.6)`. Larger numbers give a film a larger score with
-    everybody whom it suits, so compare films of the same length: the squares of their three
-    numbers add up to 1. Which film of this length does this user like **most**? Hand in its
-    three numbers.''',
+    everybody whom it suits, so compare films whose vectors have the same length: the
+    squares of the three numbers add up to 1. Which film of this kind does this user like
+    **most**? Hand in its three numbers.''',
     hint='''The score is a dot product, the product of two lengths and the cosine of the angle
     between the two vectors. The lengths are given. When is the cosine as large as it can be?''',
     solution='''
@@ -259,9 +259,9 @@ def _titles(got):
 
 # %% ../../nbs/exercises/collab.ipynb #3d5b1425
 @exercise('collab-7', 'an experiment of two minutes', '''
-    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by the same recipe:
-    the same `DataLoaders`, epochs and rate, and a weight decay of 0.1 (`wd=0.1`). Hand in a
-    pair `(learners, errors)` of dicts: from number of factors to learner, and from
+    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by one recipe:
+    the same `DataLoaders`, epochs and rate for all three, and a weight decay of 0.1
+    (`wd=0.1`). Hand in a pair `(learners, errors)` of dicts: from number of factors to learner, and from
     number of factors to its mean squared error on the validation ratings. In the synthetic
     ratings two factors were planted; can you see that?''',
     hint='''A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner.

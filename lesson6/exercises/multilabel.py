@@ -81,8 +81,8 @@ def _(answer):
 # %% ../../nbs/exercises/multilabel.ipynb #eea61f43
 @exercise('multi-3', 'a function', '''
     Write `names_over(probs, vocab, thresh)`: for one picture, the names of the labels whose
-    probability is at least `thresh` (equal counts, too), the most probable first. It returns
-    a list, which is empty when no probability is high enough.''',
+    probability is at least `thresh` (a probability equal to it counts), the most probable
+    first. It returns a list, which is empty when no probability is high enough.''',
     hint='''`probs.argsort(descending=True)` gives the positions in order. Walk through them
     and keep those that reach the threshold.''',
     solution='''
@@ -201,7 +201,7 @@ def _f1(preds, targs, t): # probabilities; zeros and ones; a threshold
 @exercise('multi-6', 'a function', '''
     Accuracy flatters where most labels are absent. **F1** looks only at "yes": twice the
     number of labels named rightly, divided by the number of labels named plus the number of
-    labels there are. Write `best_f1_threshold(preds, targs)`, which returns the threshold
+    labels truly there. Write `best_f1_threshold(preds, targs)`, which returns the threshold
     with the highest F1 (all labels taken together; `preds` are probabilities). Try thresholds
     from 0.01 to 0.99.''',
     hint='''Try thresholds from 0.01 to 0.99, as the lesson does for the accuracy, and take
@@ -237,7 +237,7 @@ def _(answer):
 
 # %% ../../nbs/exercises/multilabel.ipynb #3be7cc9d
 @exercise('multi-7', 'a function', '''
-    A threshold looks better than it is on the pictures on which it was chosen. Write
+    On the pictures on which it was chosen, a threshold looks better than it is. Write
     `honest_accuracy(preds, targs)`: it chooses the threshold with the highest accuracy on the
     first half of the rows, and returns `(thresh, accuracy on the first half, accuracy on the
     second half)`.''',

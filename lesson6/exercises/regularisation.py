@@ -176,7 +176,8 @@ def _(answer):
     Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a
     full training *would* have, one for each epoch. Early stopping ends the training as soon
     as the loss has not fallen below its lowest value so far for `patience` epochs in a row.
-    Return the number of epochs that are run. If that never happens, all epochs are run.''',
+    Return the number of epochs that are run. If the training is never ended early, that is all
+    of them.''',
     hint='''Walk through the losses and keep two numbers: the lowest so far, and how many
     epochs ago that was.''',
     solution='''
@@ -211,7 +212,7 @@ def _(answer):
 # %% ../../nbs/exercises/regularisation.ipynb #70cf5274
 @exercise('reg-7', 'a function', '''
     Write `dropout(x, p, training)` without `F.dropout`. While training, each number of `x`
-    becomes 0 with probability `p`, whatever becomes of the others. Those that are left are
+    becomes 0 with probability `p`, independently of the others. Those that are left are
     scaled so that the mean stays the same on average. If not training, it returns `x` as it
     is.''',
     hint='''`torch.rand_like(x)` is below `p` with probability `p`, for each number anew. If a
