@@ -166,7 +166,7 @@ class Compared:
                  for name,x in zip(self.names, (self.first, self.second/self.factor))]
         what = ('difference' if self.factor == 1
                 else f'the first number minus {self.factor:g} times the second:')
-        least = (f'; we tell them apart from {self.needed:.1f} standard errors on'
+        least = (f'; a difference counts from {self.needed:.1f} standard errors on'
                  if self.verdict == EVEN else '')
         return (f'{", ".join(sides)}; {what} {apart(self.difference)}, standard error '
                 f'{apart(self.standard_error)}, '
@@ -432,7 +432,7 @@ def _(by_hand, acts, targets): # the loss by hand; activations; zeros and ones
     losses = [(float(by_hand(a, targets)), float(nn.BCEWithLogitsLoss()(a, y)))
               for a in (acts, 300*acts.sign(), -300*(2*y-1))]
     off = max(abs(a-b)/max(1, abs(b)) for a,b in losses)
-    return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of 300, all '
+    return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of ±300, all '
                         f'wrong, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
 
 # %% ../nbs/claims.ipynb #8b617db0
@@ -485,7 +485,7 @@ def _(preds, targs, thresh): # probabilities; zeros and ones; the threshold
 
 # %% ../nbs/claims.ipynb #d2c29af1
 @statement('pose-projection', "`get_ctr` projects the head's centre into the picture",
-           lesson='(384.6370, 259.4787) for its first frame')
+           lesson='in 2019: (428.5814, 263.9104)')
 def _(point, published):
     off = max(abs(float(a)-b) for a,b in zip(point, published))
     return (off < 1e-3, f'({point[0]:.4f}, {point[1]:.4f}), published as ({published[0]:.4f}, '
@@ -541,7 +541,7 @@ def _(error, constant): # pixels off in each frame of the person
                              factor=.25, over='frames', trainings=False))
 
 @statement('pose-head', "After the same training, a head that reads two maps cell by cell is "
-                        "nearer than the lesson's, which pools one", of='biwi')
+                        "nearer to the true points than the lesson's, which pools one", of='biwi')
 def _(cells, pooled): # pixels off in each frame
     return _together(compare(cells, pooled, ('cell by cell', 'pooled'), unit='pixels',
                              over='frames'))
@@ -555,7 +555,8 @@ def _(user, fits, opposite): # factors, (3,) each
     a,b = float((user*fits).sum()), float((user*opposite).sum())
     return abs(a-2.142) < 5e-4 and abs(b+1.611) < 5e-4, f'{a:.3f} and {b:.3f}'
 
-@statement('collab-one-hot', 'A product with a one-hot vector is an index: that is an embedding')
+@statement('collab-one-hot', 'A product with a one-hot vector is a look-up, and that is an '
+                             'embedding')
 # factors, (n, k); one-hot rows, (m, n); the rows that they stand for, (m,)
 def _(matrix, one_hots, index):
     off = float((one_hots@matrix - matrix[index]).abs().max())
@@ -568,13 +569,13 @@ def _(drawn, held): # how often one epoch draws each pair of user and film; how 
     return right == len(held), f'{right:,} of {len(held):,} as often as they are there'
 
 # %% ../nbs/claims.ipynb #5f36b24e
-@statement('collab-replacement', 'Drawn with replacement, as fastai does since 2024, the same '
+@statement('collab-replacement', 'Drawn with replacement, as fastai has done since 2024, the same '
                                  'recipe learns less', of='movielens')
 def _(once, replaced): # errors with every rating once an epoch, and drawn with replacement
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
 
-@statement('collab-range', 'A dot product learns more if its predictions stay in the range of the '
-                           'ratings', of='movielens', lesson='validation MSE 0.884 -> 0.878')
+@statement('collab-range', 'A dot product learns more if its predictions stay in a range around '
+                           'the scale of the ratings', of='movielens', lesson='validation MSE 0.884 -> 0.878')
 def _(dot, in_range): # errors
     return _together(compare(in_range, dot, ('MSE in a range', 'without'), **_ratings))
 
@@ -619,7 +620,8 @@ def _(fast, decayed): # errors with batches of 1,024, and with the lesson's
     return _together(compare(fast, decayed, ('MSE', 'in batches of 64'), **_ratings))
 
 # %% ../nbs/claims.ipynb #e4341f03
-@statement('collab-own-embedding', 'Our own embedding, a parameter and an index, is `Embedding`')
+@statement('collab-own-embedding', 'Our own embedding, a parameter that we index, gives the same '
+                                   'as `Embedding`')
 def _(model, own, x, y): # two models with the same weights; a batch
     results = []
     for m in model, own:
