@@ -6,6 +6,7 @@ if __name__ == '__main__':
                             category=FutureWarning)
 
 from lesson6.book.train import * # noqa: F403
+from lesson6.book.options import run_command
 from lesson6.book.train import main
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_command(main)
