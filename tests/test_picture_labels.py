@@ -353,8 +353,8 @@ def plausible(seed, folder):
     """A small set of made-up kind; returns what each picture shows, by its path, and which are held
     back"""
     r = random.Random(seed)
-    classes = r.sample(['pug', 'Corgi', 'great_pyrenees', 'chat perché', '柴犬', 'no.5', 'Bär', 'a-b',
-                        '12', 'кот'], r.randint(2, 5))
+    classes = r.sample(['pug', 'Corgi', 'great_pyrenees', 'chat perché', '柴犬', 'no.5', 'Bär',
+                        'a-b', '12', 'кот'], r.randint(2, 5))
     ending, layout, split = (r.choice(['.jpg', '.jpeg', '.JPG', '.png', '.webp', '.bmp']),
                              r.choice(['name', 'folder', 'csv', 'jsonl']), r.random() < .4)
     where, sep, coding = (r.choice(['', 'images/']), r.choice([',', ';', '\t']),
