@@ -307,8 +307,9 @@ def replacements(gpu):
            'set_rng_state': set_state,
            'device_count': lambda: 1, 'empty_cache': lambda: None}
     if gpu.kind == 'mps':
-        yield from ((torch.backends.mps, name, lambda: True)
-                    for name in ('is_available', 'is_built'))
+        yield from ((torch.backends.mps, name, lambda *_: True)
+                    for name in ('is_available', 'is_built', 'is_macos_or_newer')
+                    if hasattr(torch.backends.mps, name))
         yield from ((torch.mps, name, value) for name, value in own.items())
     else:
         own |= {'is_available': lambda: True, 'current_device': lambda: 0,

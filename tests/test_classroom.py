@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -20,6 +21,8 @@ from lesson6.book.confined import unprotected
 from lesson6.book.running import sections
 from lesson6.exercises import check, exercises, forget_progress, hint, judge, progress, solution
 from lesson6.exercises.record import progress_file
+
+with_nbgrader = pytest.mark.skipif(not find_spec('nbgrader'), reason='this takes the extra `class`')
 
 tools = Path(sys.executable).parent
 APPS = '''
@@ -99,6 +102,7 @@ def test_no_solution_is_in_the_students_copies(course):
             and not list((course/'release').rglob('*.db')))
 
 
+@with_nbgrader
 def test_a_course_keeps_what_a_teacher_has_changed(tmp_path, capsys):
     main(str(tmp_path))
     assert len(capsys.readouterr().out.splitlines()) == 6
@@ -119,6 +123,7 @@ def test_solutions_are_not_shown_in_a_class_copy(capsys, monkeypatch):
     assert exercises['pets-1'].hint in capsys.readouterr().out and judge('reg-2', 693)
 
 
+@with_nbgrader
 def test_what_cannot_be_marked_is_said(tmp_path):
     from lesson6.book.options import CliError
     with pytest.raises(CliError, match='is no course: write one'): main(str(tmp_path), grade=True)

@@ -18,6 +18,7 @@ from lesson6.book.figures import charts, figure_file, figure_places, kinds
 from lesson6.book.running import notebooks_path
 from lesson6.engine.figures import figure_type, most_bytes
 
+pytest.importorskip('altair', reason='the figures of the site take the extra `book`')
 where = {'learning_rate': '01_pet_breeds', 'confusion': '01_pet_breeds',
          'threshold': '02_multi_label', 'camera': '03_head_pose', 'map': '04_collab',
          'weight_decay': '05_regularisation'}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The five sections and the quick tests of the core with other versions, in an environment of its own:
+# The five sections and the quick tests with other versions, without the extras, in an environment of its own:
 #   bash tests/hosts/try.sh lowest                      the lowest that settings.ini allows
 #   bash tests/hosts/try.sh colab-2026-08 python3.13    those of a list in this folder, of which none may be replaced
 # Needs uv. The environment is kept in _hosts/ for the next time.
@@ -28,5 +28,5 @@ for section in nbs/0*.ipynb; do
   "$env/bin/jupyter" nbconvert --log-level WARN --to notebook --execute --output-dir "$env/run" "$section"
   echo "$section ran to its end"
 done
-# The others are about the book, whose extra isn't installed here.
-"$env/bin/pytest" -p no:cacheprovider -m "not ci and not slow" $(grep -LE 'lesson6\.book|nbformat|altair|build_site' tests/test_*.py)
+# Those that take an extra are skipped.
+"$env/bin/pytest" -p no:cacheprovider -m "not ci and not slow" tests
