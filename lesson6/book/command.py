@@ -363,7 +363,6 @@ def main():
                             category=FutureWarning)
     # a sentence, without the line of code that says it
     warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
-    # fastcore spells every option with two dashes
     words = sys.argv[1:]
     if not words or words[0] not in commands:
         print('usage: lesson6 COMMAND, where COMMAND is one of')
