@@ -10,7 +10,8 @@ import re
 import sys
 import unicodedata
 import warnings
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,16 @@ fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database
 
 table = []
 
-def mistake(section, what, says):
-    def f(do): table.append((section, what, do, says)); return do
-    return f
-
 def mistakes(section, *rows):
     for what, do, says in rows: table.append((section, what, do, says))
+
+def calls(module, name, *args, **kw):
+    "What calls a function of lesson6; what is a function among the arguments gets the folder first"
+    def f(p):
+        def made(o): return o(p) if callable(o) else o
+        function = getattr(import_module(f'lesson6.{module}'), name)
+        return function(*map(made, args), **{k: made(o) for k,o in kw.items()})
+    return f
 
 
 # Pets
@@ -54,14 +59,15 @@ def pets(p, *names):
 
 def cut(path, keep=.5): path.write_bytes(path.read_bytes()[:int(keep*path.stat().st_size)])
 
-def pets_dls(p, **kw):
-    from lesson6.pets import pets_dls as f
-    return f(p, presize=32, size=32, **{'bs': 4, **kw})
+def pets_dls(p, **kw): return calls('pets', 'pets_dls', p, 32, 32, **{'bs': 4, **kw})(p)
 
-def breed(name):
+breed = partial(calls, 'pets', 'breed')
+
+def weights(write=lambda file: None):
+    from torchvision.models import resnet18
     def f(p):
-        from lesson6.pets import breed as f
-        f(name)
+        write(p/'weights.pth')
+        calls('pets', 'pets_learner', pets_dls(pets(p)), lambda _: resnet18, p/'weights.pth')(p)
     return f
 
 mistakes('pets',
@@ -87,33 +93,17 @@ mistakes('pets',
     ('there is one breed only', lambda p: pets_dls(pets(p, *[f'pug_{i}.jpg' for i in range(8)])),
      'holds one breed only, pug'),
     ('fewer pictures than a batch', lambda p: pets_dls(pets(p), bs=64), 'fewer than a batch of 64'),
+    ('saved weights that are not there', weights(), 'weights.pth is not there'),
+    ('saved weights that are something else', weights(lambda f: f.write_bytes(b'no weights')),
+     'weights.pth holds no weights that can be read'),
+    ('saved weights of another network',
+     weights(lambda f: torch.save({'0.weight': torch.zeros(3)}, f)),
+     "doesn't fit resnet18 with 2 breeds"),
+    ('activations and targets that do not belong together',
+     calls('pets', 'cross_entropy', torch.zeros(4, 3), torch.zeros(5, dtype=torch.long)),
+     'it got (4, 3) and (5,)'),
 )
 
-@mistake('pets', 'saved weights that are not there', 'nowhere.pth is not there')
-def _(p):
-    from lesson6.pets import pets_learner
-    from torchvision.models import resnet18
-    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'nowhere.pth')
-
-@mistake('pets', 'saved weights that are something else',
-         'weights.pth holds no weights that can be read')
-def _(p):
-    from lesson6.pets import pets_learner
-    from torchvision.models import resnet18
-    (p/'weights.pth').write_bytes(b'not weights at all')
-    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'weights.pth')
-
-@mistake('pets', 'saved weights of another network', "doesn't fit resnet18 with 2 breeds")
-def _(p):
-    from lesson6.pets import pets_learner
-    from torchvision.models import resnet18
-    torch.save({'0.weight': torch.zeros(3)}, p/'weights.pth')
-    pets_learner(pets_dls(pets(p)), resnet18, saved=p/'weights.pth')
-
-@mistake('pets', 'activations and targets that do not belong together', 'it got (4, 3) and (5,)')
-def _(p):
-    from lesson6.pets import cross_entropy
-    cross_entropy(torch.zeros(4, 3), torch.zeros(5, dtype=torch.long))
 
 
 # Several labels
@@ -126,10 +116,12 @@ def pascal(p, rows, n=8, columns='fname,labels,is_valid'):
 good_rows = ''.join(f'{i:06d}.jpg,car person,{i > 5}\n' for i in range(8))
 
 def labels(rows, vocab=None, **kw):
-    def f(p):
-        from lesson6.multilabel import read_labels
-        read_labels(pascal(p, rows, **kw), vocab)
-    return f
+    return calls('multilabel', 'read_labels', lambda p: pascal(p, rows, **kw), vocab)
+
+def written(cell): return labels(good_rows.replace('car person', cell, 1)) # in the first row
+
+def multilabel_dls(p, **kw):
+    return calls('multilabel', 'multilabel_dls', calls('multilabel', 'read_labels', p), p, **kw)(p)
 
 def own_table(*args, **columns):
     def f(p):
@@ -142,8 +134,7 @@ def own_table(*args, **columns):
     return f
 
 mistakes('multilabel',
-    ('no train.csv', lambda p: labels(good_rows)(p) or (p/'train.csv').unlink()
-     or __import__('lesson6.multilabel', fromlist='x').read_labels(p), 'train.csv is missing'),
+    ('no train.csv', calls('multilabel', 'read_labels', Path), 'train.csv is missing'),
     ('train.csv is empty', labels(b''), 'train.csv'),
     ('train.csv has a head and no rows', labels(''), 'train.csv'),
     ('train.csv is a web page', labels(b'<!doctype html>\n<p>Log in, please</p>\n'), 'train.csv'),
@@ -161,21 +152,14 @@ mistakes('multilabel',
      labels(good_rows.replace('000003.jpg,car person,False', '000003.jpg')), '000003.jpg'),
     ('an unknown label', labels(good_rows.replace('car', 'cra', 1), vocab=['car', 'person']),
      "'cra'"),
-    ('labels with commas', labels(good_rows.replace('car person', '"car,person"', 1)),
-     "'car,person'"),
-    ('labels with commas and spaces', labels(good_rows.replace('car person', '"car, person"', 1)),
-     "label_delim=','"),
-    ('labels with bars', labels(good_rows.replace('car person', 'car|person', 1)),
-     "label_delim='|'"),
-    ('labels with semicolons', labels(good_rows.replace('car person', 'car;person', 1)),
-     "label_delim=';'"),
-    ('a list written as text',
-     labels(good_rows.replace('car person', '"[\'car\', \'person\']"', 1)),
+    ('labels with commas', written('"car,person"'), "'car,person'"),
+    ('labels with commas and spaces', written('"car, person"'), "label_delim=','"),
+    ('labels with bars', written('car|person'), "label_delim='|'"),
+    ('labels with semicolons', written('car;person'), "label_delim=';'"),
+    ('a list written as text', written('"[\'car\', \'person\']"'),
      'line 2 has a list written as text'),
-    ('one cell in quotes', labels(good_rows.replace('car person', '"car person"', 1)),
-     "'car person' in quotes"),
-    ('a number for a label', labels(good_rows.replace('car person', '7', 1)),
-     "line 2 has the label '7', a number"),
+    ('one cell in quotes', written('"car person"'), "'car person' in quotes"),
+    ('a number for a label', written('7'), "line 2 has the label '7', a number"),
     ('a row without a file name', labels(good_rows + ',car,True\n'), 'line 10 names no picture'),
     ('a table of my own without labels', own_table(labels=None),
      'The table has no column for the labels'),
@@ -184,7 +168,7 @@ mistakes('multilabel',
     ('a table of my own with a picture that is not there',
      own_table(fname=[f'{i}.jpg' for i in range(8)]), "row 0: there is no picture '0.jpg'"),
     ('a table of my own with a split that is none', own_table(is_valid=['later']*8), "'later'"),
-    ('no label', labels(good_rows.replace('car person', '', 1)), 'line 2 has no label'),
+    ('no label', written(''), 'line 2 has no label'),
     ('is_valid is yes or no', labels(good_rows.replace('True', 'yes').replace('False', 'no')),
      'is_valid'),
     ('is_valid is missing in a row', labels(good_rows.replace('False', '', 1)), 'is_valid'),
@@ -197,33 +181,22 @@ mistakes('multilabel',
      'line 10: 000003.jpg is there a second time'),
     ('a file name that leads elsewhere', labels(good_rows + '../train.csv,car,True\n'),
      '../train.csv'),
+    ('one picture is cut off',
+     lambda p: (cut(pascal(p, good_rows)/'train'/'000003.jpg', .7), multilabel_dls(p, size=16)),
+     '000003.jpg cannot be read to its end'),
+    ('fewer pictures than a batch', lambda p: multilabel_dls(pascal(p, good_rows), bs=64),
+     'fewer than a batch of 64'),
+    ('a label that the vocabulary lacks',
+     calls('multilabel', 'one_hot_encode', ['unicorn'], ['car', 'dog']),
+     "'unicorn' is not in the vocabulary"),
+    ('activations instead of probabilities',
+     calls('multilabel', 'best_threshold', torch.tensor([[3., -2.]]), torch.tensor([[1., 0.]])),
+     'not probabilities between 0 and 1'),
+    ('activations and targets of different shapes',
+     calls('multilabel', 'binary_cross_entropy', torch.zeros(2, 3), torch.zeros(3, 2)),
+     'do not match'),
 )
 
-@mistake('multilabel', 'one picture is cut off', '000003.jpg cannot be read to its end')
-def _(p):
-    from lesson6.multilabel import multilabel_dls, read_labels
-    cut(pascal(p, good_rows)/'train'/'000003.jpg', .7)
-    multilabel_dls(read_labels(p), p, size=16, bs=2)
-
-@mistake('multilabel', 'fewer pictures than a batch', 'fewer than a batch of 64')
-def _(p):
-    from lesson6.multilabel import multilabel_dls, read_labels
-    multilabel_dls(read_labels(pascal(p, good_rows)), p, bs=64)
-
-@mistake('multilabel', 'a label that the vocabulary lacks', "'unicorn' is not in the vocabulary")
-def _(p):
-    from lesson6.multilabel import one_hot_encode
-    one_hot_encode(['unicorn'], ['car', 'dog'])
-
-@mistake('multilabel', 'activations instead of probabilities', 'not probabilities between 0 and 1')
-def _(p):
-    from lesson6.multilabel import best_threshold
-    best_threshold(torch.tensor([[3., -2.]]), torch.tensor([[1., 0.]]))
-
-@mistake('multilabel', 'activations and targets of different shapes', 'do not match')
-def _(p):
-    from lesson6.multilabel import binary_cross_entropy
-    binary_cross_entropy(torch.zeros(2, 3), torch.zeros(3, 2))
 
 
 # Head pose
@@ -239,15 +212,10 @@ def frame(p, pose=pose_text, cal=cal_text, person='01', n=3):
             (p/person/name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return f
 
-def centre(**kw):
-    def f(p):
-        from lesson6.head_pose import get_ctr
-        get_ctr(frame(p, **kw))
-    return f
+def centre(**kw): return calls('head_pose', 'get_ctr', lambda p: frame(p, **kw))
 
 def biwi_dls(p, **kw):
-    from lesson6.head_pose import biwi_dls as f
-    return f(p, size=(60, 80), **{'bs': 2, **kw})
+    return calls('head_pose', 'biwi_dls', p, size=(60, 80), **{'bs': 2, **kw})(p)
 
 def people(p, n=2, frames=3):
     for i in range(1, n+1):
@@ -272,8 +240,8 @@ mistakes('head_pose',
      'rgb.cal does not begin with a 3×3 camera matrix'),
     ('a calibration with words', centre(cal=cal_text.replace('320', 'middle')),
      'rgb.cal does not begin with a 3×3 camera matrix'),
-    ('a file that is no frame', lambda p: __import__('lesson6.head_pose', fromlist='x')
-     .img2pose(p/'01'/'frame_00003_depth.bin'), 'is not named like a frame'),
+    ('a file that is no frame', calls('head_pose', 'img2pose', '01/frame_00003_depth.bin'),
+     'is not named like a frame'),
     ('a folder without frames', lambda p: biwi_dls(p), 'holds no frames'),
     ('no such folder', lambda p: biwi_dls(p/'nowhere'), 'nowhere holds no frames'),
     ('nobody has this number', lambda p: biwi_dls(people(p), valid_person='13'),
@@ -283,13 +251,11 @@ mistakes('head_pose',
     ('one pose of many is missing',
      lambda p: ((people(p)/'02'/'frame_00001_pose.txt').unlink(), biwi_dls(p, valid_person='01')),
      'frame_00001_pose.txt is missing'),
+    ('more predictions than targets',
+     calls('head_pose', 'pixel_error', torch.zeros(3, 2), torch.zeros(2, 2), (480, 640)),
+     'There are 3 predicted points but 2 true ones'),
 )
 
-@mistake('head_pose', 'more predictions than targets',
-         'There are 3 predicted points but 2 true ones')
-def _(p):
-    from lesson6.head_pose import pixel_error
-    pixel_error(torch.zeros(3, 2), torch.zeros(2, 2), (480, 640))
 
 
 # Ratings
@@ -316,17 +282,13 @@ def learner(p):
     return Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 3),
                    loss_func=MSELossFlat())
 
-def collab(name, *args, **kw):
-    def f(p):
-        import lesson6.collab as m
-        getattr(m, name)(learner(p), *args, **kw)
-    return f
+def collab(name, *args, **kw): return calls('collab', name, learner, *args, **kw)
+def dls_of(**kw): return calls('collab', 'ratings_dls', ratings(), **kw)
 
-def dls_of(**kw):
-    def f(p):
-        from lesson6.collab import ratings_dls
-        ratings_dls(ratings()(p), **kw)
-    return f
+def without_biases(p):
+    learn = learner(p)
+    learn.model = calls('collab', 'DotProduct', 5, 6, 3)(p)
+    return learn
 
 mistakes('collab',
     ('u.data is missing', ratings(data=None), 'u.data is missing'),
@@ -356,28 +318,18 @@ mistakes('collab',
      "has not seen the title 'Flim 3'; the nearest it knows are"),
     ('an unknown user', collab('recommend', 77), 'has not seen the user 77'),
     ('no recommendation', collab('recommend', 1, n=0), 'n is 0'),
+    ('biases of a model that has none', calls('collab', 'extreme_items', without_biases),
+     'DotProduct has no biases of titles'),
+    ('a column is missing',
+     calls('collab', 'ratings_dls', lambda p: ratings()(p).drop(columns='rating')),
+     'no column for the rating'),
 )
 
-@mistake('collab', 'biases of a model that has none', 'DotProduct has no biases of titles')
-def _(p):
-    from lesson6.collab import DotProduct, extreme_items
-    learn = learner(p)
-    learn.model = DotProduct(5, 6, 3)
-    extreme_items(learn)
-
-@mistake('collab', 'a column is missing', 'no column for the rating')
-def _(p):
-    from lesson6.collab import ratings_dls
-    ratings_dls(ratings()(p).drop(columns='rating'))
 
 
 # Regularisation, and training from the shell
 
-def regularisation(name, *args, **kw):
-    def f(p):
-        import lesson6.regularisation as m
-        getattr(m, name)(*args, **kw)
-    return f
+regularisation = partial(calls, 'regularisation')
 
 mistakes('regularisation',
     ('a negative weight decay', regularisation('l2_penalty', torch.ones(3), -0.1), 'wd is -0.1'),
@@ -394,10 +346,7 @@ mistakes('regularisation',
 )
 
 def train(*args, **kw):
-    def f(p):
-        from lesson6.train import train_section
-        train_section(*args, out=p/'runs', **kw)
-    return f
+    return calls('train', 'train_section', *args, out=lambda p: p/'runs', **kw)
 
 mistakes('train',
     ('an unknown section', train('cats'),
@@ -426,21 +375,14 @@ def command(*words):
         raise ValueError(f'exit {code}')
     return f
 
-def data(name, **env):
+def among(do, **env): # environment variables
     def f(p):
-        from lesson6.data import lesson_path
         with pytest.MonkeyPatch.context() as m:
             for k, v in env.items(): m.setenv(k, v.format(p=p))
-            lesson_path(name)
+            do(p)
     return f
 
-def arch(name):
-    def f(p):
-        from lesson6.engine.networks import lesson_arch
-        with pytest.MonkeyPatch.context() as m:
-            m.setenv('LESSON6_ARCH', name)
-            lesson_arch('resnet34')
-    return f
+def data(name, **env): return among(calls('data', 'lesson_path', name), **env)
 
 mistakes('data',
     ('a data set that there is not', data('cats'),
@@ -449,7 +391,8 @@ mistakes('data',
      "'mni', which is neither mini, nor full, nor a folder"),
     ('LESSON6_DATA is a folder without the set', data('pets', LESSON6_DATA='{p}'),
      'holds no folder oxford-iiit-pet/'),
-    ('LESSON6_ARCH is misspelt', arch('resnet35'), "no network named 'resnet35'"),
+    ('LESSON6_ARCH is misspelt', among(calls('engine.networks', 'lesson_arch', 'resnet34'),
+                                       LESSON6_ARCH='resnet35'), "no network named 'resnet35'"),
     ('LESSON6_CACHE is a file',
      lambda p: ((p/'file').write_text(''), data('pets', LESSON6_CACHE='{p}/file')(p)),
      'set LESSON6_CACHE to a folder that can be written'),
@@ -490,10 +433,9 @@ mistakes('pets',
 
 def points(table, n=8):
     def f(p):
-        from lesson6.head_pose import points_dls
         for i in range(n): picture(p/f'{i}.jpg')
         (p/'points.csv').write_text(table, encoding='utf-8')
-        points_dls(p, (32, 32))
+        calls('head_pose', 'points_dls', p, (32, 32))(p)
     return f
 
 def rows_of_points(*odd, head='fname,x,y'):
@@ -553,8 +495,8 @@ mistakes('collab',
      own_ratings(rows_of_ratings(extra='False'), valid='is_valid'), 'nothing to validate on'),
     ('a split that leaves nothing to train on',
      own_ratings(rows_of_ratings(extra='True'), valid='is_valid'), 'nothing to train on'),
-    ('a folder without ratings', lambda p: __import__('lesson6.collab', fromlist='x')
-     .read_ratings(p), 'u.data is missing, and so are ratings.dat'),
+    ('a folder without ratings', calls('collab', 'read_ratings', Path),
+     'u.data is missing, and so are ratings.dat'),
     ('a scale that the ratings leave', own_ratings(rows_of_ratings(), scale=(1, 3)),
      'must be a number from 1 to 3'),
 )
