@@ -48,7 +48,7 @@ def nbs(tmp_path, environment):
 
 def lesson6(monkeypatch, *words):
     "What the shell's `lesson6 WORDS` gives: its exit code."
-    monkeypatch.setattr(sys, 'argv', ['lesson6', *words])
+    monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
     try: return command.main() or 0
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)

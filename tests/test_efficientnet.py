@@ -5,19 +5,15 @@ import subprocess
 import sys
 import warnings
 from importlib.resources import files
-from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
                         category=FutureWarning)
-from fastai.vision.all import (ImageDataLoaders, Normalize, error_rate, imagenet_stats,
-                               vision_learner)
-from torch import nn
+from fastai.vision.all import imagenet_stats, vision_learner
+from test_network import dls  # noqa: F401
 
 from lesson6.engine import networks
 from lesson6.engine.networks import (efficientnet_lite0, efficientnet_lite2, imagenet_weights,
@@ -175,47 +171,9 @@ def test_import_is_quick_and_changes_nothing():
     assert not done.returncode and float(done.stdout) < 1, done.stderr
 
 
-# As fastai sees them
+# As fastai sees them; the rest is in test_network.py
 
-def first_letter(name): return name[0]
-
-
-@pytest.fixture
-def dls(tmp_path):
-    rng = np.random.default_rng(0)
-    for i in range(24):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-            tmp_path/f'{"ab"[i%2]}_{i}.png')
-    return ImageDataLoaders.from_name_func(tmp_path, sorted(tmp_path.glob('*.png')), first_letter,
-                                           bs=8, num_workers=0)
-
-
-@both
-def test_cut_split_freeze(arch, dls):
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        learn = vision_learner(dls, arch, metrics=error_rate)
-    norm = next(f for f in dls.after_batch.fs if isinstance(f, Normalize))
-    assert torch.allclose(norm.mean.flatten().cpu(), torch.tensor(imagenet_stats[0]))
-    body, whole = learn.model[0].state_dict().values(), imagenet_weights(arch.__name__)
-    assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b)
-                                             for a, b in zip(body, whole.values()))
-    groups = learn.opt.param_lists
-    assert len(groups) == 3 and all(len(g) > 4 for g in groups)
-    assert (len({id(p) for g in groups for p in g}) == sum(map(len, groups))
-            == len(list(learn.model.parameters())))
-    convs = [m.weight for m in learn.model[0].modules() if isinstance(m, nn.Conv2d)]
-    before = [w.detach().clone() for w in convs]
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 1e-2)
-        assert all(torch.equal(a, b) for a, b in zip(before, convs))
-        learn.unfreeze()
-        learn.fit(1, slice(1e-4, 1e-2))
-    assert not any(torch.equal(a, b) for a, b in zip(before, convs))
-    assert [round(h['lr'], 6) for h in learn.opt.hypers] == [1e-4, 1e-3, 1e-2]
-
-
-def test_the_cut_leaves_the_whole_body(dls):
+def test_the_cut_leaves_the_whole_body(dls):  # noqa: F811
     "What comes out of it is what timm calls the features"
     learn, whole, x = (vision_learner(dls, efficientnet_lite0),
                        efficientnet_lite0(pretrained=True).eval(), torch.rand(2, 3, 64, 64))
@@ -223,32 +181,11 @@ def test_the_cut_leaves_the_whole_body(dls):
         torch.testing.assert_close(learn.model[0].cpu().eval()(x), whole.forward_features(x))
 
 
-def test_other_channels(dls):
-    for n in (1, 4):
-        learn = vision_learner(dls, efficientnet_lite0, n_in=n)
-        assert (learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters())
-                                              .device)).shape == (2, 2))
-
-
-def test_not_pretrained(dls):
+def test_not_pretrained(dls):  # noqa: F811
     learn = vision_learner(dls, efficientnet_lite0, pretrained=False)
     assert learn.opt is None or learn.opt.frozen_idx == 0
     assert not torch.equal(learn.model[0][0].weight.cpu(),
                            imagenet_weights('efficientnet_lite0')['_conv_stem.weight'])
-
-
-@pytest.mark.ci
-def test_export_and_load_in_a_fresh_process(dls, tmp_path):
-    learn = vision_learner(dls, efficientnet_lite0, metrics=error_rate, path=tmp_path)
-    learn.export(tmp_path/'model.pkl')
-    with learn.no_bar(): probs = learn.predict(tmp_path/'a_0.png')[2]
-    done = run(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
-               'from fastai.learner import load_learner\n'
-               f'learn = load_learner({str(tmp_path/"model.pkl")!r})\n'
-               'with learn.no_bar(): '
-               f'print(*learn.predict({str(tmp_path/"a_0.png")!r})[2].tolist())')
-    assert np.allclose([float(v) for v in done.stdout.split()], probs.numpy(), atol=1e-4), (
-        done.stderr)
 
 
 # Which one is chosen

@@ -19,6 +19,7 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLo
                                vision_learner)
 from torch import nn
 
+from lesson6.engine.networks import efficientnet_lite0, efficientnet_lite2
 from lesson6.engine.picture_loaders import KeepBatches
 from lesson6.mini.network import (drawnet10, drawnet18, load_weights, read_weights, save_weights,
                                   weights_path)
@@ -195,12 +196,13 @@ def dls(tmp_path):
 def first_letter(name): return name[0]
 
 
-@both
+@pytest.mark.parametrize('arch', [drawnet10, drawnet18, efficientnet_lite0, efficientnet_lite2])
 def test_cut_split_freeze(arch, dls):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         learn = vision_learner(dls, arch, metrics=error_rate)
-    assert any(isinstance(f, Normalize) for f in dls.after_batch.fs)
+    norm = next(f for f in dls.after_batch.fs if isinstance(f, Normalize))
+    assert torch.allclose(norm.mean.flatten().cpu(), torch.tensor(imagenet_stats[0]))
     whole = arch(pretrained=True).state_dict()
     body = list(learn.model[0].state_dict().values())
     assert len(body) == len(whole)-2 and all(torch.equal(a.cpu(), b)
@@ -220,16 +222,18 @@ def test_cut_split_freeze(arch, dls):
     assert [round(h['lr'], 6) for h in learn.opt.hypers] == [1e-4, 1e-3, 1e-2]
 
 
-def test_other_channels(dls):
-    for n in (1, 4):
-        learn = vision_learner(dls, drawnet10, n_in=n)
-        assert (learn.model.eval()(torch.rand(2, n, 64, 64, device=next(learn.model.parameters())
-                                              .device)).shape == (2, 2))
+@pytest.mark.parametrize('arch', [drawnet10, efficientnet_lite0])
+@pytest.mark.parametrize('n', [1, 4])
+def test_other_channels(n, arch, dls):
+    learn = vision_learner(dls, arch, n_in=n)
+    x = torch.rand(2, n, 64, 64, device=next(learn.model.parameters()).device)
+    assert learn.model.eval()(x).shape == (2, 2)
 
 
 @pytest.mark.ci
-def test_export_and_load_in_a_fresh_process(dls, tmp_path):
-    learn = vision_learner(dls, drawnet10, metrics=error_rate, path=tmp_path)
+@pytest.mark.parametrize('arch', [drawnet10, efficientnet_lite0])
+def test_export_and_load_in_a_fresh_process(arch, dls, tmp_path):
+    learn = vision_learner(dls, arch, metrics=error_rate, path=tmp_path)
     learn.export(tmp_path/'model.pkl')
     with learn.no_bar(): probs = learn.predict(tmp_path/'a_0.png')[2]
     code = ('import warnings; warnings.simplefilter("ignore")\n'

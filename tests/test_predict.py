@@ -1,6 +1,5 @@
 "lesson6 predict: what a trained learner says about pictures, and what it recommends."
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,12 @@ import torch
 from fastai.callback.progress import ProgressCallback # noqa: F401, gives Learner its no_bar
 from fastai.vision.learner import vision_learner
 from PIL import Image
+from test_command import lesson6
 
-from lesson6.book import command, predict
+from lesson6.book import predict
 from lesson6.mini.network import drawnet10
 
 pytestmark = pytest.mark.ci
-
-
-def lesson6(monkeypatch, *words):
-    monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
-    try: return command.main() or 0
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
 
 
 @pytest.fixture(scope='module')

@@ -1,14 +1,13 @@
 """What is in a set: the report is the same for a section and for the command, for all four kinds of
 data."""
 import re
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_annotations import made_up, write
+from test_command import lesson6
 
-from lesson6.book import command
 from lesson6.data import folders
 from lesson6.engine.sets import about, look
 
@@ -52,13 +51,6 @@ def test_a_section_says_what_was_found_in_five_lines(name, mine):
     assert len(said.splitlines()) <= 5 and said.startswith(f'{name}: from your own folder')
     fine, lines = look(name)
     assert fine and lines[1:] == [l.strip() for l in said.splitlines()[1:]]
-
-
-def lesson6(monkeypatch, *words):
-    monkeypatch.setattr(sys, 'argv', ['lesson6', *map(str, words)])
-    try: return command.main() or 0
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
 
 
 def test_the_command_says_the_same(mine, environment, capsys):
