@@ -5,6 +5,7 @@ Each time anew, with empty caches, so that a round downloads some 3 GB twice and
 for a while; that is why `make bench` leaves it out.
 """
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from compare import report, side_by_side
 
-root = Path(__file__).parent.parent
+root, children = Path(__file__).parent.parent, resource.RUSAGE_CHILDREN
 section = '04_collab'
 # As README says them, but for the name of the section, and in two steps to see how long each takes
 ways = {'by hand, pip': [[[sys.executable, '-m', 'venv', '.venv'],
@@ -42,14 +43,18 @@ def seconds(commands, folder, env):
 
 
 def first_section(steps):
-    "Seconds of each step in a fresh clone"
+    "Seconds of each step in a fresh clone, and of the processor for all of them"
     with tempfile.TemporaryDirectory() as folder:
         clone, env = Path(folder)/'lesson6', cold(Path(folder))
-        took = [seconds(commands, where, env) for commands, where in
-                [([['git', 'clone', '--quiet', str(root), str(clone)]], folder),
-                 *((commands, clone) for commands in steps)]]
-    return {'seconds': sum(took),
-            **dict(zip(['cloning, s', 'installing, s', 'the section, s'], took, strict=True))}
+        get = ['git', 'clone', '--quiet', str(root), str(clone)]
+        before = resource.getrusage(children)
+        took = [seconds(commands, where, env)
+                for commands, where in [([get], folder), *((step, clone) for step in steps)]]
+        after = resource.getrusage(children)
+    names = ['cloning, s', 'installing, s', 'the section, s']
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {'seconds': sum(took), **dict(zip(names, took, strict=True)),
+            'of the processor, s': worked}
 
 
 def all_ways(rounds=3):
