@@ -358,7 +358,7 @@ NAMES = {
     'engine.ratings': 'RatingModel Ratings RatingsDL RatingsDataLoaders ratings_dls read_ratings '
                       'read_titles',
     'engine.recommending': 'Newcomers extreme_items factor_map recommend similar_items',
-    'engine.training': 'CPUMixedPrecision StillBatchNorm StopAtNaN device_of load_weights '
+    'engine.training': 'CPUMixedPrecision StopAtNaN device_of load_weights '
                        'mixed_precision suggest_lr training_time',
     'mini.movielens': 'best_guess truth',
 }
