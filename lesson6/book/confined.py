@@ -89,8 +89,6 @@ def confine(
     with suppress(ImportError, OSError, RuntimeError): _confine_calls()
 
 # %% ../../nbs/book/confined.ipynb #d42034fa
-_preload = 'fastai.vision.all', 'fastai.collab'
-
 def confined_manager(
     # a folder with a short path, in which the kernel works; its code can write nowhere else
     own:Path,
@@ -98,7 +96,7 @@ def confined_manager(
     memory:int=4*2**30,# bytes that it may take
 ):                     # (an `AsyncKernelManager`, the environment to start it with)
     "Starts a kernel for code that isn't trusted"
-    manager = kernel_manager(module='lesson6.book.confined', preload=_preload)
+    manager = kernel_manager(module='lesson6.book.confined')
     if sys.platform == 'linux': manager.transport = 'ipc'
     manager.connection_file = str(Path(own)/'kernel.json')
     limits = json.dumps({'own': str(own), 'hidden': list(map(str, hidden)), 'memory': memory})
@@ -110,7 +108,7 @@ def main(): # what `python -m lesson6.book.confined -f CONNECTION_FILE` does
     for name in 'TMPDIR', 'IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'MPLCONFIGDIR':
         os.environ[name] = str(own)
     tempfile.tempdir = None # asked for anew
-    for name in (*libraries, *_preload): import_module(name) # the memory they take doesn't count
+    for name in (*libraries, 'fastai.vision.all', 'fastai.collab'): import_module(name) # the memory they take doesn't count
     from fastcore.basics import defaults
     defaults.cpus = 0 # of loaders
     from ipykernel.kernelapp import IPKernelApp

@@ -13,19 +13,37 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import ModuleType
 from jupyter_client.provisioning import LocalProvisioner
-from traitlets import List
 
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage',
              'sklearn.metrics', 'sklearn.decomposition', 'matplotlib.pyplot', 'PIL.Image',
              'requests',
              'yaml', 'plum', 'starlette.applications')
+# of a kernel; the last one sees to fastai
+_kernel_modules = ('ipykernel.ipkernel', 'ipykernel.zmqshell', 'nbclient', 'lesson6.book.kernels')
 can_fork = sys.platform == 'linux'
 
 # no threads before the fork
 _server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
 # what no library needs while it is imported
 _set_late = ('LESSON6_', 'JPY_', 'PYTEST_', 'OMP_NUM_THREADS', 'MPLBACKEND')
+
+# set in a server whose copies are kernels, while it imports this module
+_for_kernels = 'LESSON6_SERVER_FOR_KERNELS'
+
+def _import_as_in_a_notebook():
+    "Imports fastai, and lets it believe that it is in a notebook"
+    import builtins, IPython
+    class ZMQInteractiveShell: pass # the name is what is asked for
+    before = IPython.get_ipython
+    IPython.get_ipython = builtins.get_ipython = ZMQInteractiveShell
+    try:
+        import fastai.collab, fastai.vision.all # noqa: F401
+    finally:
+        IPython.get_ipython = before
+        del builtins.get_ipython
+
+if os.environ.get(_for_kernels): _import_as_in_a_notebook()
 
 def _early(env): # the variables that a library may read while it is imported
     return {k: v for k,v in env.items() if not k.startswith(_set_late)}
@@ -43,16 +61,17 @@ def environment() -> dict: # the variables of this process
     with _lock: return dict(os.environ)
 
 @contextmanager
-def _as_the_server_starts():
+def _as_the_server_starts(for_kernels=False):
     "Sets what the server takes over from this thread, and puts it back"
-    ours = {k: os.environ.get(k)
-            for k in (*_server_env, 'OMP_NUM_THREADS', 'MPLBACKEND', 'PYTHONWARNINGS')}
+    ours = {k: os.environ.get(k) for k in (*_server_env, _for_kernels, 'OMP_NUM_THREADS',
+                                           'MPLBACKEND', 'PYTHONWARNINGS')}
     quiet = ','.join(filter(None, (ours['PYTHONWARNINGS'], 'ignore')))
     # first, because its start lets Ctrl-C through again
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for k in ours: os.environ.pop(k, None)
     os.environ.update(_server_env, PYTHONWARNINGS=quiet)
+    if for_kernels: os.environ[_for_kernels] = '1'
     # each copy would run the script of this process again, imports and all
     script, sys.modules['__main__'] = sys.modules['__main__'], ModuleType('__main__')
     try: yield
@@ -130,20 +149,21 @@ class Forked:
     ):
         self.env, self.preload = dict(os.environ if env is None else env), preload
         self.job = work, args, os.path.abspath(cwd or '.')
-        self.process = self.pid = None
+        self.process, self.pid, self.wanted = None, None, True
 
     def start(self):
         "Starts it, and the server if need be; returns once it is forked, or raises `ServerDied`"
         context = multiprocessing.get_context('forkserver')
         with _lock:
+            if not self.wanted: raise ServerDied('it was cancelled before it was forked')
             if not _server:
                 path, names = _new_python()
                 _server.update(env=_early(os.environ), path=path,
-                               names={*names, *_server_env, 'PYTHONWARNINGS'})
+                               names={*names, *_server_env, _for_kernels, 'PYTHONWARNINGS'})
                 context.set_forkserver_preload([*libraries, *self.preload])
             job = *self.job, self.env, _server['path'], _server['names']
             process = context.Process(target=_in_the_copy, args=job)
-            with _as_the_server_starts():
+            with _as_the_server_starts(_kernel_modules[-1] in self.preload):
                 try: process.start()
                 except (EOFError, ConnectionError):
                     _server.clear()
@@ -157,7 +177,10 @@ class Forked:
         thread = asyncio.get_running_loop().run_in_executor(None, self.start)
         try: return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            _end_server()
+            self.wanted = False
+            while not thread.done(): # another one may be about to start a server
+                _end_server()
+                await asyncio.wait([thread], timeout=.1)
             with suppress(OSError): (await thread).kill()
             raise
 
@@ -176,7 +199,6 @@ class Forked:
 
 # %% ../../nbs/book/kernels.ipynb #78a706df
 _inline = 'module://matplotlib_inline.backend_inline'
-_kernel_modules = ['ipykernel.ipkernel', 'ipykernel.zmqshell']
 
 def _kernel(argv): # as `python -m ipykernel_launcher`
     import matplotlib
@@ -188,7 +210,6 @@ def _kernel(argv): # as `python -m ipykernel_launcher`
 
 class WarmProvisioner(LocalProvisioner):
     "Starts a kernel of this Python as a copy of a process that has imported the libraries"
-    preload = List(_kernel_modules).tag(config=True)
     async def launch_kernel(self, cmd, **kwargs):
         env, cwd = kwargs.get('env') or dict(os.environ), kwargs.get('cwd')
         fits = (can_fork and cmd[:2] == [sys.executable, '-m']
@@ -196,7 +217,7 @@ class WarmProvisioner(LocalProvisioner):
                 and _early(env) == (_server.get('env') or _early(environment()))
                 and re.fullmatch('[1-9][0-9]*', env.get('OMP_NUM_THREADS', '1')))
         if not fits: return await super().launch_kernel(cmd, **kwargs)
-        kernel = Forked(_kernel, cmd[2:], env=env, cwd=cwd, preload=self.preload)
+        kernel = Forked(_kernel, cmd[2:], env=env, cwd=cwd, preload=_kernel_modules)
         try: await kernel.started()
         except ServerDied: return await super().launch_kernel(cmd, **kwargs)
         self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid
@@ -208,7 +229,6 @@ def kernel_manager(
     # fork it from a process that has imported the libraries, where that can be done
     warm:bool=True,
     module:str='ipykernel_launcher', # what is run as `python -m`
-    preload:tuple=(),  # modules to import as well; the first process of all decides
 ):                     # a jupyter_client `AsyncKernelManager`
     "Starts and ends a kernel of this Python"
     from importlib.metadata import EntryPoint
@@ -220,9 +240,7 @@ def kernel_manager(
     if warm and can_fork:
         ours = EntryPoint(name, 'lesson6.book.kernels:WarmProvisioner', Factory.GROUP_NAME)
         Factory.instance().provisioners[name] = ours
-        modules = [*_kernel_modules, *preload]
-        metadata = {'kernel_provisioner': {'provisioner_name': name,
-                                           'config': {'preload': modules}}}
+        metadata = {'kernel_provisioner': {'provisioner_name': name}}
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
             return KernelSpec(argv=make_ipkernel_cmd(module), display_name='Python 3',

@@ -28,7 +28,8 @@ def start_test(
     if can_fork and not cold:
         try:
             return Forked(testing.test_notebook, str(path),
-                          preload=('nbdev.test', 'fastai.vision.all', 'fastai.collab')).start()
+                          preload=('nbdev.test', 'nbclient', 'fastai.vision.all',
+                               'fastai.collab')).start()
         except ServerDied: pass
     code = f'from lesson6.book.testing import test_notebook; test_notebook({str(path)!r})'
     return subprocess.Popen([sys.executable, '-c', code], start_new_session=True)

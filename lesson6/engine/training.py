@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StopAtNaN', 'Checkpoint', 'order_anew', 'device_of', 'training_time', 'time_on', 'suggest_lr', 'load_weights',
-           'fit_discriminative', 'StillBatchNorm', 'CPUMixedPrecision', 'mixed_precision']
+           'fit_discriminative', 'CPUMixedPrecision', 'mixed_precision']
 
 # %% ../../nbs/engine/training.ipynb #51a5bed9
 import math, random, tempfile, time
@@ -292,13 +292,6 @@ def fit_discriminative(
     learn.unfreeze()
     learn.fit_one_cycle(epochs, lr_max=lr_max, cbs=cbs)
     return learn
-
-# %% ../../nbs/engine/training.ipynb #0bbbff9e
-class StillBatchNorm(Callback):
-    "Keeps the BatchNorm layers of a network's body in evaluation mode while it is trained"
-    def before_train(self):
-        for m in self.model[0].modules():
-            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm): m.eval()
 
 # %% ../../nbs/engine/training.ipynb #7702baf1
 class CPUMixedPrecision(Callback):
