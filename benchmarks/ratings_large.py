@@ -26,8 +26,8 @@ als_settings = {n: dict(k=50, lambda_=lambda_, niter=4)
 
 def rss():
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin'
-                                                               else 1024)
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 
 
 class Clock:
@@ -201,9 +201,8 @@ def tell(found, rounds):
             rate = ({'thousand ratings a second': n/statistics.median(whole[name])/1000}
                     if whole[name] else {})
             if whole[name] and base:
-                rate['times as fast'] = statistics.median(b/w
-                                                          for b, w in zip(base, whole[name],
-                                                                          strict=False))
+                pairs = zip(base, whole[name], strict=False)
+                rate['times as fast'] = statistics.median(b/w for b, w in pairs)
             rows.append({'': f'{n//10**6} M, {name}', **rate, **median})
     table = pd.DataFrame(rows).set_index('')
     table = table[[c for c in columns if c in table]]

@@ -51,8 +51,8 @@ class Profile:
     ) -> str:     # one line for a person
         "Which data `name` is, where it lies and how large it is"
         path = lesson_path(name)
-        how = {'mini': 'made on this machine', 'full': 'the real set'}.get(self.data,
-                                                                           'from your own folder')
+        how = {'mini': 'made on this machine', 'full': 'the real set'}
+        how = how.get(self.data, 'from your own folder')
         counts = ', '.join(f'{n:,} {what}' for what,n in check_dataset(name, path).items())
         return (f'{name}: {how} (LESSON6_DATA={with_home(self.data)}), {counts}, in '
                 f'{with_home(path)}')

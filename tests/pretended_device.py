@@ -91,8 +91,8 @@ class Operations(TorchDispatchMode):
         return result
 
     def check_places(self, op, name, args, inputs):
-        ours, theirs = [o for o in inputs if lies_there(o)], [o for o in inputs
-                                                              if not lies_there(o)]
+        ours = [o for o in inputs if lies_there(o)]
+        theirs = [o for o in inputs if not lies_there(o)]
         # the device takes positions from the processor, not the other way round
         if 'index' in name and isinstance(args[1], (list, tuple)):
             if lies_there(args[0]):

@@ -135,8 +135,8 @@ def test_lists_of_pictures_are_a_split(tmp_path):
     dotted = {f.rename(f.with_name(f'{f.stem}_png.rf.0a{i}.png')): o
               for i, (f, o) in enumerate(pictures.items())}
     folder = write('VOC', tmp_path/'VOC', dotted)
-    assert {a.file.name: a.part for a in read_annotations(folder)} == {f.name: o[1]
-                                                                       for f, o in dotted.items()}
+    read = {a.file.name: a.part for a in read_annotations(folder)}
+    assert read == {f.name: o[1] for f, o in dotted.items()}
 
 
 def test_points_to_test_on_are_held_out_where_there_are_no_others(tmp_path):

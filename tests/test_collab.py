@@ -192,9 +192,9 @@ def test_learner_methods(small, monkeypatch):
     shown = []
     monkeypatch.setattr('lesson6.engine.ratings.display_df', shown.append)
     learn.show_results(max_n=3), dls.show_batch(max_n=3)
-    assert [list(o) for o in shown] == [['user', 'title', 'rating', 'prediction'],
-                                        ['user', 'title', 'rating']] and [len(o)
-                                                                          for o in shown] == [3, 3]
+    columns = ['user', 'title', 'rating']
+    assert [list(o) for o in shown] == [[*columns, 'prediction'], columns]
+    assert [len(o) for o in shown] == [3, 3]
     assert Learner(dls, learn.model).loss_func is not None
 
 
@@ -592,8 +592,8 @@ def family(to, ratings, form):
                                                for i, t in titles.itertuples(index=False)) + '\n',
                                      encoding='latin-1')
     elif form == '25m':
-        four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(to/'ratings.csv',
-                                                                                   index=False)
+        four = four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
+        four.to_csv(to/'ratings.csv', index=False)
         titles.set_axis(['movieId', 'title'],
                         axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
         (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')

@@ -206,8 +206,8 @@ def main(which, names):
     prepare()
     if which in kinds:
         for name in names:
-            process = multiprocessing.get_context('fork').Process(target=by_hand,
-                                                                  args=(name, which))
+            context = multiprocessing.get_context('fork')
+            process = context.Process(target=by_hand, args=(name, which))
             process.start()
             process.join()
         return

@@ -408,9 +408,8 @@ right = {
                         lambda p, v, t: tuple(pd.Series(p.numpy(), v).sort_values(ascending=False)
                                               .loc[lambda s: s >= t].index)],
     'multi-4': lambda: [weighted, lambda x, y, w: (F.softplus(-x)*y*w + F.softplus(x)*(1-y)).mean(),
-                        lambda x, y, w: F.binary_cross_entropy_with_logits(x, y,
-                                                                           weight=torch.where(
-    y == 1, float(w), 1.))],
+                        lambda x, y, w: F.binary_cross_entropy_with_logits(
+                            x, y, weight=torch.where(y == 1, float(w), 1.))],
     'multi-5': lambda: [lambda t: 1-t.mean(), lambda t: (t == 0).float().mean().item(),
                         lambda t: (t == torch.zeros_like(t)).numpy().mean()],
     'multi-6': lambda: [partial(best_threshold, f1),
@@ -451,8 +450,8 @@ right = {
                          lambda r, least, n: ranked(r, least).reset_index().head(n),
                          lambda r, least, n: ranked(r, least)['mean'].head(n), by_hand],
     'reg-1': lambda: [lambda wd, n: wd*2/n, lambda wd, n: torch.tensor(2*wd)/n,
-                      lambda wd, n: torch.autograd.functional.jacobian(lambda w: wd*(w**2).mean(),
-                                                                       torch.ones(n))[0]],
+                      lambda wd, n: torch.autograd.functional.jacobian(
+                          lambda w: wd*(w**2).mean(), torch.ones(n))[0]],
     'reg-2': lambda: [692.8, 693, 692, math.log(2, 1/.999), torch.tensor(693)],
     'reg-3': lambda: [lambda p, g, lr, wd: p*(1-2*lr*wd) - lr*g,
                       lambda p, g, lr, wd: p.sub(g.add(p, alpha=2*wd), alpha=lr),
@@ -838,8 +837,8 @@ def test_pets_7_compares_on_equal_terms(coloured):
         return fitted(dls, first, **kwargs), fitted(dls, second, **kwargs)
     good, bad = pair(Coloured(9), Coloured(-9, 1))
     even = fitted(dls, Coloured(9), pretrained=True), fitted(dls, Coloured(9, 1), pretrained=False)
-    worse = fitted(dls, Coloured(-9), pretrained=True), fitted(dls, Coloured(9, 1),
-                                                               pretrained=False)
+    worse = (fitted(dls, Coloured(-9), pretrained=True),
+             fitted(dls, Coloured(9, 1), pretrained=False))
     for answer in (good, bad), {'pretrained': good, 'from scratch': bad}, even, worse:
         taken('pets-7', answer)
     assert ('that can be chance' in ex.judge('pets-7', even).sentence

@@ -187,8 +187,8 @@ def test_a_seed_gives_the_same_again_and_a_second_fit_goes_on(make):
     a, b = (learn.recorder.values for learn in learns)
     assert np.allclose(a, b, atol=1e-5)
     with learns[0].no_logging(): fit_head(learns[0], 1, 1e-9)
-    assert abs(learns[0].recorder.values[-1][1] - b[-1][1]) < abs(learns[0].recorder.values[-1][1]
-                                                                  - b[0][1])
+    last = learns[0].recorder.values[-1][1]
+    assert abs(last - b[-1][1]) < abs(last - b[0][1])
 
 
 def test_the_frozen_epochs_can_follow(make):

@@ -505,8 +505,8 @@ def test_pictures_without_a_row_are_counted(table):
 
 
 def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn):
-    assert {f.name for f in points_dls(table()).valid_ds.items} == {'p1.jpg', 'p3.jpg', 'p5.jpg',
-                                                                    'p7.jpg', 'p9.jpg'}
+    held = {f.name for f in points_dls(table()).valid_ds.items}
+    assert held == {'p1.jpg', 'p3.jpg', 'p5.jpg', 'p7.jpg', 'p9.jpg'}
     assert ({f.name for f in points_dls(table(), valid_group='a').valid_ds.items}
             == {'p0.jpg', 'p2.jpg', 'p4.jpg', 'p6.jpg', 'p8.jpg'})
     path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
@@ -729,10 +729,9 @@ def test_errors_are_those_of_the_predictions(few):
     matplotlib.use('agg')
     assert ([t.get_text() for t in show_points(learn, 1).legends[0].get_texts()]
             == ['true point', 'prediction']), 'also where a row is not full'
-    assert [a.get_title() for a in show_points(learn, 3).axes] == [f'{e.file.name}: {e.off:.0f} '
-                                                                   'pixels off'
-                                                                   for e in errors.iloc[[
-        0, 2, 5]].itertuples()]
+    assert ([a.get_title() for a in show_points(learn, 3).axes]
+            == [f'{e.file.name}: {e.off:.0f} pixels off'
+                for e in errors.iloc[[0, 2, 5]].itertuples()])
 
 
 @pytest.mark.ci

@@ -98,8 +98,8 @@ def without_words(cells):
 def exported_share(cells):
     "The share of the lines of code that are exported."
     code = [c for c in cells if c['cell_type'] == 'code']
-    return sum(len(lines(source(c))) for c in code if exports(c)) / sum(len(lines(source(c)))
-                                                                        for c in code)
+    every = sum(len(lines(source(c))) for c in code)
+    return sum(len(lines(source(c))) for c in code if exports(c)) / every
 
 
 def too_wide(cells, most=88):

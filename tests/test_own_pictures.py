@@ -89,9 +89,8 @@ def pointed_set(folder, seed):
         points[name], group[name] = (x, y), who
         if layout == 'biwi':   # a camera whose two focal lengths differ
             (folder/who/'rgb.cal').write_text(f'50 0 {width/2}\n0 70 {height/2}\n0 0 1\n')
-            (folder/who/f'frame_{i:05d}_pose.txt').write_text('1 0 0\n0 1 0\n0 0 '
-                                                              f'1\n\n{(x-width/2)/50*900} '
-                                                              f'{(y-height/2)/70*900} 900\n')
+            at = f'{(x-width/2)/50*900} {(y-height/2)/70*900} 900'
+            (folder/who/f'frame_{i:05d}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{at}\n')
     if layout != 'biwi':
         sep, coding, both = pick.choice([',', ';', '\t']), pick.choice(codings), layout != 'table'
         rows = [('fname', 'x', 'y', 'group')[:3+both],

@@ -59,18 +59,17 @@ def own_set(folder, seed, form=None, small=False):
         (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}x\n'
                                                for i, t in enumerate(titles, 1)), encoding='utf-8')
     elif form == 'ratings.csv':
-        table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1).to_csv(folder/form,
-                                                                                    index=False)
-        pd.DataFrame({'movieId': range(1, items+1), 'title': titles}).to_csv(folder/'movies.csv',
-                                                                             index=False)
+        table = table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
+        table.to_csv(folder/form, index=False)
+        movies = pd.DataFrame({'movieId': range(1, items+1), 'title': titles})
+        movies.to_csv(folder/'movies.csv', index=False)
     elif form == 'parquet': whole.drop(columns='movie').to_parquet(folder/'shop.parquet')
     elif form == 'split':
         whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(
             columns={'title': 'item'}).to_csv(folder/'shop.csv', index=False)
     elif form in ('no names', 'a remark', 'gz', 'zip'):
-        text = whole[['user', 'title', 'rating', 'timestamp']].to_csv(sep=';', decimal=',',
-                                                                      index=False,
-                                                                      header=form != 'no names')
+        four = whole[['user', 'title', 'rating', 'timestamp']]
+        text = four.to_csv(sep=';', decimal=',', index=False, header=form != 'no names')
         if form == 'zip':
             with zipfile.ZipFile(folder/'shop.csv.zip', 'w') as z:
                 z.writestr('export/shop.csv', text)

@@ -108,8 +108,8 @@ def test_a_link_to_a_folder_above_shows_nothing_twice(tmp_path):
     (tmp_path/'set'/'again').symlink_to('.')
     (tmp_path/'set'/'more'/'up').symlink_to(tmp_path/'set', target_is_directory=True)
     (tmp_path/'set'/'linked').symlink_to(tmp_path/'elsewhere', target_is_directory=True)
-    assert [f.name for f in picture_files(tmp_path/'set')] == ['pug_3.png', 'pug_2.png',
-                                                               'pug_1.png']
+    found = [f.name for f in picture_files(tmp_path/'set')]
+    assert found == ['pug_3.png', 'pug_2.png', 'pug_1.png']
 
 
 def test_the_folder_because_it_is_asked_for(tmp_path):
@@ -375,9 +375,8 @@ def plausible(seed, folder):
     if split and layout == 'folder' and seed % 2:
         draw(folder/where, *(f'{around}test/{i}{ending}' for i in range(3))) # a test without labels
     if layout == 'csv':
-        (folder/'metadata.csv').write_text('\n'.join(sep.join(row)
-                                                     for row in [('file_name', 'label', 'split'),
-                                                                 *rows]), encoding=coding)
+        text = '\n'.join(map(sep.join, [('file_name', 'label', 'split'), *rows]))
+        (folder/'metadata.csv').write_text(text, encoding=coding)
     if layout == 'jsonl':
         (folder/'metadata.jsonl').write_text(
             '\n'.join(json.dumps({'file_name': n, 'breed': b, **({'split': p} if p else {})})

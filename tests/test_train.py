@@ -47,8 +47,8 @@ def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path
     again = run('--epochs', 3, '--out', tmp_path/'broken')
     assert again.returncode == 0 and f'{done} epochs were done before' in again.stdout
     assert history(tmp_path/'broken') == history(tmp_path/'whole')
-    assert {p.name for p in (tmp_path/'broken'/'collab').iterdir()} == {'checkpoint.pt',
-                                                                        'learner.pkl'}
+    left = {p.name for p in (tmp_path/'broken'/'collab').iterdir()}
+    assert left == {'checkpoint.pt', 'learner.pkl'}
 
 
 @pytest.mark.ci
