@@ -108,7 +108,8 @@ def main(): # what `python -m lesson6.book.confined -f CONNECTION_FILE` does
     for name in 'TMPDIR', 'IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'MPLCONFIGDIR':
         os.environ[name] = str(own)
     tempfile.tempdir = None # asked for anew
-    for name in (*libraries, 'fastai.vision.all', 'fastai.collab'): import_module(name) # the memory they take doesn't count
+    # the memory they take doesn't count
+    for name in (*libraries, 'fastai.vision.all', 'fastai.collab'): import_module(name)
     from fastcore.basics import defaults
     defaults.cpus = 0 # of loaders
     from ipykernel.kernelapp import IPKernelApp
