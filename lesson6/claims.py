@@ -575,7 +575,8 @@ def _(once, replaced): # errors with every rating once an epoch, and drawn with 
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
 
 @statement('collab-range', 'A dot product learns more if its predictions stay in a range around '
-                           'the scale of the ratings', of='movielens', lesson='validation MSE 0.884 -> 0.878')
+                           'the scale of the ratings', of='movielens',
+           lesson='validation MSE 0.884 -> 0.878')
 def _(dot, in_range): # errors
     return _together(compare(in_range, dot, ('MSE in a range', 'without'), **_ratings))
 

@@ -261,8 +261,8 @@ def _titles(got):
 @exercise('collab-7', 'an experiment of two minutes', '''
     Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by one recipe:
     the same `DataLoaders`, epochs and rate for all three, and a weight decay of 0.1
-    (`wd=0.1`). Hand in a pair `(learners, errors)` of dicts: from number of factors to learner, and from
-    number of factors to its mean squared error on the validation ratings. In the synthetic
+    (`wd=0.1`). Hand in a pair `(learners, errors)` of dicts: from number of factors to learner,
+    and from number of factors to its mean squared error on the validation ratings. In the synthetic
     ratings two factors were planted; can you see that?''',
     hint='''A loop over `(2, 10, 50)`; set the seed inside of it; keep every learner.
     `item_errors(learn)` from `lesson6.claims` gives the squared error of each validation
