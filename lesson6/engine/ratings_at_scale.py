@@ -252,11 +252,11 @@ class _KeepGradients(FusedAdam):
 def large_ratings_learner(
     dls:RatingsDataLoaders, # from `parquet_dls`
     model,                  # as a `DotProductBias`; its tables are replaced by `RowsInPlace`
+    eps:float=1e-8,         # Adam's; so small because a row has a small share in a large batch
     **kwargs,               # for `Learner`
-) -> Learner:               # the same numbers as from `fused_learner`
+) -> Learner:               # the same numbers as from `fused_learner` with this `eps`
     "A `fused_learner` that keeps the tables of its gradients from step to step"
-    # Adam's `eps` is so small because a row has a small share in a large batch
-    learn = fused_learner(dls, model, 1e-8, opt_func=_KeepGradients, **kwargs)
+    learn = fused_learner(dls, model, eps, opt_func=_KeepGradients, **kwargs)
     for name,table in list(model.named_children()):
         if isinstance(table, nn.Embedding): setattr(model, name, RowsInPlace(table.weight))
     return learn
