@@ -10,6 +10,7 @@ import re
 import sys
 import unicodedata
 import warnings
+from fractions import Fraction
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -949,12 +950,15 @@ def test_any_ratings(files):
         try: text = raw.decode('utf-8-sig')
         except UnicodeDecodeError: text = raw.decode('latin-1')
         return [line.rstrip('\r').split(sep) for line in text.split('\n') if line.strip()]
-    titles = {int(r[0]): r[1].strip() for r in rows(files[1], '|')}
-    want = [(int(u), int(m), float(r), int(t), titles[int(m)])
+    def whole(number): # also `+1` and `1.`
+        assert Fraction(number).denominator == 1, (files, number)
+        return int(Fraction(number))
+    titles = {whole(r[0]): r[1].strip() for r in rows(files[1], '|')}
+    want = [(whole(u), whole(m), float(r), whole(t), titles[whole(m)])
             for u, m, r, t in rows(files[0], '\t')]
     assert list(df[['user', 'movie', 'rating', 'timestamp',
                     'title']].itertuples(index=False, name=None)) == want, (files, df)
-    assert all(re.fullmatch(r' *-?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t')
+    assert all(re.fullmatch(r' *[-+]?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t')
                for o in r) and df.rating.between(1, 5).all() and len(df)
     outcome('ratings', True)
 

@@ -79,5 +79,5 @@ def test_installing_meets_empty_caches(tmp_path, monkeypatch):
     monkeypatch.setenv('UV_CACHE_DIR', '/full')
     monkeypatch.setenv('LESSON6_DATA', 'full')
     env = install.cold(tmp_path)
-    assert ({v for k, v in env.items() if 'CACHE' in k} == {str(tmp_path/'caches')}
+    assert ({env[k] for k in ('UV_CACHE_DIR', 'PIP_CACHE_DIR')} == {str(tmp_path/'caches')}
             and 'LESSON6_DATA' not in env and env['PATH'])
