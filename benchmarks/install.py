@@ -31,7 +31,7 @@ def cold(folder):
     caches = {name: str(folder/'caches')
               for name in ('XDG_CACHE_HOME', 'PIP_CACHE_DIR', 'UV_CACHE_DIR', 'LESSON6_CACHE',
                            'MPLCONFIGDIR')}
-    return {k: v for k, v in os.environ.items() if k != 'VIRTUAL_ENV'
+    return {k: v for k, v in os.environ.items() if k != 'VIRTUAL_ENV' and 'CACHE' not in k
             and not k.startswith(('LESSON6_', 'PYTHON'))} | caches
 
 
