@@ -40,7 +40,7 @@ def point_head(
     n_points:int=1,  # points to predict
     n_out:int=64,    # features that are computed for each cell
 ) -> nn.Sequential:  # takes (n, n_features, h, w), gives (n, 2*n_points) in -1..1
-    "A head for points: a heat for each cell of the body's map, and the centre of the heat"
+    "A head for points: a heat for each cell of the body's map, and its centre"
     return nn.Sequential(
         nn.Conv2d(n_features, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(),
         nn.Conv2d(n_out, n_points, 1), HeatCentre())
@@ -51,7 +51,7 @@ def pose_learner(
     arch=None,   # a network, as `vision_learner` takes it; None: what suits the data
     cbs=None,    # callbacks
     **kwargs,    # for `vision_learner`, such as `metrics` or `path`
-):               # a `Learner` with a frozen body; it is pretrained unless you say otherwise
+):               # a `Learner` with a frozen body, pretrained unless you say otherwise
     "A learner for points with a head that reads the body's maps cell by cell"
     arch = arch or lesson_arch('resnet18', getattr(dls, 'folder', None),
                                kwargs.get('pretrained', True))
@@ -67,7 +67,7 @@ def fit_pose(
     views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks
 ):
-    "Fine-tune; or, with `views` or for real pictures without a GPU, train only the head"
+    "Fine-tune; or, with `views` or for real pictures without a GPU, train the head"
     synthetic = is_synthetic(getattr(learn.dls, 'folder', None))
     frozen = views is not None or stays_frozen(learn.dls)
     n = max(1, len(learn.dls.train))
