@@ -117,8 +117,9 @@ def pattern_learner(n_layers=2, strength=1., seed=0):
     set_seed(seed)
     model = nn.Sequential(body,
                           nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 8)))
+    # no workers: from Python 3.14 on each of them would import fastai anew, every epoch
     dls = DataLoaders.from_dsets(Patterns(400, strength), Patterns(200, strength, seed=1), bs=25,
-                                 device='cpu')
+                                 num_workers=0, device='cpu')
     first = lambda m: [params(m[0][0]), params(m[0][1:]), params(m[1])]
     return Learner(dls, model, loss_func=nn.CrossEntropyLoss(), splitter=first)
 
