@@ -54,7 +54,8 @@ def test_a_sweep_trains_for_the_lessons_five_epochs():
     made = []
     def make():
         rows = [(torch.ones(1), torch.ones(1))]*4
-        made.append(Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'),
+        made.append(Learner(DataLoaders.from_dsets(rows, rows, bs=2, num_workers=0,
+                                                   device='cpu'),
                             torch.nn.Linear(1, 1), loss_func=MSELossFlat()))
         return made[-1]
     sweep = reg.wd_sweep(make, [0, .1], progress=False)
@@ -279,7 +280,8 @@ def test_side_by_side_is_for_models_with_factors_and_biases():
     from fastai.basics import DataLoaders, Learner, MSELossFlat
     rows = [(torch.ones(1), torch.ones(1))]*4
     def make(seed):
-        return Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), nn.Linear(1, 1),
+        return Learner(DataLoaders.from_dsets(rows, rows, bs=2, num_workers=0,
+                                              device='cpu'), nn.Linear(1, 1),
                        loss_func=MSELossFlat())
     with pytest.raises(ValueError, match='this is a Linear'): reg.ratings_sweep(make, [.1])
 

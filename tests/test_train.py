@@ -260,7 +260,8 @@ class Evil:
 def tiny_learner(path):
     from fastai.basics import DataLoaders, Learner, MSELossFlat
     rows = [(torch.ones(1), torch.ones(1))]*4
-    return Learner(DataLoaders.from_dsets(rows, rows, bs=2, device='cpu'), torch.nn.Linear(1, 1),
+    return Learner(DataLoaders.from_dsets(rows, rows, bs=2, num_workers=0,
+                                          device='cpu'), torch.nn.Linear(1, 1),
                    loss_func=MSELossFlat(), path=path)
 
 
@@ -337,7 +338,8 @@ def test_a_break_within_a_fit_between_two_and_after_the_last(tmp_path, done):
     rows = [(torch.randn(1), torch.randn(1)) for _ in range(12)]
     def train(file, *cbs):
         set_seed(1)
-        dls = DataLoaders.from_dsets(rows, rows, bs=2, device='cpu')
+        dls = DataLoaders.from_dsets(rows, rows, bs=2, num_workers=0,
+                                     device='cpu')
         learn, keep = (Learner(dls, torch.nn.Linear(1, 1), loss_func=MSELossFlat(), path=tmp_path),
                        Checkpoint(tmp_path/file, {}))
         learn.add_cbs([keep, *cbs])
