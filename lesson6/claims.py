@@ -166,7 +166,7 @@ class Compared:
                  for name,x in zip(self.names, (self.first, self.second/self.factor))]
         what = ('difference' if self.factor == 1
                 else f'the first number minus {self.factor:g} times the second:')
-        least = (f'; a difference counts from {self.needed:.1f} standard errors on'
+        least = (f'; only {self.needed:.1f} standard errors or more count'
                  if self.verdict == EVEN else '')
         return (f'{", ".join(sides)}; {what} {apart(self.difference)}, standard error '
                 f'{apart(self.standard_error)}, '
@@ -313,7 +313,7 @@ def _(by_hand, acts, targets):
         out = loss(x, targets); out.backward()
         losses.append(float(out.detach())); grads.append(x.grad)
     off = max(abs(losses[0]-losses[1]), float((grads[0]-grads[1]).abs().max()))
-    return (off < 1e-5, f'{losses[0]:.4f} and {losses[1]:.4f}; with the gradients, at most '
+    return (off < 1e-5, f'{losses[0]:.4f} and {losses[1]:.4f}; gradients included, at most '
                         f'{off:.0e} apart')
 
 @statement('pets-diagonal', "The diagonal of the confusion matrix counts what was right", of='pets')
@@ -432,8 +432,8 @@ def _(by_hand, acts, targets): # the loss by hand; activations; zeros and ones
     losses = [(float(by_hand(a, targets)), float(nn.BCEWithLogitsLoss()(a, y)))
               for a in (acts, 300*acts.sign(), -300*(2*y-1))]
     off = max(abs(a-b)/max(1, abs(b)) for a,b in losses)
-    return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of ±300, all '
-                        f'wrong, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
+    return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of ±300, '
+                        f'all on the wrong side, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
 
 # %% ../nbs/claims.ipynb #8b617db0
 def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers
@@ -491,7 +491,7 @@ def _(point, published):
     return (off < 1e-3, f'({point[0]:.4f}, {point[1]:.4f}), published as ({published[0]:.4f}, '
                         f'{published[1]:.4f})')
 
-@statement('pose-by-person', 'Split by person, nobody is in both sets; split by frame, people are',
+@statement('pose-by-person', 'Split by person, nobody is in both sets; split by frame, some are',
            of='biwi')
 def _(in_both_by_person, in_both_by_frame): # the people who are in both sets
     if not (len(in_both_by_person) or len(in_both_by_frame)):
@@ -541,7 +541,8 @@ def _(error, constant): # pixels off in each frame of the person
                              factor=.25, over='frames', trainings=False))
 
 @statement('pose-head', "After the same training, a head that reads two maps cell by cell is "
-                        "nearer to the true points than the lesson's, which pools one", of='biwi')
+                        "nearer to the true points than the lesson's, which pools one map",
+           of='biwi')
 def _(cells, pooled): # pixels off in each frame
     return _together(compare(cells, pooled, ('cell by cell', 'pooled'), unit='pixels',
                              over='frames'))
@@ -586,8 +587,9 @@ def _(dot, in_range): # errors
 def _(in_range, biases): # errors
     return _together(compare(in_range, biases, ('MSE without biases', 'with'), **_ratings))
 
-@statement('collab-overfits', "With fastai's own weight decay of 0.01 the biases fit the training "
-                              "ratings better, and the validation ratings worse, than with 0.1",
+@statement('collab-overfits', "With fastai's own weight decay of 0.01 the model with biases fits "
+                              "the training ratings better, and the validation ratings worse, "
+                              "than with 0.1",
            of='movielens', lesson='validation MSE 0.893; with weight decay 0.823')
 # of each, the learner, or its errors on the training and on the validation ratings
 def _(biases, decayed):
@@ -615,8 +617,8 @@ def _(errors, floor):
 def _(errors, biases): # errors of the model, and of one that has biases and no factors
     return _together(compare(errors, biases, ('MSE', 'biases alone'), **_ratings))
 
-@statement('collab-faster', 'With a higher learning rate and a stronger weight decay, a sixteenth '
-                            'of the steps reaches a lower error', of='movielens')
+@statement('collab-faster', 'With a higher learning rate and stronger decay of the factors, a '
+                            'sixteenth of the steps reaches a lower error', of='movielens')
 def _(fast, decayed): # errors with batches of 1,024, and with the lesson's
     return _together(compare(fast, decayed, ('MSE', 'in batches of 64'), **_ratings))
 
@@ -665,7 +667,7 @@ def _(near, far):
                              trainings=False, paired=False))
 
 @statement('collab-newcomer', 'After ten answers, predictions for a newcomer are better than '
-                              'those for the average user', of='movielens')
+                              "the average user's", of='movielens')
 # errors with the average user, and after ten answers, on the same ratings; whose rating each is
 def _(average, asked, users=None):
     if not _numbers(asked).size:
@@ -705,7 +707,7 @@ def _(ours, theirs):
                                   "fastai's `wd` does: the rating model ends worse",
            of='movielens')
 def _(in_loss, decoupled): # errors
-    return _together(compare(decoupled, in_loss, ('MSE decoupled', 'with the penalty in the loss'),
+    return _together(compare(decoupled, in_loss, ('MSE with `wd`', 'with the penalty in the loss'),
                              **_ratings))
 
 @statement('reg-adam-differs', 'For Adam the penalty in the gradient is not the same as decay: it '
@@ -715,7 +717,7 @@ def _(in_loss, decoupled): # errors
 def _(coupled, decoupled):
     (cl,cq),(dl,dq) = coupled, decoupled
     return (1 - cl < (1 - dl)/4 and cq < 0.1*cl and abs(dl - dq) < 0.05*dl < 0.05,
-            f'left of weights with large and with small gradients: {cl:.2f} and {cq:.2f} with the '
+            f'share left with large and with small gradients: {cl:.2f} and {cq:.2f} with the '
             f'penalty in the gradient, {dl:.2f} and {dq:.2f} decoupled')
 
 # %% ../nbs/claims.ipynb #24bebb7b
@@ -747,8 +749,8 @@ def _(sweep): # with seed, wd, valid_loss; 0.01 and 0.1 among them
     return _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1], names, over='seeds'),
                      compare(mse[.1], mse[.01], ('MSE at wd=0.1', 'at 0.01'), over='seeds'))
 
-@statement('reg-wd-shrinks', 'More weight decay makes smaller factors, and a training loss that '
-                             'is higher', of='movielens')
+@statement('reg-wd-shrinks', 'More weight decay makes the factors smaller and the training loss '
+                             'higher', of='movielens')
 def _(sweep): # with seed, wd, train_loss, size
     size, loss = (_by_seed(sweep, o) for o in ('size', 'train_loss'))
     low, high = size.columns[0], size.columns[-1]

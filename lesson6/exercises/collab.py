@@ -16,10 +16,10 @@ from .trainings import check_equal, decays, errors, learners
 
 # %% ../../nbs/exercises/collab.ipynb #c2b24ea3
 @exercise('collab-1', 'a line', '''
-    `user1 = (0.9, 0.8, -0.6)`. Larger numbers give a film a larger score with
-    everybody whom it suits, so compare films whose vectors have the same length: the
-    squares of the three numbers add up to 1. Which film of this kind does this user like
-    **most**? Hand in its three numbers.''',
+    `user1 = (0.9, 0.8, -0.6)`. Larger numbers raise a film's score for everybody whom it
+    suits, so compare films whose vectors have the same length: the squares of the three
+    numbers add up to 1. Which film of this kind does this user like **most**? Hand in its
+    three numbers.''',
     hint='''The score is a dot product, the product of two lengths and the cosine of the angle
     between the two vectors. The lengths are given. When is the cosine as large as it can be?''',
     solution='''
@@ -174,7 +174,7 @@ def _sums(cls, model, x): # what it makes of given biases
 
 # %% ../../nbs/exercises/collab.ipynb #b1e6850c
 @exercise('collab-5', 'a function', '''
-    An embedding is an index, so one batch touches only some rows of `user_factors`; all
+    An embedding is a look-up, so one batch touches only some rows of `user_factors`; all
     others have a gradient of exactly zero. Write `rows_touched(x)`: how many rows of
     `user_factors` does the batch `x` of shape `(bs, 2)`, users in the first column, touch?''',
     hint='''A user who rated three of the films in the batch still has only one row.''',
@@ -259,7 +259,7 @@ def _titles(got):
 
 # %% ../../nbs/exercises/collab.ipynb #3d5b1425
 @exercise('collab-7', 'an experiment of two minutes', '''
-    Are 50 factors many? Train `DotProductBias` with 2, 10 and 50 factors by one recipe:
+    Are 50 factors too many? Train `DotProductBias` with 2, 10 and 50 factors by one recipe:
     the same `DataLoaders`, epochs and rate for all three, and a weight decay of 0.1
     (`wd=0.1`). Hand in a pair `(learners, errors)` of dicts: from number of factors to learner,
     and from number of factors to its mean squared error on the validation ratings. In the synthetic

@@ -164,7 +164,7 @@ def _large(f, right, x, y):
 # %% ../../nbs/exercises/multilabel.ipynb #53b3e85d
 @exercise('multi-5', 'a function', '''
     Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that
-    predicts no label at all for every picture. (Do you still find the lesson's 95 %
+    predicts no label at all for any picture. (Do you still find the lesson's 95 %
     impressive?)''',
     hint='''Every zero in the targets is then right, and every one is wrong.''',
     solution='''
