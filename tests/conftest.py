@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items):
     the end."""
     items.sort(key=lambda item: item.path.name not in ('test_site.py', 'test_figures.py',
                                                        'test_faults.py', 'test_device.py',
-                                                       'test_kernels.py'))
+                                                       'test_kernels.py', 'test_train.py'))
 
 
 def pytest_terminal_summary(terminalreporter, config):
