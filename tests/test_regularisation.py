@@ -207,6 +207,7 @@ def test_drift_is_told_in_pixels_across_and_down(moved):
 
 def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, capsys):
     from lesson6 import data
+    from lesson6.engine import sets
     monkeypatch.setattr(data, 'substituted', {})
     (tmp_path/'ml-100k').mkdir()
     (tmp_path/'ml-100k'/'ratings.csv').write_text('user,title,rating\n1,a,3\n')
@@ -215,6 +216,8 @@ def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, c
     assert ratings == tmp_path/'ml-100k' and data.is_synthetic(heads)
     assert (data.substituted == {'biwi': 'your folder holds no biwi_head_pose/'}
             and 'biwi_head_pose' in capsys.readouterr().out)
+    monkeypatch.setattr(sets, 'substituted', data.substituted)
+    assert sets.about('biwi') == 'biwi: synthetic, for your folder holds no biwi_head_pose/'
     with pytest.raises(FileNotFoundError, match='pascal_2007'): data.lesson_paths('pascal', 'biwi')
     with pytest.raises(ValueError, match='no data set'): data.lesson_paths('movielens', 'cats')
 

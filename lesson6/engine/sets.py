@@ -8,7 +8,8 @@ __all__ = ['read_set', 'about', 'look']
 # %% ../../nbs/engine/sets.ipynb #f852d260
 import warnings
 from pathlib import Path
-from ..data import check_dataset, expected_counts, lesson_path, profile, set_path, with_home
+from ..data import (check_dataset, expected_counts, lesson_path, profile, set_path,
+                          substituted, with_home)
 
 # %% ../../nbs/engine/sets.ipynb #4fc105a1
 def _split(train, valid): return f'split: {train:,} to train on and {valid:,} for validation'
@@ -78,6 +79,7 @@ def about(
 ) -> str:     # one line; for your own folder up to five
     "Which data a section runs on, and what is in them"
     if profile.data in ('mini', 'full'): return profile.about(name)
+    if name in substituted: return f'{name}: synthetic, for {substituted[name]}'
     path = lesson_path(name)
     counts, lines, _ = read_set(name, path)
     said = f'LESSON6_DATA={with_home(profile.data)}'
