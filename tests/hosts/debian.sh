@@ -17,7 +17,7 @@ fi
 mkdir -p "$folder/lesson6" && find "$folder/lesson6" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
 git archive HEAD | tar -x -C "$folder/lesson6"
 # The index, certificates and names that this machine uses are used in there too.
-cp --parents -L $(ls -d /etc/resolv.conf /etc/pip.conf /root/.config/pip/pip.conf ${PIP_CERT:-} ${SSL_CERT_FILE:-} 2> /dev/null | sort -u) "$folder"
+cp --parents -L $(ls -d /etc/resolv.conf /etc/pip.conf "$HOME"/.config/pip/pip.conf ${PIP_CERT:-} ${SSL_CERT_FILE:-} 2> /dev/null | sort -u) "$folder"
 mount --bind /proc "$folder/proc" && mount --bind /dev "$folder/dev"
 trap 'umount "$folder/proc" "$folder/dev"' EXIT
 chroot "$folder" env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE -u LESSON6_DATA HOME=/root PATH=/usr/bin:/bin LANG=C.UTF-8 \
