@@ -190,6 +190,7 @@ def run_notebook(
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
     nb = nbformat.read(path, as_version=4)
+    for cell in _code(nb): cell.outputs = [] # where it fails, nothing of an earlier run is left
     began, title, ends = time.time(), f'{title or path.stem:<24}', 'failed'
     bar = tqdm(total=len(_code(nb)), desc=title, unit='cell', file=sys.stdout, position=line,
                disable=not (progress and sys.stdout.isatty()), leave=False,
