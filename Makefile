@@ -67,7 +67,7 @@ host:
 	bash tests/hosts/try.sh $(HOST) $(PYTHON)
 
 address: $(ready)
-	@$(bin)/python -m lesson6.book.address "$(URL)"
+	@$(bin)/python -m lesson6.book.address --url="$(URL)"
 
 hooks: $(ready)
 	$(bin)/nbdev-install-hooks

@@ -80,7 +80,7 @@ def against_each_other(found):
             'compared': str(compare(others, its, (deeper, first), 'share', over='folds'))}
 
 
-def main(path, folds=5):
+def all_folds(path, folds=5):
     path, found, start = Path(path), {}, time.process_time()
     for fold in range(int(folds)):
         for name,error in pets(path/'oxford-iiit-pet', fold).items():
@@ -107,4 +107,4 @@ def main(path, folds=5):
                                                              encoding='utf-8')
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__': all_folds(*sys.argv[1:])

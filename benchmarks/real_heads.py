@@ -17,7 +17,7 @@ from fastai.torch_core import set_seed
 from lesson6.head_pose import fit_pose, point_errors, points_dls, pose_learner, read_points
 
 
-def main():
+def all_breeds():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path)
     parser.add_argument('--folds', type=int, default=5)
@@ -42,4 +42,4 @@ def main():
           f'constant guess {constant:.1f}: {off/constant:.3f} of it')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': all_breeds()

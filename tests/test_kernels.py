@@ -318,6 +318,15 @@ def test_ctrl_c_while_the_libraries_are_imported(start):
 
 # python -m lesson6.book.testing
 
+def test_a_notebook_that_is_named_twice_is_tested_once(tmp_path, monkeypatch, capsys):
+    from lesson6.book import testing
+    notebook = tmp_path/'a.ipynb'
+    notebook.write_text('{}')
+    monkeypatch.setattr(testing, 'test_together', lambda paths, *_: [(p, 0, 1.) for p in paths])
+    testing.main(str(notebook), str(notebook))
+    assert '1 notebook passed' in capsys.readouterr().out
+
+
 def tested(*words, **env):
     return subprocess.run([sys.executable, '-m', 'lesson6.book.testing', *map(str, words)],
                           env={**os.environ, **env}, capture_output=True, text=True, timeout=200)

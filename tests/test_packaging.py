@@ -5,6 +5,7 @@ import email
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,15 @@ def test_one_version():
     assert ("\nversion: "
             f"{settings['version']}\n" in (root/'CITATION.cff').read_text(encoding='utf-8'))
     assert f"## {settings['version']}" in (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+def test_make_address_says_the_url_as_the_command_takes_it():
+    from lesson6.book.address import main
+    from lesson6.book.options import command_parser
+    words = re.search(r'lesson6\.book\.address (.*)', (root/'Makefile').read_text())[1]
+    for url in 'https://git.example.org/our/lesson6', '':
+        said = shlex.split(words.replace('$(URL)', url))
+        assert command_parser(main, 'address').parse_args(said).url == url
 
 
 def test_one_address(tmp_path):

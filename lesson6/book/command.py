@@ -337,20 +337,15 @@ def _other_kernel(): # a sentence if JupyterLab's kernel is not this Python
             'lesson6.']
 
 # %% ../../nbs/book/command.ipynb #16ae1b83
+# their modules take seconds to import: `main` imports them when they are called
 def train():
     "Train a section of the lesson; run it again to go on where it stopped"
-    from lesson6.book.train import main
-    return main()
 
 def predict():
     "Predict with a trained learner: pictures, or titles for a user"
-    from lesson6.book.predict import main
-    return main()
 
 def classroom():
     "Write a course for nbgrader, mark it, and say what was hard"
-    from lesson6.book.classroom import main
-    return main()
 
 commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'predict': predict,
             'doctor': doctor, 'site': site, 'class': classroom}
@@ -372,7 +367,6 @@ def main():
     sys.argv = [f'lesson6 {words[0]}', *words[1:]]
     command = commands[words[0]]
     if command in (train, predict, classroom):
-        # whose import takes seconds, which the other commands needn't wait
         command = import_module(f'lesson6.book.{command.__name__}').main
     try: return run_command(command)
     except OSError as e:

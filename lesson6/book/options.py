@@ -41,7 +41,7 @@ def run_command(
     # what the function returns; SystemExit for words that it doesn't take, and for a CliError
 ):
     "Calls a function with what the command line of this process says"
-    said = command_parser(function, Path(sys.argv[0]).name).parse_args()
+    said = command_parser(function, Path(sys.argv[0]).name).parse_intermixed_args()
     given = inspect.signature(function).bind_partial()
     given.arguments.update(vars(said))
     try: return function(*given.args, **given.kwargs)

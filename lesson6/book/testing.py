@@ -85,6 +85,7 @@ def main(
         if not name.exists(): raise CliError(f'There is no {name}.')
         try: paths += [name] if name.is_file() else long_ones_first(find_notebooks(folder=name))
         except FileNotFoundError as e: raise CliError(str(e)) from None
+    paths = list(dict.fromkeys(paths))
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ['LESSON6_PROGRESS'] = 'off' # the exercises in them are not the user's

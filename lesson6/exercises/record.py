@@ -54,7 +54,7 @@ listeners.append(record)
 
 def forget_progress():
     "Deletes the record of the exercises"
-    for ending in '.json', '.new', '.lock':
+    for ending in '.json', '.json.part', '.lock':
         progress_file().with_suffix(ending).unlink(missing_ok=True)
 
 # %% ../../nbs/exercises/record.ipynb #605d372e

@@ -20,5 +20,5 @@ git archive HEAD | tar -x -C "$folder/lesson6"
 cp --parents -L $(ls -d /etc/resolv.conf /etc/pip.conf "$HOME"/.config/pip/pip.conf ${PIP_CERT:-} ${SSL_CERT_FILE:-} 2> /dev/null | sort -u) "$folder"
 mount --bind /proc "$folder/proc" && mount --bind /dev "$folder/dev"
 trap 'umount "$folder/proc" "$folder/dev"' EXIT
-chroot "$folder" env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE -u LESSON6_DATA HOME=/root PATH=/usr/bin:/bin LANG=C.UTF-8 \
+chroot "$folder" env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE -u LESSON6_DATA HOME="$HOME" PATH=/usr/bin:/bin LANG=C.UTF-8 \
   sh -c "cd /lesson6 && python3 --version && $what"
