@@ -191,14 +191,14 @@ _as_0, _as_1 = (bytes.maketrans(b'123456789', o*9) for o in (b'0', b'1'))
 # would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
 def _loses(raw, sep):
     # bytes, because they are quick to search
-    like, firsts = raw.translate(_as_0), raw.translate(_as_1)
-    starts = [o + sign for o in (sep.encode(), b'\n', b'"') for sign in (b'', b'-')
-              if (o != b'"' or o in raw) and (not sign or sign in raw)]
-    zero = firsts.startswith((b'00', b'01')) or any(o + n in firsts for o in starts
-                                                    for n in (b'00', b'01'))
+    like, firsts = raw.translate(_as_0), b'\n' + raw.translate(_as_1)
+    starts = [o + sign for o in (sep.encode(), b'\n', b'"')
+              for sign in (b'', b'-', b' ', b' -')
+              if (o != b'"' or o in raw) and sign in raw]
+    zero = any(o + n in firsts for o in starts for n in (b'00', b'01'))
     if zero or b'0'*16 in like: return True
     if not any(o in raw and (b'0'+o in like or b'.'+o in like) for o in (b'e', b'E')): return False
-    return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"])-?[0-9.]+[eE]', raw))
+    return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"] *)-?[0-9.]+[eE]', raw))
 
 def _without_blanks(table, as_text): # a DataFrame; whether its numbers are text as yet
     "The table as from `read_rows`: no blanks around a cell, no lines of nothing but separators"

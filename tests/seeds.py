@@ -34,7 +34,8 @@ def fingerprint(path):
     """Changes with the cells of a notebook, with its module, and with how the data and the network
     are made."""
     package = path.parent.parent/'lesson6'
-    files = [package/f'{modules[path.stem]}.py', package/'claims.py', package/'data.py',
+    names = modules[path.stem], 'claims', 'data', 'tables', 'files'
+    files = [*(package/f'{o}.py' for o in names), *sorted((package/'engine').glob('*.py')),
              *sorted((package/'mini').glob('*.py')), *sorted(package.rglob('*.safetensors'))]
     code = '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
     return hashlib.sha256(code.encode() + b''.join(f.read_bytes() for f in files)).hexdigest()

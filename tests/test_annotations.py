@@ -247,3 +247,19 @@ def test_other_files_are_no_annotations(tmp_path):
     (tmp_path/'config.json').write_text('{"a": 1}')
     (tmp_path/'notes.yaml').write_text('title: x\n')
     assert annotations_in(tmp_path) is None
+
+
+def test_names_that_begin_with_a_slash_are_those_of_the_set(tmp_path):
+    "As some exports write them, with pictures of one name in two folders"
+    write('COCO', tmp_path/'set', made_up(tmp_path))
+    folder, told = tmp_path/'set', {'categories': [{'id': 1, 'name': 'pug'}], 'images': [],
+                                    'annotations': []}
+    for f in folder.rglob('*.json'): f.unlink()
+    for i,part in enumerate(('train', 'val')):
+        (folder/part).mkdir(exist_ok=True)
+        Image.new('RGB', (20, 20)).save(folder/part/'a.jpg')
+        told['images'].append({'id': i, 'file_name': f'/{part}/a.jpg', 'width': 20, 'height': 20})
+        told['annotations'].append({'id': i, 'image_id': i, 'category_id': 1, 'bbox': [1, 1, 5, 5]})
+    (folder/'annotations'/'instances_all.json').write_text(json.dumps(told))
+    with warnings.catch_warnings(action='ignore'): found = read_annotations(folder)
+    assert {o.file for o in found} == {folder/p/'a.jpg' for p in ('train', 'val')}

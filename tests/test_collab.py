@@ -6,6 +6,7 @@ minutes):
     LESSON6_SEEDS=42,1,2 pytest tests/test_collab.py -k real_recipe -s
     pytest tests/test_collab.py -m slow -s
 """
+import gzip
 import os
 import re
 import subprocess
@@ -32,6 +33,7 @@ from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, N
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.data import lesson_path
 from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
+from lesson6.engine.ratings_at_scale import parquet_dls
 from lesson6.engine.recommending import taste_agreement
 from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
 
@@ -1319,3 +1321,26 @@ def test_the_fused_learner_steps_as_fastai_does_by_default():
 def test_the_row_of_a_rating_outside_the_scale_is_named_where_others_are_not_rated():
     table = pd.DataFrame({'user': range(5), 'title': list('abcde'), 'rating': [0, 0, 3, 9, 4]})
     with pytest.raises(ValueError, match='row 3'): read_ratings(table, scale=(1, 5), not_rated=0)
+
+
+@pytest.mark.parametrize('ids', [('0345417623', '345417623'), ('1e5', '100000')])
+def test_names_of_digits_that_a_number_would_change_stay_as_they_are_behind_a_blank(ids, tmp_path):
+    file = tmp_path/'ratings.csv'
+    file.write_text('user, title, rating\n' + ''.join(f'{i}, {o}, {i}\n' for i,o in enumerate(ids)))
+    assert list(read_ratings(file).title.astype(str)) == list(ids)
+
+
+def test_the_titles_beside_a_packed_file_are_found_whatever_the_case_of_its_ending(tmp_path):
+    (tmp_path/'u.item').write_text('1|Film A\n2|Film B\n')
+    for end in 'gz', 'GZ':
+        (tmp_path/f'u.data.{end}').write_bytes(gzip.compress(b'1\t1\t5\t0\n2\t2\t4\t0\n'))
+        assert set(read_ratings(tmp_path/f'u.data.{end}').title) == {'Film A', 'Film B'}
+
+
+def test_a_row_is_said_to_be_counted_without_those_that_are_not_rated(tmp_path):
+    table = pd.DataFrame({'user': range(20), 'title': 'a', 'rating': [0, 1, 2, 3]*5,
+                          'part': ['train', 'valid']*9 + ['train', 'whatever']})
+    table.to_parquet(tmp_path/'t.parquet')
+    for dls in (lambda: ratings_dls(table, valid='part', not_rated=0),
+                lambda: parquet_dls(tmp_path/'t.parquet', valid='part', not_rated=0)):
+        with pytest.raises(ValueError, match='without what is not rated, row 14'): dls()

@@ -212,6 +212,7 @@ def main(which, names):
             process.join()
         return
     jobs = {'resume': [('resume', name, kinds[i%2]) for i,name in enumerate(sections())],
+            'resume both': [('resume', name, kind) for name in sections() for kind in kinds],
             'notebooks': [('notebook', name, kind) for name in modules for kind in kinds],
             'half': [('notebook', name, kinds[i%2]) for i,name in enumerate(modules)]}[which]
     print(json.dumps([[*job, *done] for job, done in in_forks(jobs)]))
@@ -330,10 +331,19 @@ def test_every_cell_of_the_notebooks_runs_on_either_kind_of_gpu():
     assert_no_faults(run('notebooks'), modules)
 
 
+trained = ['pets', 'multilabel', 'head_pose', 'collab', 'regularisation']
+
+
 @pytest.mark.ci
 @forks
 def test_a_training_that_is_taken_up_again_on_a_device_ends_as_an_undisturbed_one():
-    assert_no_faults(run('resume'), ['pets', 'multilabel', 'head_pose', 'collab'], ())
+    assert_no_faults(run('resume'), trained, ())
+
+
+@pytest.mark.slow
+@forks
+def test_a_training_is_taken_up_again_on_either_kind_of_gpu():
+    assert_no_faults(run('resume both'), trained)
 
 
 if __name__ == '__main__': main(sys.argv[1], sys.argv[2:])

@@ -512,6 +512,7 @@ def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn)
     path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
     assert len(points_dls(path).valid_ds) == 2
     with pytest.raises(ValueError, match='no column group'): points_dls(path, valid_group='a')
+    assert not [w for w in recwarn if 'random' in str(w.message)]
 
 
 def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
@@ -523,6 +524,14 @@ def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
             and len(dls.train_ds) == 4)
     assert any('3 of 10 rows' in str(o.message) for o in recwarn)
     assert not [w for w in recwarn if 'random' in str(w.message)]
+
+
+def test_a_group_that_holds_nobody_out_leaves_it_to_the_column_for_the_split(table, recwarn):
+    part = ['train', 'train', 'valid']
+    path = table(lambda ls: 'fname,x,y,split,breed\n'
+                 + '\n'.join(f'{l[:-2]},{part[i % 3]},pug' for i, l in enumerate(ls)))
+    assert {f.name for f in points_dls(path, bs=2).valid_ds.items} == {'p2.jpg', 'p5.jpg', 'p8.jpg'}
+    assert not [w for w in recwarn if 'was not used' in str(w.message)]
 
 
 def test_points_of_a_table_reach_the_model(table):

@@ -248,9 +248,8 @@ def test_export_and_load_in_a_fresh_process(arch, dls, tmp_path):
 
 @pytest.mark.ci
 def test_import_is_quiet_and_reads_no_weights():
-    code = ('import sys, torch, fastai.vision.learner, time\n'
-            'sys.addaudithook(lambda event, args: event == "open" and '
-            'str(args[0]).endswith(".safetensors") and exit("weights are read"))\nstart = '
+    code = ('import torch, fastai.vision.learner, safetensors, time\n'
+            'safetensors.safe_open = lambda *a, **k: exit("weights are read")\nstart = '
             'time.perf_counter()\nimport warnings; warnings.simplefilter("error")\n'
             'import lesson6.mini.network as n\n'
             'print(time.perf_counter()-start)')

@@ -178,8 +178,7 @@ def run_notebook(
     progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
     line:int=0,         # where its bar stands, if several run at once
-    # fork the kernel from a process that has imported the libraries: it pays from the third
-    # notebook on
+    # fork the kernel from a process with the libraries: it pays from the third notebook on
     warm:bool=False,
     # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises;
     # `Stopped` on Ctrl-C

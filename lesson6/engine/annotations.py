@@ -40,7 +40,8 @@ def _picture(pictures, by, *names): # the `PictureNames`, the annotations' file,
     first = [o.as_posix() for o in (here, here.parent/'images', here.parent/'JPEGImages')]
     names = [n.replace('\\', '/').strip() for n in names if n]
     ends = [n.rpartition('/')[2] for n in names]
-    tries = [fits for n in [*names, *ends, *(Path(o).stem for o in ends)]
+    inside = [n.strip('/') for n in names] # some exports begin each name with a slash
+    tries = [fits for n in [*names, *inside, *ends, *(Path(o).stem for o in ends)]
              if (fits := pictures.find(n, *first))]
     if alone := next((o for o in tries if len(o) == 1), None): return alone[0]
     name = names[0][-60:]

@@ -185,8 +185,10 @@ def _read_table(table:Path) -> dict:
     files = names.of_rows(rows.cells(picture), rows.where)
     points, found = list(zip(*map(rows.cells, columns))), {}
     seen = rows.cells(seen) or ['']*len(files)
-    groups = rows.cells(group) or _parts_of(rows) or [None]*len(files)
-    if group and (split := find_column(rows.columns, 'split', table, needed=False)):
+    groups = rows.cells(group)
+    if not groups or len({*groups}) < 2: # nobody to hold out
+        groups = _parts_of(rows) or groups or [None]*len(files)
+    elif split := find_column(rows.columns, 'split', table, needed=False):
         warnings.warn(f'The column {split} of {table} was not used, because {group} says who is '
                       'held out.', stacklevel=5)
     asked = [i for i,o in enumerate(groups) if o is not False]

@@ -10,7 +10,7 @@ import math, re, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import composed, read_text
+from ..files import composed, packed_endings, read_text
 from ..tables import (beside, check_columns, find_column, find_table, gap, read_frame,
                             short_list)
 
@@ -187,7 +187,7 @@ def _titles_of(file, name): # the ratings, and their name without the ending of 
 
 def _read(file):
     "The table in a file, with the titles of its items, and a function from a row to where it is"
-    name = re.sub(r'\.(gz|zip|bz2|xz)$', '', file.name)
+    name = file.stem if file.suffix.lower() in packed_endings else file.name
     if name.lower().endswith('.parquet'):
         try: return pd.read_parquet(file), lambda row: f'{file}, row {row}'
         except (OSError, ValueError) as e:

@@ -398,14 +398,14 @@ def ratings_dls(
                tidy_ratings(ratings, scale=scale, not_rated=not_rated))
     if isinstance(valid, pd.DataFrame):
         n, more = len(ratings), tidy_ratings(valid, 'The table to validate on', not_rated=not_rated)
-        # both: names of one type
-        ratings = tidy_ratings(pd.concat([ratings, more], ignore_index=True))
+        ratings = tidy_ratings(pd.concat([ratings, more], ignore_index=True)) # names of one type
         valid = np.arange(len(ratings)) >= n
     check_share(valid_pct)
     if valid is None: train, held = _random_split(len(ratings), seed, valid_pct)
     else:
         def column(name): return ratings[name].to_numpy() if name in ratings else None
-        train, held = split_rows(valid, len(ratings), column, list(ratings), valid_pct)
+        rows = f'The table{" without what is not rated"*(not_rated is not None)}'
+        train, held = split_rows(valid, len(ratings), column, list(ratings), valid_pct, rows)
         if len(train) + len(held) < len(ratings): # the rest is for a test
             kept = np.sort(np.concatenate([train, held]))
             ratings = ratings.iloc[kept].reset_index(drop=True)

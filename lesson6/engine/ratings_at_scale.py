@@ -32,7 +32,6 @@ def draw_ratings(
     progress=None,  # wraps an iterable to show how far it is, as `tqdm` does
 ) -> Truth:         # what is planted; ValueError if so many ratings don't fit
     "Writes synthetic ratings, ordered by user, to a Parquet file with columns user, title, rating"
-    import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
     file, truth = Path(file), plant(n_users, n_films, seed)
     users, films = who_rates_what(truth, n_ratings, seed)
@@ -182,7 +181,6 @@ def _tensors(users, titles, y, train): # numbers; ratings; who is in the trainin
 # %% ../../nbs/engine/ratings_at_scale.ipynb #358ddaa6
 def _both(column, more, file): # two columns; the file of the second
     "One column after the other; ValueError if their types don't fit"
-    import pyarrow as pa
     column, more = (o.cast(o.type.value_type) if hasattr(o.type, 'value_type') else o
                     for o in (column, more))
     try: return pa.chunked_array([*column.chunks, *more.cast(column.type).chunks], type=column.type)
@@ -213,7 +211,8 @@ def _columns(file, valid, seed, share, not_rated): # as for `parquet_dls`
         def there(name): return names.get(name, name if name in names.values() else None)
         def column(name):
             return there(name) and _column(file, there(name)).to_pandas().to_numpy()[rated]
-        train_at, held_at = split_rows(valid, len(y), column, names.values(), share, file)
+        rows = file if not_rated is None else f'{file} without what is not rated'
+        train_at, held_at = split_rows(valid, len(y), column, names.values(), share, rows)
         train[train_at], held[held_at] = True, True
         return y, [_numbers(o) for o in columns.values()], train, held
     return y, [_numbers(o) for o in columns.values()], ~held, held
