@@ -111,7 +111,7 @@ def main(
     grade:bool=False,  # Mark what was handed in, several submissions at once
     # Write report.html: how many solved each exercise, and what the others were told
     report:bool=False,
-    at_once:int=0,     # Submissions that are marked at the same time; 0: as many as there are cores
+    at_once:int=0,     # Submissions marked at the same time; 0: one more than there are cores
 ):
     "Write a course for nbgrader, mark it, and say what was hard"
     from importlib.util import find_spec

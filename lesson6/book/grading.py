@@ -40,7 +40,7 @@ def _draw(): # a confined kernel can't write the data sets: they must be there b
 
 class Confined(Execute):
     "Runs a submission in a kernel that isn't trusted, with a limit of time for each cell"
-    seconds = Integer(20, help='Seconds for a cell of an exercise').tag(config=True)
+    seconds = Integer(10, help='Seconds for a cell of an exercise').tag(config=True)
     experiment_seconds = (Integer(300, help="Seconds for an experiment's cell, and for one that "
                                             "the student added").tag(config=True))
     experiments = List(Unicode(), help='The exercises that train').tag(config=True)
@@ -181,12 +181,13 @@ def submissions(
 def mark_all(
     folder:Path,      # of the course
     sections=(),      # which; none: all
-    at_once:int=0,    # submissions; 0: as many as there are cores
+    # submissions; 0: one more than there are cores, for each waits for its kernel now and then
+    at_once:int=0,
 ):                    # yields (student, what went wrong or '') as they end
     "Marks what was handed in with `nbgrader autograde`, several at once"
     waiting = submissions(folder, sections)
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    with ProcessPoolExecutor(at_once or os.cpu_count(), get_context('spawn')) as pool:
+    with ProcessPoolExecutor(at_once or (os.cpu_count() or 1)+1, get_context('spawn')) as pool:
         jobs = {pool.submit(_mark, str(folder), student, asked): student
                 for student,asked in waiting.items()}
         for job in as_completed(jobs):
