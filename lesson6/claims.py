@@ -258,6 +258,8 @@ def compare(
     a, b, n, pairing = _pairs(a, b, over, groups, each, paired)
     needed = 3. if trainings and over != 'seeds' else 2.
     if trainings and over != 'seeds': pairing += ', one training each'
+    if isinstance(second, (int, float)): # a baseline that nobody trained
+        pairing = pairing.replace('paired ', '').removesuffix(' each')
     level = 2*stats.norm.sf(needed) if needed > 2 else .05
     apart = (a - factor*b).mean() if paired else a.mean() - factor*b.mean()
     error, p = _paired_noise(a-factor*b, apart, binary) if paired else _unpaired_noise(a, factor*b)
@@ -368,7 +370,7 @@ def _(model, other, untrained):
     return not body and random <= head and bool(fresh), (f'between two learners, {len(body)} '
                                                          'tensors of the body differ and '
         f'{len(head & random)} of {len(random)} weight matrices of the head; without pretraining, '
-        f'{len(fresh)} of the body do')
+        f'{len(fresh)} of the body differ')
 
 @statement('pets-frozen', 'Frozen, only the new head and the BatchNorm layers move', of='pets')
 def _(before, after): # a model before and after training, `[body, head]`
@@ -563,11 +565,11 @@ def _(matrix, one_hots, index):
            of='movielens')
 def _(drawn, held): # how often one epoch draws each pair of user and film; how often it is there
     right = int((drawn == held).sum())
-    return right == len(held), f'{right:,} of {len(held):,} as often as they are there'
+    return right == len(held), f'{right:,} of {len(held):,} drawn as often as they occur'
 
 # %% ../nbs/claims.ipynb #5f36b24e
 @statement('collab-replacement', 'Drawn with replacement, as fastai has done since 2024, the same '
-                                 'recipe learns less', of='movielens')
+                                 'recipe predicts worse', of='movielens')
 def _(once, replaced): # errors with every rating once an epoch, and drawn with replacement
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
 
@@ -663,7 +665,7 @@ def _(near, far):
                              trainings=False, paired=False))
 
 @statement('collab-newcomer', 'After ten answers, predictions for a newcomer are better than '
-                              "the average user's", of='movielens')
+                              'with the average user', of='movielens')
 # errors with the average user, and after ten answers, on the same ratings; whose rating each is
 def _(average, asked, users=None):
     if not _numbers(asked).size:

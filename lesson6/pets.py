@@ -26,7 +26,7 @@ _all_ = [fit_head, breed, is_cat, pet_files, pet_labels, fit_pets, pets_dls,
 def cross_entropy(
     acts:Tensor,    # activations, (n, classes), before any softmax
     targets:Tensor, # classes, (n,), whole numbers from 0
-) -> Tensor:        # the mean loss, in nats, a tensor without dimensions
+) -> Tensor:        # the mean loss, a tensor without dimensions
     "Cross-entropy from scratch: the mean of `-log(softmax(acts))` at the right classes"
     if acts.ndim != 2 or targets.shape != acts.shape[:1]:
         raise ValueError('cross_entropy takes activations of (n, classes) '

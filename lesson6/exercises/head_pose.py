@@ -167,8 +167,8 @@ def _(answer):
 
 # %% ../../nbs/exercises/head_pose.ipynb #e570b135
 @exercise('pose-5', 'a function', '''
-    Write `inverse_range(y, lo, hi)`, the way back from `sigmoid_range`: the activation that
-    it turns into `y`. What activation would put a head exactly on the edge of the picture?''',
+    Write `inverse_range(y, lo, hi)`, the way back: the activation that `sigmoid_range` turns
+    into `y`. What activation would put a head exactly on the edge of the picture?''',
     hint='''First bring `y` back to 0..1; then solve p = 1/(1+exp(-x)) for x.''',
     solution='''
 import torch
