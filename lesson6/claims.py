@@ -431,7 +431,7 @@ def _(by_hand, acts, targets): # the loss by hand; activations; zeros and ones
               for a in (acts, 300*acts.sign(), -300*(2*y-1))]
     off = max(abs(a-b)/max(1, abs(b)) for a,b in losses)
     return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of ±300, '
-                        f'all on the wrong side, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
+                        f'all wrong, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
 
 # %% ../nbs/claims.ipynb #8b617db0
 def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers

@@ -28,8 +28,8 @@ _all_ = [HeatCentre, biwi_dls, get_ctr, img2pose, kept_out, person_splitter,
 # %% ../nbs/03_head_pose.ipynb #c0a8595f
 def sigmoid_range(
     x:Tensor,         # activations, any shape
-    lo:float,         # what very negative ones come near to
-    hi:float,         # what very positive ones come near to
+    lo:float,         # the limit for very negative ones
+    hi:float,         # the limit for very positive ones
 ) -> Tensor:          # of the same shape, between `lo` and `hi`
     "A sigmoid that runs from `lo` to `hi` instead of from 0 to 1"
     return torch.sigmoid(x) * (hi-lo) + lo
@@ -51,7 +51,7 @@ def pose_learner(
     arch=None,   # a network, as `vision_learner` takes it; None: what suits the data
     cbs=None,    # callbacks
     **kwargs,    # for `vision_learner`, such as `metrics` or `path`
-):               # a `Learner` with a frozen body, pretrained unless you say otherwise
+):               # a `Learner`, its body pretrained and frozen unless you say otherwise
     "A learner for points with a head that reads the body's maps cell by cell"
     arch = arch or lesson_arch('resnet18', getattr(dls, 'folder', None),
                                kwargs.get('pretrained', True))
@@ -62,7 +62,7 @@ def pose_learner(
 
 def fit_pose(
     learn,           # as `pose_learner` makes it, or another learner for points
-    epochs:int=None, # for all layers, or a head alone; None: more for fewer batches
+    epochs:int=None, # of all layers (frozen body: the head); None: more for fewer batches
     lr:float=None,   # the largest learning rate; None: the lesson's, 1e-2
     views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks

@@ -16,7 +16,7 @@ from .trainings import check_equal, decays, errors, learners
 
 # %% ../../nbs/exercises/collab.ipynb #c2b24ea3
 @exercise('collab-1', 'a line', '''
-    `user1 = (0.9, 0.8, -0.6)`. Larger numbers raise a film's score for everybody whom it
+    `user1 = (0.9, 0.8, -0.6)`. A longer vector raises a film's score for everybody it
     suits, so compare films whose vectors have the same length: the squares of the three
     numbers add up to 1. Which film of this kind does this user like **most**? Hand in its
     three numbers.''',
@@ -258,7 +258,7 @@ def _titles(got):
     return [str(o) for o in got]
 
 # %% ../../nbs/exercises/collab.ipynb #3d5b1425
-@exercise('collab-7', 'an experiment of two minutes', '''
+@exercise('collab-7', 'an experiment of a minute', '''
     Are 50 factors too many? Train `DotProductBias` with 2, 10 and 50 factors by one recipe:
     the same `DataLoaders`, epochs and rate for all three, and a weight decay of 0.1
     (`wd=0.1`). Hand in a pair `(learners, errors)` of dicts: from number of factors to learner,

@@ -118,7 +118,7 @@ def _(answer):
 
 # %% ../../nbs/exercises/multilabel.ipynb #0e90b20d
 @exercise('multi-4', 'a function', '''
-    Most labels are absent from most pictures, so a network learns to say "no". Write
+    Every label is absent from most pictures, so a network may learn to say "no". Write
     `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a
     label that is *present* counts `weight` times. The mean is taken over all activations, as
     with `pos_weight`. It must stay finite for activations of
@@ -164,7 +164,7 @@ def _large(f, right, x, y):
 # %% ../../nbs/exercises/multilabel.ipynb #53b3e85d
 @exercise('multi-5', 'a function', '''
     Write `accuracy_of_nothing(targs)`: what `accuracy_multi` would give a "network" that
-    predicts no label at all for any picture. (Do you still find the lesson's 95 %
+    predicts no label at all for any picture. (Do you still find our 96 %
     impressive?)''',
     hint='''Every zero in the targets is then right, and every one is wrong.''',
     solution='''
