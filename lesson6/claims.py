@@ -431,7 +431,7 @@ def _(by_hand, acts, targets): # the loss by hand; activations; zeros and ones
               for a in (acts, 300*acts.sign(), -300*(2*y-1))]
     off = max(abs(a-b)/max(1, abs(b)) for a,b in losses)
     return (off < 1e-5, f'{losses[0][0]:.4f} and {losses[0][1]:.4f}; with activations of ±300, '
-                        f'all wrong, {losses[2][0]:.4g} and {losses[2][1]:.4g}')
+                        f'each answer wrong: {losses[2][0]:.4g} and {losses[2][1]:.4g}')
 
 # %% ../nbs/claims.ipynb #8b617db0
 def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers
@@ -568,7 +568,7 @@ def _(drawn, held): # how often one epoch draws each pair of user and film; how 
     return right == len(held), f'{right:,} of {len(held):,} drawn as often as they occur'
 
 # %% ../nbs/claims.ipynb #5f36b24e
-@statement('collab-replacement', 'Drawn with replacement, as fastai has done since 2024, the same '
+@statement('collab-replacement', 'With ratings drawn with replacement, as in fastai since 2024, the same '
                                  'recipe predicts worse', of='movielens')
 def _(once, replaced): # errors with every rating once an epoch, and drawn with replacement
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
@@ -661,7 +661,7 @@ def _(near, far):
     near, far = (o[~np.isnan(o)] for o in map(_numbers, (near, far)))
     if min(len(near), len(far)) < 10:
         raise NotAsked('too few pairs of titles were rated by the same people')
-    return _together(compare(far, near, ('agreement by chance', 'between neighbours'), over='pairs',
+    return _together(compare(far, near, ('agreement at random', 'between neighbours'), over='pairs',
                              trainings=False, paired=False))
 
 @statement('collab-newcomer', 'After ten answers, predictions for a newcomer are better than '

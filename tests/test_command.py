@@ -421,6 +421,7 @@ def test_a_home_that_is_the_root_names_no_folder(monkeypatch):
                            'iVBORw0//home/me/AAA', '<p>/home/me/data</p>')
     assert stored('/home/me') == ('https://docs.fast.ai ~/data', 'in ~/x.py',
                                   'iVBORw0//home/me/AAA', '<p>~/data</p>')
+    assert stored('/me') == stored('/'), '/me in the middle of a path is no home'
 
 
 # make

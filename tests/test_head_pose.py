@@ -391,12 +391,16 @@ def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
     assert contents(few) == before
 
 
+@pytest.mark.xfail(sys.version_info >= (3, 14), strict=True,
+                   reason="Python 3.14 can't pickle fastai's TensorPoint.create")
 def test_loaders_can_be_pickled(few, table):
     for dls in biwi_dls(few, size=(24, 32)), points_dls(table()):
         assert pickle.loads(pickle.dumps(dls)).train_ds.items == dls.train_ds.items
 
 
 @pytest.mark.ci
+@pytest.mark.xfail(sys.version_info >= (3, 14), strict=True,
+                   reason="Python 3.14 can't pickle fastai's TensorPoint.create")
 def test_loaders_work_in_spawned_processes(few, tmp_path_factory):
     script = tmp_path_factory.mktemp('spawn')/'train.py'
     script.write_text(f'''

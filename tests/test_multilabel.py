@@ -447,6 +447,7 @@ def test_loaders_can_be_sent_to_other_processes(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'])
 def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
+    "By itself, because each worker would import fastai in each epoch"
     (tmp_path/'script.py').write_text(textwrap.dedent(f"""
         import multiprocessing
         def main():
@@ -458,12 +459,12 @@ def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
             dls = multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2)
             learn = vision_learner(dls, drawnet10)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
-            print('trained')
+            print('trained with', dls.train.fake_l.num_workers, 'workers')
         if __name__ == '__main__': main()
         """))
     done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'],
                           capture_output=True, text=True)
-    assert done.stdout == 'trained\n', done.stderr[-2000:]
+    assert done.stdout == 'trained with 0 workers\n', done.stderr[-2000:]
 
 
 def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):

@@ -222,7 +222,9 @@ def _shows(output): # False for what is left of a progress bar that has ended
 def _without_folders(o):
     if isinstance(o, str):
         for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
-            if folder != folder.parent: o = o.replace(f'{folder}{os.sep}', f'{name}/')
+            if folder == folder.parent: continue
+            # not in the middle of a longer path
+            o = re.sub(rf'(?<![\w.~-]){re.escape(f"{folder}{os.sep}")}', f'{name}/', o)
         return o
     if isinstance(o, list): return [_without_folders(v) for v in o]
     return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v)
