@@ -26,7 +26,7 @@ _all_ = [best_and_worst, best_threshold, choose_on_half, empty_skies, fit_multil
 
 # %% ../nbs/02_multi_label.ipynb #4f47f634
 def one_hot_encode(labels:list, vocab:list) -> Tensor:
-    "A vector of zeros, with a one for each label; ValueError if a label isn't in `vocab`"
+    "Zeros, with a one for each label; ValueError if a label isn't in `vocab`"
     for l in labels:
         if l not in vocab:
             raise ValueError(f'{l!r} is not in the vocabulary: {", ".join(vocab)}.')

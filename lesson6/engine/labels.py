@@ -27,7 +27,7 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head
 from .networks import lesson_arch, stays_frozen
-from .picture_loaders import KeepBatches, normalize, workers_are_copies
+from .picture_loaders import KeepBatches, default_workers, normalize
 from .label_tables import check_labels, read_labels, split_labels, splitter, voc_labels # noqa: F401
 from .pictures import UprightImage, check_picture, read_picture
 from .training import StopAtNaN, order_anew
@@ -86,8 +86,7 @@ def multilabel_dls(
                       get_y=ColReader('labels', label_delim=label_delim or ' '),
                       item_tfms=RandomResizedCrop(size, min_scale=min_scale),
                       batch_tfms=normalize())
-    workers = {} if workers_are_copies() else {'num_workers': 0}
-    dls = block.dataloaders(df, bs=bs, **workers)
+    dls = block.dataloaders(df, bs=bs, **default_workers())
     if keep_valid is None: keep_valid = (len(df)-len(train))*3*size**2*4 <= 256e6
     if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)
     dls.folder, dls.pixels = path, size   # what the learner and its training go by

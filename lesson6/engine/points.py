@@ -31,7 +31,7 @@ from fastai.vision.learner import create_vision_model
 from ..data import is_synthetic, points_source
 from .networks import on_laptop
 from .annotations import annotated_points, annotations_in
-from .picture_loaders import KeepItems, normalize, workers_are_copies
+from .picture_loaders import KeepItems, default_workers, normalize
 from .pictures import UprightImage, check_picture, upright_size
 from ..files import PictureNames, composed, picture_files
 from ..tables import (find_column, gap, plain_name, read_rows, read_split, short_list,
@@ -411,8 +411,7 @@ def points_dls(
     h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (192,256) if laptop
                            else (240,320))
     if keep is None: keep = len(frames)*3*(2*h)*(2*w) < 1e9
-    if keep or default_device().type != 'cuda' or not workers_are_copies():
-        kwargs.setdefault('num_workers', 0)
+    kwargs = default_workers(keep or default_device().type != 'cuda') | kwargs
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock),
         get_y=point_of(path, unit), splitter=splitter,
         dl_type=KeepItems if keep else None, item_tfms=Resize((2*h,2*w), method='squish'),
