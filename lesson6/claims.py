@@ -568,8 +568,8 @@ def _(drawn, held): # how often one epoch draws each pair of user and film; how 
     return right == len(held), f'{right:,} of {len(held):,} drawn as often as they occur'
 
 # %% ../nbs/claims.ipynb #5f36b24e
-@statement('collab-replacement', 'With ratings drawn with replacement, as in fastai since 2024, the '
-                                 'same recipe predicts worse', of='movielens')
+@statement('collab-replacement', 'With ratings drawn with replacement, as in fastai since '
+                                 '2024, the same recipe predicts worse', of='movielens')
 def _(once, replaced): # errors with every rating once an epoch, and drawn with replacement
     return _together(compare(once, replaced, ('MSE', 'drawn with replacement'), **_ratings))
 
