@@ -40,11 +40,12 @@ def plain_name(
 
 def short_list(
     names, # anything
-) -> str:  # at most eight of them, and 120 letters
+) -> str:  # at most eight of them, and 120 letters; only a name above 60 is cut
     "Names for a message, with commas between"
-    names = list(map(str, names))
-    text = ', '.join(names[:8]) + f' and {len(names)-8} more'*(len(names) > 8)
-    return text if len(text) <= 120 else f'{text[:120]}...'
+    names = [o if len(o) <= 60 else f'{o[:60]}...' for o in map(str, names)]
+    n = min(8, len(names))
+    while len(', '.join(names[:n])) > 120: n -= 1
+    return ', '.join(names[:n]) + f' and {len(names)-n} more'*(len(names) > n)
 
 def find_column(
     columns,          # the names of a table's columns
@@ -284,8 +285,8 @@ def split_parts(
 def read_split(
     said,   # a column: what each row says
     where,  # takes the position of a row, gives its place for a message
-    column, # the column's name
-    what,   # how a message calls the table
+    column, # the column's name; None: there is no table, and the pictures' files or folders say it
+    what,   # how a message calls the table, or the folder
 ) -> tuple: # arrays of positions: training, validation; None if the column is empty;
             # ValueError, naming row or column. What is left out of both is said
     "The split that a column of a table asks for"
@@ -302,11 +303,15 @@ def read_split(
     train, held, rest = split_parts(np.array([part_of(o) for o in words], dtype=object)[codes])
     for part,use in (train, 'train on'), (held, 'validate on'):
         if not len(part):
-            raise ValueError(f'{what}: the column {column} leaves nothing to {use}; write '
-                             f'{"train" if part is train else "valid"} in some rows.')
+            name = 'train' if part is train else 'valid'
+            by, way = ((f'the column {column}', f'write {name} in some rows') if column else
+                       ('its split', f'put some pictures into a part called {name}'))
+            raise ValueError(f'{what}: {by} leaves nothing to {use}; {way}.')
     if len(rest):
-        warnings.warn(f'{len(rest):,} of {len(codes):,} rows of {what} are for a test, as the '
-                      f'column {column} says, and were left out.', stacklevel=4)
+        these, why = ((f'rows of {what}', f', as the column {column} says,') if column else
+                      (f'pictures in {what}', ''))
+        warnings.warn(f'{len(rest):,} of {len(codes):,} {these} are for a test{why} and were left '
+                      'out.', stacklevel=4)
     return train, held
 
 # %% ../nbs/data/tables.ipynb #7d4b6337

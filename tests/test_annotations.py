@@ -143,7 +143,19 @@ def test_points_to_test_on_are_held_out_where_there_are_no_others(tmp_path):
     pictures = {f: (o[0], 'test' if o[1] == 'valid' else 'train', *o[2:])
                 for f, o in made_up(tmp_path, 12, lambda i: ['nose']).items()}
     frames = read_points(write('YOLO', tmp_path/'set', pictures))
-    assert kept_out(frames) == ['valid'] and (frames.group == 'valid').sum() == 3
+    assert kept_out(frames) == [] and (frames['split'] == 'valid').sum() == 3
+
+
+def test_what_is_said_of_a_split_names_no_table_and_no_column(tmp_path):
+    pictures = {f: (o[0], ('train', 'valid', 'test')[i % 3], *o[2:])
+                for i, (f, o) in enumerate(made_up(tmp_path, 12).items())}
+    with pytest.warns(UserWarning, match='4 of 12 pictures in .*/COCO are for a test and were'):
+        read_labels(write('COCO', tmp_path/'COCO', pictures))
+    with pytest.warns(UserWarning, match='YOLO has no split of its own: 2 of its 12 pictures'):
+        read_labels(write('YOLO', tmp_path/'YOLO', pictures, split=False))
+    pictures = {f: (o[0], 'train', *o[2:]) for f, o in pictures.items()}
+    with pytest.raises(ValueError, match='its split leaves nothing to validate on; put some'):
+        read_labels(write('COCO', tmp_path/'one part', pictures))
 
 
 def test_keypoints_and_pictures_without_anything(tmp_path):

@@ -105,9 +105,9 @@ def test_loss(dls):
 
 
 def test_not_asked():
-    assert (verdict('pose-unseen-person', None, torch.ones(3))
-            == verdict('pose-by-person', [], set()) == verdict('pose-augmentation', torch.ones(0))
-            == 'not asked')
+    off, guess = torch.ones(15), torch.full((15,), 9.)
+    assert (verdict('pose-unseen-person', off, guess, []) == verdict('pose-by-person', [], set())
+            == verdict('pose-by-person', {'alone'}, {'alone'})
+            == verdict('pose-augmentation', torch.ones(0)) == 'not asked')
     # it has diverged
-    assert (verdict('pose-unseen-person', torch.full((15,), float('nan')), torch.ones(15)) == 'not '
-            'asked')
+    assert verdict('pose-unseen-person', off*float('nan'), guess, ['Ada']) == 'not asked'

@@ -192,7 +192,9 @@ def test_augmentation_and_forgotten_points(pose):
     "From another seed nothing can be told apart"
     plain, again, moved, moved_again, forgotten = (pose(), pose(seed=1), pose('both'),
                                                    pose('both', 1), pose('picture'))
-    def both(a, b): return verdict('reg-augmentation', a[0], b[0], a[1], b[1])
+    def both(a, b, people=None):
+        return verdict('reg-augmentation', a[0], b[0], a[1], b[1], people or range(len(a[1])))
+    assert verdict('reg-augmentation', *plain, *moved, None) == 'not asked'
     assert [both(plain, o) for o in (moved, again)] == [HOLDS, EVEN] and both(moved, plain) == FAILS
     assert ([verdict('reg-point-forgotten', moved[1], o[1]) for o in (forgotten, moved_again)]
             == [HOLDS, EVEN])

@@ -1,11 +1,13 @@
 "The head-pose section and its drawn twin: what a notebook cannot show."
 import io
+import json
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, 
                                show_points, sigmoid_range)
 from lesson6.mini import biwi
 
+root = Path(__file__).parents[1]
 REAL_CAL = ('517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 '
             '0 \n\n640 480 \n')
 TURN = '1 0 0 \n0 1 0 \n0 0 1 \n\n'
@@ -528,6 +531,38 @@ def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
             and len(dls.train_ds) == 4)
     assert any('3 of 10 rows' in str(o.message) for o in recwarn)
     assert not [w for w in recwarn if 'random' in str(w.message)]
+
+
+@pytest.mark.parametrize('column', ['split', 'group'])
+def test_parts_of_a_split_are_not_people(table, column):
+    part = ['train', 'valid', 'train', 'test']
+    path = table(lambda ls: f'fname,x,y,{column}\n'
+                 + '\n'.join(f'{l[:-2]},{part[i % 4]}' for i, l in enumerate(ls)))
+    with pytest.warns(UserWarning, match='2 of 10 .* are for a test'): frames = read_points(path)
+    assert frames['split'].tolist().count('valid') == 3 and len(frames) == 8
+    assert kept_out(frames) == [] and frames.group.isna().all()
+
+
+@pytest.mark.parametrize('names, people', [(['train', 'val'], 0), (['train/1', 'val/2'], 2),
+                                           (['Test 1', 'Test 2'], 2), (['train'], 0)])
+def test_folders_of_frames_called_like_parts_of_a_split(names, people, tmp_path):
+    for name in names:
+        f = points.published_frame(tmp_path)
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        f.parent.rename(tmp_path/name)
+    frames = read_points(tmp_path)
+    assert frames.group.nunique() == people and ('split' in frames) == (names[-1] == 'val')
+
+
+def test_the_section_finds_pictures_without_an_ending(table):
+    cells = json.loads((root/'nbs'/'03_head_pose.ipynb').read_text(encoding='utf-8'))['cells']
+    path = table(lambda ls: 'fname,x,y,group\n' + '\n'.join(l.replace('.jpg', '') for l in ls))
+    for f in path.rglob('*.jpg'): f.rename(f.with_suffix(''))
+    names = {}
+    exec('from fastai.vision.all import *', names)
+    names |= {'path': path, 'frames': read_points(path)}
+    exec(next(s for c in cells if 'get_image_files(path)' in (s := ''.join(c['source']))), names)
+    assert names['im'].size == (80, 60) and len(names['img_files']) == 10
 
 
 def test_a_group_that_holds_nobody_out_leaves_it_to_the_column_for_the_split(table, recwarn):

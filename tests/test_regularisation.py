@@ -318,6 +318,18 @@ def test_a_few_frames_keep_people_apart(groups, tmp_path):
     assert len(seen) == 6
 
 
+def test_a_few_frames_of_nobody_keep_to_the_split_of_the_set(tmp_path):
+    r, rows = np.random.default_rng(0), ['fname,x,y,split']
+    for i in range(12):
+        face(r, 60, 40, 10+i, 20).save(tmp_path/f'{i:02}.png')
+        rows.append(f'{i:02}.png,{10+i},20,{("valid", "train")[i%3 > 0]}')
+    (tmp_path/'points.csv').write_text('\n'.join(rows) + '\n')
+    few = reg.FewFrames(tmp_path, n=6, n_unseen=4, size=(40, 60))
+    assert ({int(f.stem) % 3 for f in few.seen}, {int(f.stem) % 3 for f in few.unseen}) == ({1, 2},
+                                                                                           {0})
+    assert few.people is None and few.never_seen == 'frames never seen' and 'people' not in str(few)
+
+
 def test_one_frame_is_shown_several_times_with_its_point(tmp_path):
     import matplotlib.pyplot as plt
     r = np.random.default_rng(0)

@@ -337,7 +337,6 @@ def annotated_points(
         if n: warnings.warn(f'{n} of {len(found)} pictures in {folder} {what} and were left out.',
                             stacklevel=3)
     def group(f):
-        if said[f] == held: return 'valid' # the part to validate on is the last one by name
         named = re.fullmatch(r'(.+)_[0-9]+', f.stem)
         return said[f] or (named and composed(named[1]))
     points = {f.relative_to(folder).as_posix(): (*p, group(f)) for f,p in points.items() if p}

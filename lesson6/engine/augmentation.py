@@ -103,7 +103,7 @@ def _spread(o, n): # n of a list, from its beginning to its end
     return o[::max(1, len(o)//n)][:n]
 
 class FewFrames:
-    "A few frames of one half of the people to train on, and some of the other half to validate on"
+    "A few frames of half of the people (or of the set's split) to train on, and some of the others"
     def __init__(self,
         path,            # a folder with `points.csv`, or in BIWI's layout
         n:int=24,        # how many frames to train on, at most
@@ -116,13 +116,17 @@ class FewFrames:
         by = 'group' if frames.group.nunique() > 1 else 'fname'
         people = {o: list(f.fname) for o,f in frames.groupby(by)}
         names = list(people)
+        halves = names[:len(names)//2], names[len(names)//2:]
+        if 'split' in frames:
+            halves = [frames.fname[frames['split'] == o].tolist() for o in ('train', 'valid')]
         def take(names, n):
             return [(path/f, who) for who in _spread(names, n)
                     for f in _spread(people[who], max(1, n//len(names)))]
-        seen, unseen = take(names[:len(names)//2], n), take(names[len(names)//2:], n_unseen)
+        seen, unseen = take(halves[0], n), take(halves[1], n_unseen)
         self.seen, self.unseen = [f for f,_ in seen], [f for f,_ in unseen]
         # of the frames to validate on; None: unknown
         self.people = [who for _,who in unseen] if by == 'group' else None
+        self.never_seen = f"{'frames' if self.people is None else 'people'} never seen"
         self.n_people = len({who for _,who in seen}), len({who for _,who in unseen})
         self.pictures, self.points, self.sizes = {}, {}, {}
         for f in self.seen+self.unseen:

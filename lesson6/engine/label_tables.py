@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from .annotations import annotated_labels, annotations_in
 from ..files import PictureNames, composed
-from ..tables import check_columns, find_column, find_table, gap, read_rows, read_split
+from ..tables import (check_columns, find_column, find_table, gap, read_rows, read_split,
+                            short_list)
 
 # %% ../../nbs/engine/label_tables.ipynb #632fff35
 def _is_number(label):
@@ -40,9 +41,7 @@ def _check_text(text, where, vocab, label_delim, numbers_ok):
             raise ValueError(f'{has}, which holds {other!r}; if that separates labels, pass '
                              f'label_delim={other!r}.')
         if vocab is not None:
-            some = ', '.join(map(str, vocab))
-            raise ValueError(f'{has}, which is not one of '
-                             f'{some[:120]}{"..." if len(some) > 120 else ""}.')
+            raise ValueError(f'{has}, which is not one of {short_list(vocab)}.')
         if _is_number(l) and not numbers_ok:
             raise ValueError(f'{has}, a number; write a name in its place, or pass vocab, a list '
                              'of all labels, if numbers are the names.')
@@ -65,14 +64,15 @@ def _find_pictures(names, where, path): # as a table has them; where each is; th
             for f in files]
 
 # %% ../../nbs/engine/label_tables.ipynb #ab74bd2e
-def _sample_split(n, seed, what): # how many rows; the seed; how the table is called in the note
+# how many pictures; the seed; how a message calls the set, and the split that it doesn't have
+def _sample_split(n, seed, what, lacks):
     if n < 2:
-        raise ValueError(f'{what} has one row and no column is_valid; with one picture nothing can '
+        raise ValueError(f'{what} has one picture and no {lacks}; with one picture nothing can '
                          'be learnt and checked.')
     valid = np.zeros(n, bool)
     valid[np.random.default_rng(seed).permutation(n)[:max(1, round(n/5))]] = True
-    warn(f'{what} has no column is_valid: {valid.sum()} of its {n} pictures, sampled with seed '
-         f'{seed}, are for validation.', stacklevel=4)
+    warn(f'{what} has no {lacks}: {valid.sum()} of its {n} pictures, sampled with seed {seed}, '
+         'are for validation.', stacklevel=4)
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 def say_odd_labels(
@@ -113,10 +113,11 @@ voc_labels = ['aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'c
               'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa',
               'train', 'tvmonitor']
 
-def _checked(names, labels, said, where, what, path, label_delim, seed, column):
+def _checked(names, labels, said, where, what, path, label_delim, seed, column,
+             lacks='column is_valid'):
     "The table as the lesson has it, from checked columns; `said` is what rows say of the split"
     split = None if said is None else read_split(said, where, column, what)
-    if split is None: split = _sample_split(len(names), seed, what)
+    if split is None: split = _sample_split(len(names), seed, what, lacks)
     df = pd.DataFrame({'fname': _find_pictures(names, where, path),
                        'labels': [(label_delim or ' ').join(l) for l in labels], 'is_valid': False})
     df.loc[split[1], 'is_valid'] = True
@@ -129,8 +130,8 @@ def _annotated(path, vocab, empty_ok, label_delim, seed): # as for `read_labels`
     names, texts, parts, places = zip(*annotated_labels(path, label_delim, empty_ok))
     labels = [_check_text(t, w, vocab, label_delim, numbers_ok=True) for t,w in zip(texts, places)]
     said = list(parts) if any(parts) else None
-    return (_checked(names, labels, said, lambda i: places[i], path, path, label_delim, seed,
-                     'split').reset_index(drop=True))
+    return _checked(names, labels, said, lambda i: places[i], path, path, label_delim, seed, None,
+                    'split of its own').reset_index(drop=True)
 
 def read_labels(
     # the folder that holds the table, `train.csv` or `metadata.csv`, and the pictures in `train/`;

@@ -34,8 +34,8 @@ from .annotations import annotated_points, annotations_in
 from .picture_loaders import KeepItems, default_workers, normalize
 from .pictures import UprightImage, check_picture, upright_size
 from ..files import PictureNames, composed, picture_files
-from ..tables import (find_column, gap, plain_name, read_rows, read_split, short_list,
-                            usual_columns)
+from ..tables import (find_column, gap, part_of, plain_name, read_rows, read_split,
+                            short_list, split_parts, usual_columns)
 
 # %% ../../nbs/engine/points.ipynb #8dedabad
 def img2pose(
@@ -270,7 +270,8 @@ def read_points(
     # they look like, which is said unless they are pixels
     unit:str=None,
     # a row a picture: fname (below `path`), x and y in pixels of the upright picture, group (None:
-    # there are none), width, height; FileNotFoundError or ValueError naming file or line
+    # there are none), width, height; and split, 'train' or 'valid', only where the set has one and
+    # no groups. FileNotFoundError or ValueError naming file or line
 ) -> pd.DataFrame:
     "Every picture of a set with its point; one that can't be read is found here"
     path = Path(path)
@@ -282,7 +283,21 @@ def read_points(
     frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)],
                           columns=['fname', 'x', 'y', 'group', 'width', 'height'])
     frames['group'] = frames.group.astype(object).where(frames.group.notna(), None)
-    return frames
+    return _with_split(frames, path)
+
+def _with_split(frames, path): # groups called train, valid and test are parts of the set, not people
+    names = frames.group.unique()
+    parts = {o: part_of(o, folder=True) for o in names if '/' not in str(o)}
+    if len({*parts.values()} - {None}) < len(names): return frames # they are people
+    train, held, rest = split_parts(frames.group.map(parts))
+    frames['group'] = None
+    if not (len(train) and len(held)): return frames
+    frames['split'] = 'train'
+    frames.loc[held, 'split'] = 'valid'
+    if len(rest):
+        warnings.warn(f'{len(rest):,} of {len(frames):,} pictures in {path} are for a test and '
+                      'were left out.', stacklevel=3)
+    return frames.drop(index=rest).reset_index(drop=True)
 
 # %% ../../nbs/engine/points.ipynb #0b81971a
 def _natural(name:str) -> list: # so that 2 comes before 10
@@ -368,7 +383,8 @@ def fit_size(
 # %% ../../nbs/engine/points.ipynb #caa66a8b
 def person_splitter(
     frames:pd.DataFrame, # as `read_points` makes it
-    # who is held out, as in `kept_out`; where nobody can be, a random fifth of the pictures is
+    # who is held out, as in `kept_out`; where nobody can be, the pictures that the set's split
+    # holds out are, or else a random fifth
     who=None,
     seed:int=42,         # of that fifth
     # takes the pictures in the order of `frames`, gives the positions of those to train on and of
@@ -377,6 +393,7 @@ def person_splitter(
     "A splitter that holds out people, not pictures"
     who = kept_out(frames, who)
     if who: return IndexSplitter(np.flatnonzero(frames.group.isin(who)))
+    if 'split' in frames: return IndexSplitter(np.flatnonzero(frames['split'] == 'valid'))
     return RandomSplitter(max(.2, 1/max(1, len(frames))), seed) # at least one
 
 def points_dls(
@@ -387,7 +404,7 @@ def points_dls(
     # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets
     # need more steps, or 16 where the body is computed only once; at most a quarter of them
     bs:int=None,
-    valid_group=None,  # who is held out, as in `kept_out`; if nobody can be, a random fifth
+    valid_group=None,  # who is held out, as for `person_splitter`
     keep:bool=None,    # keep pictures in memory, read and shrunk; None: if they need less than 1 GB
     seed:int=42,       # of the random fifth
     do_flip:bool=True, # mirror half of them; False for a point that has a side, such as an eye

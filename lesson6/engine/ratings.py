@@ -22,7 +22,7 @@ from fastai.torch_core import Module, default_device, display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
 from ..data import is_synthetic
-from .rating_tables import (composed_names, name_columns, odd_rating, read_ratings,
+from .rating_tables import (composed_names, name_columns, not_rated_note, read_ratings,
                                           read_titles, tidy_ratings)
 from ..files import composed
 from ..tables import find_column, gap, read_split
@@ -38,12 +38,7 @@ def rating_scale(
         raise ValueError(f'All {len(values):,} ratings are {lo:g}: there is nothing to learn.')
     if asked and not asked[0] <= lo <= hi <= asked[1]:
         raise ValueError(f'The ratings go from {lo:g} to {hi:g}, outside the scale {tuple(asked)}.')
-    odd = None if asked else odd_rating(values)
-    if odd is not None:
-        n = int((np.asarray(values) == odd).sum())
-        warnings.warn(f'{n:,} of {len(values):,} ratings ({n/len(values):.0%}) are {odd:g}; if '
-                      f'that means "not rated", leave them out with not_rated={odd:g}.',
-                      stacklevel=3)
+    if not asked and (note := not_rated_note(values)): warnings.warn(note, stacklevel=3)
     scale = tuple(asked or (lo, hi))
     if scale != (1, 5):
         print('Ratings from {:g} to {:g}: a model predicts between {:g} and '

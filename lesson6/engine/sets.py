@@ -10,9 +10,11 @@ import warnings
 from pathlib import Path
 from ..data import (check_dataset, expected_counts, lesson_path, profile, set_path,
                           substituted, with_home)
+from ..tables import find_column, part_of, short_list
 
 # %% ../../nbs/engine/sets.ipynb #4fc105a1
-def _split(train, valid): return f'split: {train:,} to train on and {valid:,} for validation'
+def _split(train, valid, whose="the set's own, "):
+    return f'split: {whose}{train:,} to train on and {valid:,} for validation'
 _fifth = 'split: the set has none, so a random fifth is for validation'
 
 def _pets(path):
@@ -29,24 +31,35 @@ def _pascal(path):
     n, held = len(df), int(df['is_valid'].sum())
     labels = {l for o in df['labels'] for l in o.split()}
     files = [get_x(r, path) for _,r in df.iterrows()]
-    return {'pictures': n, 'labels': len(labels)}, [_split(n-held, held)], files
+    return {'pictures': n, 'labels': len(labels)}, [_split(n-held, held, '')], files
 
 def _biwi(path):
     from lesson6.engine.points import kept_out, read_points
     frames = read_points(path)
     who, groups = kept_out(frames), frames.group.dropna().unique()
-    held = int(frames.group.isin(who).sum())
-    names, (w, h) = ', '.join(map(str, who))[:80], frames[['width', 'height']].median().astype(int)
+    w, h = frames[['width', 'height']].median().astype(int)
     counts = {'pictures': len(frames)} | ({'groups': len(groups)} if len(groups) else {})
-    split = f'split: the {held:,} pictures of {names} are held out' if who else _fifth
+    split = _fifth
+    if who:
+        named = f'{len(who)} groups, among them '*(len(who) > 3) + short_list(who[:3])
+        split = f'split: held out are the {frames.group.isin(who).sum():,} pictures of {named}'
+    elif 'split' in frames:
+        held = int((frames['split'] == 'valid').sum())
+        split = _split(len(frames)-held, held)
     return counts, [f'scale: points in pixels, of pictures of {w}×{h}', split], []
 
 def _movielens(path):
-    from lesson6.engine.ratings import read_ratings
+    from lesson6.engine.rating_tables import not_rated_note, read_ratings
     table = read_ratings(path)
+    if note := not_rated_note(table.rating): warnings.warn(note, stacklevel=1)
+    said = find_column(table.columns, 'split', path, needed=False)
+    split = _fifth
+    if said and all(map(part_of, table[said].unique())): # and not the name of a set of something
+        split = ('split: a random fifth is for validation; the column '
+                 f'{said} is only used with valid={said!r} of ratings_dls')
     low, high, values = table.rating.min(), table.rating.max(), table.rating.nunique()
     return ({'ratings': len(table), 'users': table.user.nunique(), 'titles': table.title.nunique()},
-            [f'scale: {values} values from {low:g} to {high:g}', _fifth], [])
+            [f'scale: {values} values from {low:g} to {high:g}', split], [])
 
 _readers = {'pets': _pets, 'pascal': _pascal, 'biwi': _biwi, 'movielens': _movielens}
 
