@@ -285,7 +285,7 @@ def read_points(
     frames['group'] = frames.group.astype(object).where(frames.group.notna(), None)
     return _with_split(frames, path)
 
-def _with_split(frames, path): # groups called train, valid and test are parts of the set, not people
+def _with_split(frames, path): # groups called train, valid and test are parts, not people
     names = frames.group.unique()
     parts = {o: part_of(o, folder=True) for o in names if '/' not in str(o)}
     if len({*parts.values()} - {None}) < len(names): return frames # they are people
