@@ -216,24 +216,28 @@ def _pairs(a, b, over, groups, each, paired): # the two sides, how many pairs, a
     if groups is not None:
         names = np.asarray([str(o) for o in groups])
         a, b = (np.array([side[names == o].mean() for o in np.unique(names)]) for side in (a, b))
-        n, said = len(a), f'means of {len(a)} {each}, {said}'
+        n, said = len(a), f'over the means of {len(a)} {each}, {said}'
     if n < 2:
         raise NotAsked('there is only one of what is compared, and so no noise to compare with; '
                        f'it takes several {over if groups is None else each}')
     return a, b, n, said
 
-def _paired_noise(d, apart, binary): # standard error of the mean of differences, and p
+def _paired_noise(d, apart, binary): # standard error of the mean, p, degrees of freedom
+    import numpy as np
     from scipy import stats
     if binary:
         lost, won = int((d > 0).sum()), int((d < 0).sum())
-        return d.std()/len(d)**.5, stats.binomtest(won, won+lost).pvalue if won+lost else 1.
+        p = stats.binomtest(won, won+lost).pvalue if won+lost else 1.
+        return d.std()/len(d)**.5, p, np.inf
     error = d.std(ddof=1)/len(d)**.5
-    return error, stats.ttest_1samp(d, 0).pvalue if error > 1e-12*abs(apart) else float(apart == 0)
+    p = stats.ttest_1samp(d, 0).pvalue if error > 1e-12*abs(apart) else float(apart == 0)
+    return error, p, len(d)-1
 
 def _unpaired_noise(a, b): # the same of two sides that have nothing to do with each other
     from scipy import stats
     error = (a.var(ddof=1)/len(a) + b.var(ddof=1)/len(b))**.5
-    return error, stats.ttest_ind(a, b, equal_var=False).pvalue
+    found = stats.ttest_ind(a, b, equal_var=False)
+    return error, found.pvalue, found.df
 
 def compare(
     first,  # what should be smaller: a trained `Learner`, or numbers, (items,) or (seeds, items)
@@ -262,9 +266,10 @@ def compare(
         pairing = pairing.replace('paired ', '').removesuffix(' each')
     level = 2*stats.norm.sf(needed) if needed > 2 else .05
     apart = (a - factor*b).mean() if paired else a.mean() - factor*b.mean()
-    error, p = _paired_noise(a-factor*b, apart, binary) if paired else _unpaired_noise(a, factor*b)
-    if paired and not binary and (over == 'seeds' or groups is not None):
-        needed = max(needed, float(stats.t.isf(level/2, n-1)))
+    error, p, df = (_paired_noise(a-factor*b, apart, binary) if paired
+                    else _unpaired_noise(a, factor*b))
+    if not binary and (not paired or over == 'seeds' or groups is not None):
+        needed = max(needed, float(stats.t.isf(level/2, df)))
     told = abs(apart) >= needed*error and p <= level and apart != 0
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
     # not by the factor that was asked for; is there a difference at all?
@@ -345,8 +350,8 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
     counts = ', '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
-    return (verdict, f'{first}; {len(alike)} of {len(both)} pairs look alike ({counts}), and they '
-                     f'take {k} of {n} mistakes ({k/n:.0%}; at random {chance:.0%}, p = {p:.2g})')
+    return (verdict, f'{first}; {len(alike)} of {len(both)} pairs, both directions added, look '
+                     f'alike ({counts}), and they take {k} of {n} mistakes ({k/n:.0%}; at random {chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
 _pictures = dict(unit='share', over='pictures')
@@ -405,7 +410,7 @@ def _(shallow, deep): # of each: its layers, and the seconds of several timings 
 
 @statement('pets-deeper-better',
            'After the same number of epochs a deeper network makes fewer mistakes', of='pets',
-           lesson='5.5 % with resnet34 and with resnet50 in mixed precision')
+           lesson='5.5 % both with resnet34 and with resnet50 (in mixed precision)')
 def _(shallow, deep): # errors on the same pictures
     return _together(compare(deep, shallow, ('the deeper', 'the other'), **_pictures))
 

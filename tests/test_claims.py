@@ -314,3 +314,13 @@ def test_item_errors():
     assert of([[.1, .9], [.8, .2], [float('nan')]*2], [1, 1, 0]) == [0, 1, 1]
     assert of([[3.], [4.]], [[1], [4]]) == of([[3.], [4.]], [1, 4]) == [4, 0]      # ratings
     assert of([[1., 3.]], [[[0., 0.]]]) == [5]                                     # points
+
+
+def test_what_it_takes_to_tell_two_sides_apart_is_what_decides():
+    "Few numbers on each side take more standard errors than many; the sentence says how many"
+    few = compare([1., 1.1, .9], [1.3, 1.2, 1.25], over='steps', paired=False, trainings=False)
+    assert few.verdict == HOLDS and few.needed > 2.7
+    even = compare([1., 1.1, .9], [1.3, 1.1, 1.25], over='steps', paired=False, trainings=False)
+    assert even.verdict == EVEN and abs(even.difference)/even.standard_error < even.needed
+    assert abs(even.difference) > 2*even.standard_error
+    assert f'only {even.needed:.1f} standard errors' in str(even)

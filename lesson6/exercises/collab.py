@@ -50,7 +50,7 @@ def _(answer):
 # %% ../../nbs/exercises/collab.ipynb #dee33592
 @exercise('collab-2', 'a function', '''
     An epoch drawn **with replacement** leaves some rows out. Write `share_seen(n, epochs)`:
-    what share of `n` rows has been drawn at least once after so many epochs of `n` draws, on
+    what share of `n` rows has been drawn at least once after `epochs` epochs of `n` draws, on
     average? Work it out, or draw and count. It should be right for ten rows as well as for
     80,000.''',
     hint='''One draw misses a certain row with probability 1 - 1/n. How often must it be

@@ -121,7 +121,7 @@ def _(answer):
     Every label is absent from most pictures, so a network may learn to say "no". Write
     `weighted_bce(inputs, targets, weight)`: binary cross-entropy from activations, in which a
     label that is *present* counts `weight` times. The mean is taken over all activations, as
-    with `pos_weight`. It must stay finite for activations of
+    in `nn.BCEWithLogitsLoss`. It must stay finite for activations of
     ±200.''',
     hint='''`F.logsigmoid(x)` is the logarithm of the probability of "yes", and
     `F.logsigmoid(-x)` that of "no"; neither becomes infinite. The mean is taken over all
