@@ -475,7 +475,7 @@ def _(preds, targs, thresh): # probabilities; zeros and ones; the threshold
     if len(targs) < 10 or not asked.any():
         raise NotAsked(f'{len(targs)} validation pictures are too few')
     if targs.mean() >= .15:
-        raise NotAsked('most labels are not absent here: "nothing" is right in only '
+        raise NotAsked('the pictures have many of the labels here: "nothing" is right in only '
                        f'{1-targs.mean():.0%} of the answers')
     silent, found = (targs[:,asked].mean(0).mean(),
                      average_precision_score(targs[:,asked], preds[:,asked], average='macro'))
