@@ -268,8 +268,7 @@ def compare(
     apart = (a - factor*b).mean() if paired else a.mean() - factor*b.mean()
     error, p, df = (_paired_noise(a-factor*b, apart, binary) if paired
                     else _unpaired_noise(a, factor*b))
-    if not binary and (not paired or over == 'seeds' or groups is not None):
-        needed = max(needed, float(stats.t.isf(level/2, df)))
+    if not binary: needed = max(needed, float(stats.t.isf(level/2, df)))
     told = abs(apart) >= needed*error and p <= level and apart != 0
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
     # not by the factor that was asked for; is there a difference at all?
@@ -351,7 +350,8 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
     counts = ', '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
     return (verdict, f'{first}; {len(alike)} of {len(both)} pairs, both directions added, look '
-                     f'alike ({counts}), and they take {k} of {n} mistakes ({k/n:.0%}; at random {chance:.0%}, p = {p:.2g})')
+                     f'alike ({counts}), and they take {k} of {n} mistakes ({k/n:.0%}; at '
+                     f'random {chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
 _pictures = dict(unit='share', over='pictures')

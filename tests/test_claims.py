@@ -324,3 +324,5 @@ def test_what_it_takes_to_tell_two_sides_apart_is_what_decides():
     assert even.verdict == EVEN and abs(even.difference)/even.standard_error < even.needed
     assert abs(even.difference) > 2*even.standard_error
     assert f'only {even.needed:.1f} standard errors' in str(even)
+    times = compare([1., 1.1, .9], [1.3, 1.1, 1.25], over='timings', trainings=False)
+    assert times.verdict == EVEN and abs(times.difference) < times.needed*times.standard_error
