@@ -498,7 +498,7 @@ def _(point, published):
            of='biwi')
 def _(in_both_by_person, in_both_by_frame): # the people who are in both sets
     if len({*in_both_by_person} | {*in_both_by_frame}) < 2:
-        raise NotAsked('the set names no two people with several frames each')
+        raise NotAsked('split either way, fewer than two people are in both sets')
     return (not in_both_by_person and len(in_both_by_frame) > 0, f'{len(in_both_by_person)} '
             f'people in both sets, {len(in_both_by_frame)} when split by frame')
 

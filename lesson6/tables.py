@@ -303,7 +303,7 @@ def read_split(
     train, held, rest = split_parts(np.array([part_of(o) for o in words], dtype=object)[codes])
     for part,use in (train, 'train on'), (held, 'validate on'):
         if not len(part):
-            name = 'train' if part is train else 'valid'
+            name = 'train' if part is train else 'valid' if column else 'val'
             by, way = ((f'the column {column}', f'write {name} in some rows') if column else
                        ('its split', f'put some pictures into a part called {name}'))
             raise ValueError(f'{what}: {by} leaves nothing to {use}; {way}.')

@@ -411,15 +411,15 @@ def test_a_home_that_is_the_root_names_no_folder(monkeypatch):
         cell = new_code_cell(outputs=[new_output('stream', text='https://docs.fast.ai '
                                                  '/home/me/data'),
                                       new_output('error', ename='E', evalue='',
-                                                 traceback=['in /home/me/x.py']),
+                                                 traceback=['in \x1b[32m/home/me/x.py']),
                                       new_output('display_data',
                                                  {'image/png': 'iVBORw0//home/me/AAA',
                                                   'text/html': '<p>/home/me/data</p>'})])
         text, error, shown = to_store(new_notebook(cells=[cell])).cells[0].outputs
         return text.text, error.traceback[0], shown.data['image/png'], shown.data['text/html']
-    assert stored('/') == ('https://docs.fast.ai /home/me/data', 'in /home/me/x.py',
+    assert stored('/') == ('https://docs.fast.ai /home/me/data', 'in \x1b[32m/home/me/x.py',
                            'iVBORw0//home/me/AAA', '<p>/home/me/data</p>')
-    assert stored('/home/me') == ('https://docs.fast.ai ~/data', 'in ~/x.py',
+    assert stored('/home/me') == ('https://docs.fast.ai ~/data', 'in \x1b[32m~/x.py',
                                   'iVBORw0//home/me/AAA', '<p>~/data</p>')
     assert stored('/me') == stored('/'), '/me in the middle of a path is no home'
 

@@ -543,15 +543,25 @@ def test_parts_of_a_split_are_not_people(table, column):
     assert kept_out(frames) == [] and frames.group.isna().all()
 
 
-@pytest.mark.parametrize('names, people', [(['train', 'val'], 0), (['train/1', 'val/2'], 2),
-                                           (['Test 1', 'Test 2'], 2), (['train'], 0)])
+@pytest.mark.parametrize('names, people', [(['train', 'val'], 0), (['train/1', 'val/2'], 0),
+                                           (['faces/train', 'faces/val'], 0), (['train'], 0),
+                                           (['Test 1', 'Test 2'], 2)])
 def test_folders_of_frames_called_like_parts_of_a_split(names, people, tmp_path):
     for name in names:
         f = points.published_frame(tmp_path)
         (tmp_path/name).parent.mkdir(exist_ok=True)
         f.parent.rename(tmp_path/name)
     frames = read_points(tmp_path)
-    assert frames.group.nunique() == people and ('split' in frames) == (names[-1] == 'val')
+    assert frames.group.nunique() == people and ('split' in frames) == ('val' in names[-1])
+    if 'split' not in frames: return
+    assert kept_out(frames, 'val') == []
+    with pytest.raises(ValueError, match='names no people'): kept_out(frames, 'train')
+
+
+def test_folders_of_frames_that_leave_nothing_to_train_on(tmp_path):
+    for name in 'val', 'test': points.published_frame(tmp_path).parent.rename(tmp_path/name)
+    with pytest.raises(ValueError, match='nothing to train on; call one of them train'):
+        read_points(tmp_path)
 
 
 def test_the_section_finds_pictures_without_an_ending(table):

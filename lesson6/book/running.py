@@ -223,8 +223,9 @@ def _without_folders(o):
     if isinstance(o, str):
         for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
             if folder == folder.parent: continue
-            # not in the middle of a longer path
-            o = re.sub(rf'(?<![\w.~-]){re.escape(f"{folder}{os.sep}")}', f'{name}/', o)
+            # not in the middle of a longer path, but after a colour
+            start = r'(\x1b\[[\d;]*m|(?<![\w.~-]))'
+            o = re.sub(start + re.escape(f'{folder}{os.sep}'), rf'\1{name}/', o)
         return o
     if isinstance(o, list): return [_without_folders(v) for v in o]
     return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v)

@@ -65,6 +65,7 @@ def multilabel_dls(
     keep_valid:bool=None,
     label_delim:str=None,  # what separates the labels of a picture; None: spaces
     seed:int=42,           # of the split, where `df` has no column for it; `read_labels` adds one
+    **kwargs,              # passed on to `DataBlock.dataloaders`, such as `num_workers`
     # ValueError or FileNotFoundError, before any training, if the table or a picture won't do
 ) -> DataLoaders:
     "Pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
@@ -86,7 +87,7 @@ def multilabel_dls(
                       get_y=ColReader('labels', label_delim=label_delim or ' '),
                       item_tfms=RandomResizedCrop(size, min_scale=min_scale),
                       batch_tfms=normalize())
-    dls = block.dataloaders(df, bs=bs, **default_workers())
+    dls = block.dataloaders(df, bs=bs, **(default_workers() | kwargs))
     if keep_valid is None: keep_valid = (len(df)-len(train))*3*size**2*4 <= 256e6
     if keep_valid: dls.loaders[1] = dls.valid.new(cls=KeepBatches)
     dls.folder, dls.pixels = path, size   # what the learner and its training go by

@@ -22,7 +22,8 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
-from .picture_loaders import KeepBatches, KeepPictures, normalize
+from .picture_loaders import (KeepBatches, KeepPictures, default_workers,
+                                             normalize)
 from .label_tables import say_odd_labels
 from .pictures import UprightImage, check_picture
 from .training import StopAtNaN, load_weights, order_anew
@@ -354,7 +355,7 @@ def pets_dls(
         raise ValueError(f'{path} leaves {n} pictures to train on, fewer than a batch of {bs}; '
                          f'add pictures, or set bs={quarter}.')
     if num_workers is None:
-        many = default_device().type == 'cuda' and presize > 200
+        many = default_device().type == 'cuda' and presize > 200 and not default_workers()
         num_workers = min(8, defaults.cpus) if many else 0
     dblock = DataBlock(blocks=(ImageBlock(UprightImage), CategoryBlock(vocab=pets.vocab)),
                        get_y=pets.label, splitter=lambda _: split, item_tfms=Resize(presize),

@@ -286,12 +286,17 @@ def read_points(
     return _with_split(frames, path)
 
 def _with_split(frames, path): # groups called train, valid and test are parts, not people
-    names = frames.group.unique()
-    parts = {o: part_of(o, folder=True) for o in names if '/' not in str(o)}
-    if len({*parts.values()} - {None}) < len(names): return frames # they are people
+    parts = {o: next(filter(None, (part_of(w, folder=True) for w in str(o).split('/')[::-1])), None)
+             for o in frames.group.unique()}
+    kinds = {*parts.values()}
+    if None in kinds or len(kinds) == 1 < len(parts): return frames # they are people
     train, held, rest = split_parts(frames.group.map(parts))
     frames['group'] = None
-    if not (len(train) and len(held)): return frames
+    if len(kinds) == 1: return frames
+    if not (len(train) and len(held)):
+        use, name = ('validate', 'valid') if len(train) else ('train', 'train')
+        raise ValueError(f'{path}: the parts {short_list(parts)} leave nothing to {use} on; call '
+                         f'one of them {name}.')
     frames['split'] = 'train'
     frames.loc[held, 'split'] = 'valid'
     if len(rest):
@@ -316,6 +321,10 @@ def kept_out(
 ) -> list:
     "Whose pictures are held out for validation"
     names = sorted(frames.group.dropna().unique(), key=_natural)
+    if who is not None and 'split' in frames:
+        if part_of(who, folder=True) == 'valid': return [] # as the set says
+        raise ValueError(f'There are no frames of person {who}; the set has a split, and names no '
+                         'people.')
     if who is not None:
         return [_named(o, names) for o in (who if isinstance(who, (list, tuple, set)) else [who])]
     if len(names) < 2: return []
