@@ -176,7 +176,7 @@ def test_loading_is_timed_in_one_process_and_apart_from_the_steps(tmp_path):
 
 
 def test_who_reads_the_pictures(tmp_path, monkeypatch):
-    "A few processes for large ones on a GPU; whoever says a number is given it"
+    "A few copies of this process for large ones on a GPU; whoever says a number is given it"
     from lesson6.engine import picture_labels as pets
     there = draw_some(tmp_path/'set')
     def workers(**kwargs):
@@ -186,6 +186,8 @@ def test_who_reads_the_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(pets, 'default_device', lambda: torch.device('cuda'))
     assert ((workers(), workers(num_workers=0, presize=300)) == (0, 0)
             and 0 < workers(presize=300) <= 8)
+    monkeypatch.setattr('lesson6.engine.picture_loaders.get_start_method', lambda: 'spawn')
+    assert (workers(presize=300), workers(presize=300, num_workers=2)) == (0, 2)
 
 
 def test_timing_trains_on_the_batches_that_it_was_asked_for_and_only_looks_at_validation(learn):

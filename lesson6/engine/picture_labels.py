@@ -22,8 +22,7 @@ from fastai.vision.learner import vision_learner
 from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
-from .picture_loaders import (KeepBatches, KeepPictures, default_workers,
-                                             normalize)
+from .picture_loaders import KeepBatches, KeepPictures, default_workers, normalize
 from .label_tables import say_odd_labels
 from .pictures import UprightImage, check_picture
 from .training import StopAtNaN, load_weights, order_anew
