@@ -348,9 +348,9 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     verdict = (FAILS if p <= .05 and k/n < chance or told and others > most else HOLDS
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
-    counts = ', '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
-    return (verdict, f'{first}; {len(alike)} of {len(both)} pairs, both directions added, look '
-                     f'alike ({counts}), and they take {k} of {n} mistakes ({k/n:.0%}; at '
+    counts = ' + '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
+    return (verdict, f'{first}; {len(alike)} of {len(both)} pairs look alike; both directions '
+                     f'added, they take {counts} = {k} of {n} mistakes ({k/n:.0%}; at '
                      f'random {chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
@@ -410,7 +410,7 @@ def _(shallow, deep): # of each: its layers, and the seconds of several timings 
 
 @statement('pets-deeper-better',
            'After the same number of epochs a deeper network makes fewer mistakes', of='pets',
-           lesson='5.5 % both with resnet34 and with resnet50 (in mixed precision)')
+           lesson='5.5 % with resnet34, and the same with resnet50, in mixed precision')
 def _(shallow, deep): # errors on the same pictures
     return _together(compare(deep, shallow, ('the deeper', 'the other'), **_pictures))
 
@@ -464,7 +464,7 @@ def _(one, many):
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
     names = 'accuracy where chosen minus elsewhere, one threshold', 'one for each label'
     return _together(compare(one, many, names, trainings=False, **_pictures),
-                     compare(one, .005, (names[0], 'we allow'), trainings=False, **_pictures))
+                     compare(one, .005, (names[0], 'our limit'), trainings=False, **_pictures))
 
 @statement('multilabel-nothing', 'Accuracy flatters when most labels are absent: answering '
                                  '"nothing" scores high, and knows nothing', of='pascal')
@@ -755,7 +755,7 @@ def _(sweep): # with seed, wd, valid_loss; 0.01 and 0.1 among them
     return _together(compare((mse[.01]-mse[best])/2, mse[.01]-mse[.1], names, over='seeds'),
                      compare(mse[.1], mse[.01], ('MSE at wd=0.1', 'at 0.01'), over='seeds'))
 
-@statement('reg-wd-shrinks', 'More weight decay makes the factors smaller and the training loss '
+@statement('reg-wd-shrinks', 'More weight decay makes the weights smaller and the training loss '
                              'higher', of='movielens')
 def _(sweep): # with seed, wd, train_loss, size
     size, loss = (_by_seed(sweep, o) for o in ('size', 'train_loss'))

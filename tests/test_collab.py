@@ -967,8 +967,9 @@ def test_the_recipe_follows_how_many_ratings_there_are(n, bs, epochs, monkeypatc
                         lambda *args, **kwargs: asked.append((*args, kwargs)))
     fit_ratings(learn)
     assert dls.bs == bs and asked == [(epochs, 1e-2, {'wd': [.6, 0.]})]
-    assert capsys.readouterr().out.startswith(f'{epochs} epochs of {len(dls.train)} batches, '
-                                              'learning rate 0.01, weight decay 0.6 and 0')
+    said = capsys.readouterr().out
+    assert said.startswith(f'{epochs} epochs of {len(dls.train)} batches, learning rate 0.01, ')
+    assert '0.6 for factors, 0 for biases' in said
     fit_ratings(learn, 3, 5e-3, .1)
     assert asked[1] == (3, 5e-3, {'wd': .1}) and len(dls.train)*epochs >= 150
 

@@ -108,7 +108,8 @@ def fit_ratings(
     "Trains a model of ratings by one cycle, and says with what"
     epochs = epochs or max(5, -(-150//len(learn.dls.train)))
     lr, wd = lr or 1e-2, [0.6, 0.] if wd is None else wd
-    decay = f'{wd:g}' if isinstance(wd, (int, float)) else ' and '.join(f'{o:g}' for o in wd)
+    decay = (f'{wd:g}' if isinstance(wd, (int, float))
+             else '{:g} for factors, {:g} for biases'.format(*wd))
     print(f'{epochs} epochs of {len(learn.dls.train):,} batches, learning rate {lr:g}, weight '
           f'decay {decay}')
     learn.fit_one_cycle(epochs, lr, wd=wd, **kwargs)
