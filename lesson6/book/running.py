@@ -9,7 +9,10 @@ __all__ = ['sections', 'wings', 'notebooks_path', 'section_name', 'find_notebook
            'run_together']
 
 # %% ../../nbs/book/running.ipynb #b6e74de6
-import json, os, re, sys, time
+import asyncio, base64, io, json, os, queue, re, shutil, signal, sys, time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from .options import CliError
 import lesson6
@@ -24,8 +27,7 @@ def notebooks_path() -> Path: # the folder of the notebooks
 # %% ../../nbs/book/running.ipynb #5fa3b4fc
 sections = {'01_pet_breeds': 'pets', '02_multi_label': 'multilabel', '03_head_pose': 'head_pose',
             '04_collab': 'collab', '05_regularisation': 'regularisation'}
-# the folders of the notebooks, in reading order; '' is the lesson
-wings = ['', 'exercises', 'engine', 'data', 'book']
+wings = ['', 'exercises', 'engine', 'data', 'book'] # in reading order; '' is the lesson
 
 def section_name(
     name:str, # of a section: collab, or the name of its file, as 04_collab
@@ -35,46 +37,41 @@ def section_name(
     return next((module for file,module in sections.items()
                  if stem in (file, file.partition('_')[2])), stem)
 
-def _wing(path):
-    return (wings.index(path.parts[0]) if path.parts[0] in wings
-            else len(wings)*(len(path.parts) > 1))
+def _reading_order(path):
+    wing = path.parts[0] if len(path.parts) > 1 else ''
+    at = wings.index(wing) if wing in wings else len(wings)
+    return at, path.parent.as_posix(), path.stem != 'index', path.stem
+
+def _named(name, every): # the notebook of that name
+    key = name.removesuffix('.ipynb').removeprefix('nbs/')
+    lesson = [p for p in every if len(p.parts) == 1]
+    match = [*(p for p in every if key == p.with_suffix('').as_posix()),
+             *(p for p in lesson if key in (p.stem.partition('_')[2], sections.get(p.stem))),
+             *(p for p in every if key == p.stem != 'index')]
+    if match: return match[0]
+    folders = sorted({p.parts[0] for p in every} - {p.name for p in lesson})
+    more = f', and pages in {", ".join(folders)}' if folders else ''
+    there = ', '.join(p.stem for p in lesson)
+    raise FileNotFoundError(f'There is no notebook {name!r}; there are {there}{more}.')
 
 def find_notebooks(
-    # such as `04_collab`, `collab`, `engine/pictures` or `nbs/04_collab.ipynb`; none: all of them
-    names:list=(),
+    names:list=(),    # such as `04_collab`, `collab` or `engine/pictures`; none: all of them
     folder:Path=None, # default: `notebooks_path()`
-    # their paths in reading order; FileNotFoundError for a name without a notebook
-) -> list[Path]:
+) -> list[Path]:      # in reading order; FileNotFoundError for a name without a notebook
     "The notebooks that go by these names"
     folder = Path(folder or notebooks_path())
-    every = [p for p in folder.rglob('*.ipynb')
-             if not any(o.startswith(('.', '_')) for o in p.relative_to(folder).parts)]
-    every.sort(key=lambda p: (_wing(p.relative_to(folder)), p.relative_to(folder).parent.as_posix(),
-                              p.stem != 'index', p.stem))
+    every = [p.relative_to(folder) for p in folder.rglob('*.ipynb')]
+    every = [p for p in every if not any(o.startswith(('.', '_')) for o in p.parts)]
+    every.sort(key=_reading_order)
     if not every: raise FileNotFoundError(f'There is no notebook in {folder}.')
-    if not names: return every
-    found = []
-    for name in names:
-        key = name.removesuffix('.ipynb').removeprefix('nbs/')
-        match = [p for p in every if key == p.relative_to(folder).with_suffix('').as_posix()]
-        match = match or [p for p in every if p.parent == folder
-                          and key in (p.stem.partition('_')[2], sections.get(p.stem))]
-        match = match or [p for p in every if key == p.stem != 'index'][:1]
-        if not match:
-            lesson = ', '.join(p.stem for p in every if p.parent == folder)
-            wings = sorted({p.relative_to(folder).parts[0] for p in every if p.parent != folder})
-            more = f', and pages in {", ".join(wings)}' if wings else ''
-            raise FileNotFoundError(f'There is no notebook {name!r}; there are {lesson}{more}.')
-        found += match
-    return found
+    return [folder/p for p in ([_named(o, every) for o in names] if names else every)]
 
 def long_ones_first(
     paths:list,   # notebooks
-    # the same ones: sections, then the book, then the others, from the deepest folder on
-) -> list[Path]:
+) -> list[Path]:  # sections, then the book, then the others, from the deepest folder on
     "The order in which to start notebooks at once, so that short ones fill the gaps at the end"
-    return sorted(paths,
-                  key=lambda p: (not p.stem[0].isdigit(), p.parent.name != 'book', -len(p.parts)))
+    def place(p): return not p.stem[0].isdigit(), p.parent.name != 'book', -len(p.parts)
+    return sorted(paths, key=place)
 
 # %% ../../nbs/book/running.ipynb #df4c8bf7
 def flags(
@@ -105,15 +102,11 @@ class CellFailed(CliError):
 class Stopped(KeyboardInterrupt):
     "Ctrl-C while a notebook ran"
 
-
 # %% ../../nbs/book/running.ipynb #3f0ce65d
 _running = set() # for each notebook that runs, a function that stops it, from any thread
 
-# `asyncio.run`, also in a notebook, where a loop is running already; nbclient's own way leaves a
-# task pending in a thread that is stopped
+# also in a notebook; nbclient's own way leaves a task pending in a thread that is stopped
 def _until_complete(coroutine):
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
     try: asyncio.get_running_loop()
     except RuntimeError: return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
@@ -139,16 +132,15 @@ class _Execution: # of a notebook in a kernel of its own; it can be stopped from
         if self.task: self.loop.call_soon_threadsafe(self.task.cancel)
 
     async def run(self, env):
-        import asyncio, signal
         from lesson6.book.kernels import environment
-        env = {k: v for k,v in {**environment(), **env}.items() if k != 'MPLBACKEND'}
-        env['LESSON6_PROGRESS'] = 'off' # the exercises in it are not the user's
+        # the exercises in it are not the user's
+        env = {**environment(), **env, 'LESSON6_PROGRESS': 'off'}
+        env.pop('MPLBACKEND', None)
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
         if self.stopped: self.task.cancel()
         try:
             for s in signal.SIGINT, signal.SIGTERM: self.loop.add_signal_handler(s, self.stop)
-        except (NotImplementedError, RuntimeError, ValueError):
-            pass # on Windows, or in a thread: whoever started it calls `stop`
+        except (NotImplementedError, RuntimeError, ValueError): pass # whoever started it stops it
         try: await self.client.async_execute(env=env)
         except asyncio.CancelledError:
             # nbclient leaves a kernel that has not answered yet
@@ -161,11 +153,12 @@ class _Execution: # of a notebook in a kernel of its own; it can be stopped from
 
     def failure(self, e): # what ended it; the error to raise
         from nbclient.exceptions import CellExecutionError, DeadKernelError
-        why = (f'{e.ename}: {e.evalue}' if isinstance(e, CellExecutionError)
-               else 'an end of the kernel: the machine may have run out of memory'
-               if isinstance(e, DeadKernelError) else str(e).strip())
-        cell = self.last or self.cells[0]
-        failed = CellFailed(f'{self.where()} failed with {why}\n\n{cell.source}')
+        why = str(e).strip()
+        if isinstance(e, CellExecutionError): why = f'{e.ename}: {e.evalue}'
+        if isinstance(e, DeadKernelError):
+            why = 'an end of the kernel: the machine may have run out of memory'
+        source = (self.last or self.cells[0]).source
+        failed = CellFailed(f'{self.where()} failed with {why}\n\n{source}')
         failed.nb = self.nb
         return failed
 
@@ -178,15 +171,11 @@ def run_notebook(
     progress:bool=True, # show how far it is, and a line at its end
     title:str='',       # what to call it meanwhile; default: its name
     line:int=0,         # where its bar stands, if several run at once
-    # fork the kernel from a process with the libraries: it pays from the third notebook on
-    warm:bool=False,
-    # the executed notebook; `CellFailed`, with the notebook so far as `.nb`, if a cell raises;
-    # `Stopped` on Ctrl-C
-):
+    warm:bool=False,    # fork the kernel from a process that has imported the libraries
+):  # the notebook; `CellFailed`, with it so far as `.nb`, if a cell raises; `Stopped` on Ctrl-C
     "Runs a notebook from top to bottom in a Jupyter kernel of its own"
-    from asyncio import CancelledError
     import nbformat
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
     from tqdm import tqdm
     nb = nbformat.read(path, as_version=4)
     for cell in _code(nb): cell.outputs = [] # where it fails, nothing of an earlier run is left
@@ -195,14 +184,13 @@ def run_notebook(
                disable=not (progress and sys.stdout.isatty()), leave=False,
                bar_format='{desc} {bar:24} {n_fmt}/{total_fmt} cells, {elapsed}')
     it = _Execution(nb, path, timeout, warm, bar)
+    by_hand = KeyboardInterrupt, asyncio.CancelledError
     _running.add(it.stop)
     try:
         _until_complete(it.run(env or {}))
         ends = f'{len(it.cells)} cells'
-    except (KeyboardInterrupt, CancelledError, CellExecutionError, CellTimeoutError,
-            DeadKernelError, RuntimeError) as e:
-        if not it.stopped and not isinstance(e, (KeyboardInterrupt, CancelledError)):
-            raise it.failure(e) from None
+    except (*by_hand, CellExecutionError, CellTimeoutError, RuntimeError) as e:
+        if not (it.stopped or isinstance(e, by_hand)): raise it.failure(e) from None
         ends = 'stopped'
         raise Stopped(f'Stopped in {it.where()}.') from None
     finally:
@@ -214,12 +202,10 @@ def run_notebook(
 
 # %% ../../nbs/book/running.ipynb #4d2ac218
 def _shows(output): # False for what is left of a progress bar that has ended
-    html = output.get('data', {}).get('text/html')
-    return (html is None or bool(html.replace('<div></div>', '').strip())
-            and 'progress-bar' not in html)
+    html = output.get('data', {}).get('text/html', 'no HTML').replace('<div></div>', '')
+    return bool(html.strip()) and 'progress-bar' not in html
 
-# an output: what is text in it, for a picture's letters may look like a folder
-def _without_folders(o):
+def _without_folders(o): # an output: only its text, for a picture's letters may look like a folder
     if isinstance(o, str):
         for folder,name in (notebooks_path().parent, '.'), (Path.home(), '~'):
             if folder == folder.parent: continue
@@ -231,27 +217,20 @@ def _without_folders(o):
     return {k: v if k.startswith(('image/', 'application/')) else _without_folders(v)
             for k,v in o.items()} if isinstance(o, dict) else o
 
-_large = 50_000 # bytes of a picture from which on it is made smaller
-
-# a PNG picture in base64; {MIME type: the picture}, as JPEG or with 256 colours, whichever is
-# smaller
-def _small(png):
-    import base64, io
+def _small(png): # in base64; (MIME type, what is smaller of JPEG and 256 colours) above 50 kB
     from PIL import Image
     whole = base64.b64decode(png)
-    if len(whole) <= _large or (picture := Image.open(io.BytesIO(whole))).mode == 'P':
-        return {'image/png': png}
+    if len(whole) <= 50_000 or (picture := Image.open(io.BytesIO(whole))).mode == 'P':
+        return 'image/png', png
     picture, made = picture.convert('RGB'), {'image/png': io.BytesIO(), 'image/jpeg': io.BytesIO()}
     picture.quantize(256, kmeans=2).save(made['image/png'], 'PNG', optimize=True)
     picture.save(made['image/jpeg'], 'JPEG', quality=85, subsampling=0, optimize=True)
     mime = min(made, key=lambda o: len(made[o].getvalue()))
-    return {mime: base64.b64encode(made[mime].getvalue()).decode()}
+    return mime, base64.b64encode(made[mime].getvalue()).decode()
 
 def to_store(nb): # an executed notebook
-    """The same as it is to be stored: its outputs don't name the folders of this machine, a
-    progress bar that has ended leaves nothing behind, every figure has its words, and large
-    pictures are made small"""
-    from copy import deepcopy
+    """The same as it is to be stored: without the folders of this machine and progress bars that
+    have ended, its figures with their words, and large pictures made small"""
     from nbformat import from_dict
     nb = deepcopy(nb)
     for c in nb.cells:
@@ -259,20 +238,18 @@ def to_store(nb): # an executed notebook
         c.outputs = [from_dict(_without_folders(o)) for o in c.outputs if _shows(o)]
         for o in c.outputs:
             if not (png := o.get('data', {}).pop('image/png', None)): continue
-            (mime, small), = _small(png).items()
-            o.data[mime] = small
-            if said := o.metadata.pop('image/png', None):
-                o.metadata[mime] = said # its width, perhaps
+            mime, o.data[mime] = _small(png)
+            if said := o.metadata.pop('image/png', None): o.metadata[mime] = said # its width
     describe_figures(nb)
     return nb
 
 def store(
     path:Path, # the notebook
-    nb=None,   # what is to be stored there; None: what is there
+    nb,        # as it ran
 ):
     "Stores an executed notebook"
     import nbformat
-    write_whole(Path(path), nbformat.writes(to_store(nb or nbformat.read(path, as_version=4)))+'\n')
+    write_whole(path, nbformat.writes(to_store(nb))+'\n')
 
 # %% ../../nbs/book/running.ipynb #678ed96d
 def seed_of(nb): # the number in its line `seed = 42`, 42 if it has none
@@ -285,39 +262,40 @@ def keep_run(
     nbs:list,   # executed notebooks
 ):
     "Keeps the verdicts of a run"
-    from datetime import date
     from lesson6.claims import read_claims
-    file = Path(file)
-    kept = {(o['id'], o['seed']): o
-            for o in (json.loads(file.read_text(encoding='utf-8')) if file.exists() else [])}
+    file, on = Path(file), date.today().isoformat()
+    kept = _kept(file) if file.exists() else {}
     for nb in nbs:
+        seed = seed_of(nb)
         for v in read_claims(nb):
-            kept[v.id, seed_of(nb)] = {'id': v.id, 'seed': seed_of(nb), 'verdict': v.verdict,
-                                       'measured': v.measured,
-                                       'numbers': v.numbers, 'device': v.device,
-                                       'on': date.today().isoformat()}
-    write_whole(file,
-                json.dumps([kept[k] for k in sorted(kept)], indent=1, ensure_ascii=False)+'\n')
+            kept[v.id, seed] = {'id': v.id, 'seed': seed, 'verdict': v.verdict,
+                                'measured': v.measured, 'numbers': v.numbers,
+                                'device': v.device, 'on': on}
+    rows = [kept[k] for k in sorted(kept)]
+    write_whole(file, json.dumps(rows, indent=1, ensure_ascii=False)+'\n')
+
+def _kept(file): return {(o['id'], o['seed']): o for o in _json(file)}
+def _json(file): return json.loads(file.read_text(encoding='utf-8'))
 
 def kept_runs(
     folder:Path, # such as `docs/runs`
 ) -> dict:       # {'real': {(id, seed): what was kept, ...}, ...}
     "All runs that are kept in a folder"
-    files = sorted(Path(folder).glob('*.json'))
-    return {f.stem: {(o['id'], o['seed']): o for o in json.loads(f.read_text(encoding='utf-8'))}
-            for f in files}
+    return {f.stem: _kept(f) for f in sorted(Path(folder).glob('*.json'))}
 
 # %% ../../nbs/book/running.ipynb #a1ec1924
-# in the folder of settings of the site: what this project's own run took; in the cache: what runs
-# here took
-_times = 'times.json'
+_times = 'times.json' # in docs/: what the project's own run took; in the cache: what runs here took
+
+def _taken(folder):
+    try: return _json(folder/_times)
+    except (OSError, ValueError): return {}
 
 def machine_seconds() -> float: # the best of five tries
     "How long a fixed piece of work takes, about .1 s: products of matrices, and a loop of Python"
     import numpy as np
     def once():
-        began, a = (time.perf_counter(),
-                    np.linspace(0, 1, 256*256, dtype=np.float32).reshape(256, 256))
+        began, a = time.perf_counter(), np.linspace(0, 1, 256*256, dtype=np.float32)
+        a = a.reshape(256, 256)
         for _ in range(200): a = a@a/256
         for _ in range(2_000_000): pass
         return time.perf_counter()-began
@@ -328,12 +306,10 @@ class Times:
     def __init__(self,
         names:list,       # of the notebooks that will run
         n:int,            # that run at the same time
-        # seconds of each, as `expected_seconds` gives them; those that aren't there count as
-        # nothing
-        expected:dict,
+        expected:dict,    # seconds of each, as `expected_seconds` gives them; none: nothing
     ):
-        self.n, self.expected, self.since, self.took = (n, {o: expected.get(o, 0) for o in names},
-                                                        {}, {})
+        self.n, self.expected = n, {o: expected.get(o, 0) for o in names}
+        self.since, self.took = {}, {}
 
     def begins(self, name): self.since[name] = time.time()
     def ends(self, name): self.took[name] = time.time()-self.since.pop(name)
@@ -341,7 +317,7 @@ class Times:
     def left(self) -> float: # seconds
         "How much longer it will take, about"
         now = time.time()
-        open = [max(s - (now-self.since[o] if o in self.since else 0), 1)
+        open = [max(s - (now-self.since.get(o, now)), 1)
                 for o,s in self.expected.items() if o not in self.took]
         return max(sum(open)/self.n, max(open, default=0))
 
@@ -349,23 +325,15 @@ class Times:
         about = f', about {minutes(self.left())} left' if any(self.expected.values()) else ''
         return f'{len(self.took)} of {len(self.expected)} notebooks{about}'
 
-def minutes(
-    seconds:float,
-) -> str:          # such as '40 s' or '4 minutes'
+def minutes(seconds:float) -> str: # such as '40 s' or '4 minutes'
     "A time as people say it"
     return f'{max(5, 5*round(seconds/5))} s' if seconds < 90 else f'{round(seconds/60)} minutes'
 
-def expected_seconds(
-    # seconds by the notebooks' names, such as 04_collab and engine/pictures; of a notebook that has
-    # not run here on the synthetic data, what it took elsewhere, by this machine's speed
-) -> dict:
-    "What each notebook took when it last ran, here or where the project was made"
+def expected_seconds() -> dict: # by the notebooks' names, such as 04_collab and engine/pictures
+    "What each notebook took here; if it hasn't run here, elsewhere, by this machine's speed"
     from lesson6.data import cache_path
-    try: shipped = json.loads((notebooks_path().parent/'docs'/_times).read_text(encoding='utf-8'))
-    except OSError: shipped = {'machine': 1, 'notebooks': {}}
-    try: here = json.loads((cache_path()/_times).read_text(encoding='utf-8'))
-    except (OSError, ValueError): here = {}
-    unknown = {k: s for k,s in shipped['notebooks'].items() if k not in here}
+    shipped, here = _taken(notebooks_path().parent/'docs'), _taken(cache_path())
+    unknown = {k: s for k,s in shipped.get('notebooks', {}).items() if k not in here}
     speed = machine_seconds()/shipped['machine'] if unknown else 1
     return {k: s*speed for k,s in unknown.items()} | here
 
@@ -374,22 +342,19 @@ def keep_times(
 ):
     "Remembers what notebooks took here"
     from lesson6.data import cache_path
-    file = cache_path()/_times
-    try: before = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError): before = {}
-    write_whole(file, json.dumps(before | {k: round(s, 1) for k,s in took.items()}, indent=1)+'\n')
+    known = _taken(cache_path()) | {k: round(s, 1) for k,s in took.items()}
+    write_whole(cache_path()/_times, json.dumps(known, indent=1)+'\n')
 
 # %% ../../nbs/book/running.ipynb #c84dd3bb
 def notebooks_at_once(
     n:int,   # notebooks
 ) -> int:    # of them at the same time
     "How many have a core and two GB of free memory each; on a GPU, one alone"
-    import psutil, shutil
+    import psutil
     return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31,
                       1 if shutil.which('nvidia-smi') else 4))
 
 def _as_they_end(futures, show, stop_all): # {future: path}; what to call meanwhile, and at the end
-    from concurrent.futures import FIRST_COMPLETED, wait
     pending, ending = set(futures), False
     while pending:
         done, pending = wait(pending, 1, FIRST_COMPLETED)
@@ -406,14 +371,11 @@ def _as_they_end(futures, show, stop_all): # {future: path}; what to call meanwh
 def run_together(
     jobs:list, # of (path, env, timeout, title), as `run_notebook` takes them
     n:int,     # how many run at the same time
-    warm:bool=False, # fork their kernels, as `run_notebook` does
+    warm:bool=False,  # fork their kernels, as `run_notebook` does
     times:Times=None, # is told when each begins and ends, and shown in a terminal
-    # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
-):
+):  # yields (path, executed notebook, None or why it failed) as they end; `Stopped` on Ctrl-C
     "Runs several notebooks, `n` at a time; when one fails, no other begins"
-    import queue, signal
     from tqdm import tqdm
-    from concurrent.futures import ThreadPoolExecutor, wait
     lines, pool = queue.SimpleQueue(), ThreadPoolExecutor(n)
     for i in range(n): lines.put(i)
     times = times or Times([job[0] for job in jobs], n, {})
@@ -429,8 +391,7 @@ def run_together(
         try: return run_notebook(path, env, timeout, title=title, line=line, warm=warm)
         except CellFailed: stop_all(); raise
         finally: times.ends(names[path]); lines.put(line)
-    def interrupt(*_): raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     futures = {pool.submit(one, *job): job[0] for job in jobs}
     try: yield from _as_they_end(futures, lambda: bar.set_description_str(str(times)), stop_all)
     except KeyboardInterrupt:
