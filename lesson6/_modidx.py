@@ -247,7 +247,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lesson6.book.site.chart_words': ('book/site.html#chart_words', 'lesson6/book/site.py'),
                                    'lesson6.book.site.claim_headings': ('book/site.html#claim_headings', 'lesson6/book/site.py'),
                                    'lesson6.book.site.claims_page': ('book/site.html#claims_page', 'lesson6/book/site.py'),
-                                   'lesson6.book.site.default_exp': ('book/site.html#default_exp', 'lesson6/book/site.py'),
                                    'lesson6.book.site.defined': ('book/site.html#defined', 'lesson6/book/site.py'),
                                    'lesson6.book.site.docs_path': ('book/site.html#docs_path', 'lesson6/book/site.py'),
                                    'lesson6.book.site.entry': ('book/site.html#entry', 'lesson6/book/site.py'),

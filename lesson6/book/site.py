@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['TWINS', 'repository', 'open_links', 'first_cell', 'changes', 'figures', 'figures_without_words', 'defined',
-           'module_of', 'default_exp', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose', 'table',
+           'module_of', 'for_readers', 'label', 'badges', 'title_of', 'changes_page', 'prose', 'table',
            'claim_headings', 'claims_page', 'chart_words', 'speed_page', 'signature', 'parameters', 'entry', 'prose_of',
            'reference_page', 'docs_path', 'can_build', 'readme', 'front_page', 'toctree', 'last_run', 'Sources',
            'write_sources', 'setup', 'exported_names', 'plain_page', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
-import inspect, json, os, re
+import ast, base64, inspect, io, json, os, re, warnings
+from collections import defaultdict
+from dataclasses import asdict
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 import lesson6
 from ..files import write_whole
@@ -71,13 +74,10 @@ def changes(
     heading, found = '', []
     for i,c in enumerate(nb.cells):
         if c.cell_type != 'markdown': continue
-        quote = []
-        for line in c.source.splitlines() + ['']:
-            if line.startswith('>'): quote.append(line[1:].removeprefix(' ')); continue
-            if quote and quote[0].startswith('**What changed since the lesson'):
-                found.append((i, heading, '\n'.join(quote)))
-            quote = []
-            if re.match(r'#+ ', line): heading = line.lstrip('#').strip()
+        for title,quote in re.findall(r'^#+ (.*)|((?:^>.*\n?)+)', c.source, re.M):
+            heading = title.strip() or heading
+            text = re.sub('^> ?', '', quote.strip(), flags=re.M)
+            if text.startswith('**What changed since the lesson'): found.append((i, heading, text))
     return found
 
 # %% ../../nbs/book/site.ipynb #3d38e7e0
@@ -102,7 +102,6 @@ def defined(
     source:str, # of a cell
 ) -> list:      # names
     "What a cell defines at its top level"
-    import ast
     found = []
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.append(node.name)
@@ -116,11 +115,8 @@ def module_of(
     nb,      # a notebook
 ) -> str:    # such as `collab` or `mini.pets`; '' if it exports nothing
     "The module that a notebook exports to"
-    code = (c.source for c in nb.cells if c.cell_type == 'code')
-    return next(filter(None, map(default_exp, code)), '')
-
-def default_exp(source):
-    found = re.search(r'^#\| default_exp +(\S+)', source, re.M)
+    code = '\n'.join(c.source for c in nb.cells if c.cell_type == 'code')
+    found = re.search(r'^#\| default_exp +(\S+)', code, re.M)
     return found[1] if found else ''
 
 # %% ../../nbs/book/site.ipynb #977cd9dd
@@ -132,20 +128,20 @@ def _for_readers(
     "A code cell without its `#|` lines, after a label for each name that it defines"
     from nbformat import from_dict
     from nbformat.v4 import new_markdown_cell
-    marks, before, extra = flags(c.source), [], {}
+    marks, made, extra = flags(c.source), [], {}
     source = re.sub(r'^ *#\|.*\n?', '', c.source, flags=re.M).strip('\n')
     if 'hide' in marks or not (source or c.outputs): return []
     names = dict.fromkeys(defined(source)) if 'export' in marks else ()
     if names := [n for n in names if n not in labelled]:
         labelled.update(names)
         labels = '\n'.join(f'({label(module, n)})=' for n in names)
-        before = [new_markdown_cell(labels, id=f'{c.id}-label')]
+        made.append(new_markdown_cell(labels, id=f'{c.id}-label'))
     if figures(c):
-        image = {'alt': marks.get('fig-alt') or 'A figure that has no words yet'}
-        extra['mystnb'] = {'image': image}
+        alt = marks.get('fig-alt') or 'A figure that has no words yet'
+        extra['mystnb'] = {'image': {'alt': alt}}
     if c.metadata.get('jupyter', {}).get('source_hidden'): extra['tags'] = ['hide-input']
     outputs = [numbers_of(o)[0] for o in c.outputs]
-    return [*before, from_dict({**c, 'source': source, 'outputs': outputs, 'metadata': extra})]
+    return [*made, from_dict({**c, 'source': source, 'outputs': outputs, 'metadata': extra})]
 
 def for_readers(
     nb,             # an executed notebook
@@ -155,16 +151,13 @@ def for_readers(
     from nbformat.v4 import new_markdown_cell, new_notebook
     module, cells, labelled = module_of(nb), [], set()
     told, places = {i for i,_,_ in changes(nb)}, figure_places(nb, name) if name else {}
+    def add(text, id): cells.append(new_markdown_cell(text, id=id))
     for i,c in enumerate(nb.cells):
-        if i in told:
-            text = f'({label("changed", name)}-{i})='
-            cells.append(new_markdown_cell(text, id=f'{c.id}-changed'))
-        if c.cell_type != 'code': cells.append(new_markdown_cell(c.source, id=c.id))
+        if i in told: add(f'({label("changed", name)}-{i})=', f'{c.id}-changed')
+        if c.cell_type != 'code': add(c.source, c.id)
         elif made := _for_readers(c, module, labelled):
             cells += made
-            if i in places:
-                place = figure_place(places[i][0], places[i][1]['kind'])
-                cells.append(new_markdown_cell(place, id=f'{c.id}-figure'))
+            if i in places: add(figure_place(places[i][0], places[i][1]['kind']), f'{c.id}-figure')
     if re.match(r'0[1-9]_', name) and cells and open_links(name):
         cells.insert(1, new_markdown_cell(badges(name), id='open-it'))
     return new_notebook(cells=cells, metadata={
@@ -215,8 +208,7 @@ def table(
 ) -> str:       # a table in Markdown
     "A table in Markdown"
     line = lambda row: '| ' + ' | '.join(re.sub(r'(?<!\\)\|', r'\|', c) for c in row) + ' |'
-    return '\n'.join([line(head), line(['---']*len(head)), *map(line, rows)])
-
+    return '\n'.join(map(line, [head, ['---']*len(head), *rows]))
 
 def claim_headings(
     nb,      # the notebook of all claims
@@ -224,15 +216,13 @@ def claim_headings(
     "Which heading each claim stands under"
     heading, found = '', {}
     for c in nb.cells:
-        if c.cell_type == 'markdown':
-            heading = ([heading] + re.findall(r'^##+ (.*)', c.source, re.M))[-1].strip()
-        else:
-            names = re.findall(r"^@statement\(\s*'([^']+)'", c.source, re.M)
-            found.update({name: heading for name in names})
+        for title,name in re.findall(r"^##+ (.*)|^@statement\(\s*'([^']+)'", c.source, re.M):
+            if name: found[name] = heading
+            else: heading = title.strip()
     return found
 
 def _measured(s, done, kept): # what was found for a statement: [data and device, number, verdict]s
-    from lesson6.claims import VERDICTS
+    from lesson6.claims import HOLDS
     found = []
     if v := done.get(s.id):
         found.append([prose(f'{v.data}, {v.device}'), prose(v.measured), v.verdict])
@@ -240,7 +230,7 @@ def _measured(s, done, kept): # what was found for a statement: [data and device
         seeds = {seed: o for (i,seed),o in runs.items() if i == s.id}
         if not seeds: continue
         o, n = seeds.get(42) or next(iter(seeds.values())), len(seeds)
-        holds = sum(v['verdict'] == VERDICTS[0] for v in seeds.values())
+        holds = sum(v['verdict'] == HOLDS for v in seeds.values())
         found.append([prose(f'{name}, {o["device"]}, {o["on"]}'), prose(o['measured']),
                       o['verdict'] + f'; {holds} of {n} seeds'*(n > 1)])
     return found or [['', 'not measured', '']]
@@ -267,12 +257,12 @@ def claims_page(
              'come from the data and the device named in each row. [Claims](/claims.ipynb) shows '
              'how each is checked, to the line. The verdicts of the notebooks as data: '
              '<a href="claims.json">claims.json</a>.']
-    groups = {}
+    groups = defaultdict(list)
     for s in statements:
         says = f'[{prose(s.says)}]{{#claim-{s.id}}}' + f' ({prose(s.planted)})'*bool(s.planted)
         first, *others = _measured(s, done, kept)
-        cells = groups.setdefault(headings.get(s.id, 'Others'), [])
-        cells += [[says, prose(s.lesson), *first], *(['', '', *row] for row in others)]
+        cells = [[says, prose(s.lesson), *first], *(['', '', *row] for row in others)]
+        groups[headings.get(s.id, 'Others')] += cells
     for heading,cells in groups.items():
         head = ['claim', 'the lesson', 'data, device', 'here', 'verdict']
         page += [f'## {heading}', ':::{container} claims', table(head, cells), ':::']
@@ -289,11 +279,9 @@ def chart_words(
     return f'bar chart, {title}, times as fast as what it is compared with; {"; ".join(bars)}'
 
 def speed_page(
-    # what the JSON files of the benchmarks hold, by name: [('ratings', {'title': ..., 'note': ...,
-    # 'machine': ..., 'rows': [...]}), ...]
-    results:list,
-    charts=(),     # the names of those that have a chart in `speed/`
-) -> str:          # Markdown
+    results:list, # (name, what its JSON file holds: 'title', 'note', 'machine' and 'rows')
+    charts=(),    # the names of those that have a chart in `speed/`
+) -> str:         # Markdown
     "The page of all benchmarks"
     page = ['# Speed', 'Each table was made by one file of `benchmarks/` in one go, ours and the '
             'others in turn on the same data and the same cores. Machines are noisy, and other '
@@ -410,14 +398,12 @@ def reference_page(
     labels:set=(),  # the labels of the notebooks' cells
 ) -> str:           # MyST Markdown
     "The page of everything that a module exports"
-    import warnings
     with warnings.catch_warnings(): # fastai calls it while it is imported; nothing here does
         warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
         m = import_module(f'lesson6.{module}')
     page = [f'# {module}', f'```{{py:module}} lesson6.{module}\n```']
-    if told:
-        page.append('Everything here is explained, shown at work and tested in '
-                    f'[the notebook](/{told}.ipynb).')
+    page += ['Everything here is explained, shown at work and tested in '
+             f'[the notebook](/{told}.ipynb).']*bool(told)
     code = [n for n in m.__all__ if inspect.isroutine(o := getattr(m, n)) or inspect.isclass(o)]
     page.append(f"```python\nfrom lesson6.{module} import {', '.join(code) or '*'}\n```")
     others = {n for n in code if getattr(m, n).__module__ != m.__name__} # told on another page
@@ -432,7 +418,6 @@ def docs_path() -> Path: # the folder of the site's settings
 
 def can_build() -> bool: # True with the extra `book`
     "Whether what builds the site is installed, and its settings are there"
-    from importlib.util import find_spec
     needed = 'sphinx', 'myst_nb', 'furo', 'altair', 'vl_convert'
     return (docs_path()/'conf.py').exists() and all(map(find_spec, needed))
 
@@ -454,8 +439,7 @@ def front_page(
     def lead(m):
         target = m[2]
         if re.match(r'[a-z]+:|#|/', target): return m[0]
-        if target.startswith('nbs/'): target = f'/{target[4:]}'
-        elif target.startswith('docs/'): target = f'/{target[5:]}'
+        if re.match('(nbs|docs)/', target): target = target[target.index('/'):]
         elif target in pages: target = pages[target]
         elif not repo: return m[1][1:-1] # what it leads to is in the clone only
         else: target = f'{repo}/blob/main/{target}'
@@ -489,8 +473,7 @@ def last_run(
     ran = run and run/path.relative_to(notebooks_path())
     if not ran or not ran.exists(): return nb
     new = nbformat.read(ran, as_version=4)
-    same = [c.source for c in new.cells] == [c.source for c in nb.cells]
-    return new if same else nb
+    return new if [c.source for c in new.cells] == [c.source for c in nb.cells] else nb
 
 # %% ../../nbs/book/site.ipynb #0b7cc85d
 class Sources:
@@ -513,12 +496,11 @@ def _write_notebooks(sources, notebooks) -> set: # the labels in them
     labels = set()
     for name,nb in notebooks.items():
         for cell in figures_without_words(nb):
-            print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what '
-                  'it shows.')
+            print(f'{name}: the cell `{cell}` draws a figure, and no `#| fig-alt:` says what it '
+                  'shows.')
         page = for_readers(nb, name)
-        for c in page.cells:
-            if c.cell_type == 'markdown':
-                labels |= set(re.findall(r'^\((def-.*)\)=$', c.source, re.M))
+        text = '\n'.join(c.source for c in page.cells if c.cell_type == 'markdown')
+        labels |= {*re.findall(r'^\((def-.*)\)=$', text, re.M)}
         sources.write(f'{name}.ipynb', nbformat.writes(page))
         for file,data in figure_places(nb, name).values():
             sources.write(f'extra/{file}', figure_file(file, data))
@@ -538,36 +520,30 @@ def _write_reference(sources, notebooks, labels):
     sources.write('reference/index.md', page)
 
 def _write_twins(sources, notebooks): # each with the largest picture of its notebook
-    import base64
     page, names = [TWINS], [n for n in notebooks if n.startswith('data/mini/')]
     for name in names:
-        nb, drawn = notebooks[name], []
-        for c in nb.cells:
-            if c.cell_type == 'code' and 'hide' not in flags(c.source):
-                drawn += [(c, mime, o.data[mime]) for o,mime in pictures(c)]
-        title, says = title_of(nb)
+        title, says = title_of(notebooks[name])
         page.append(f'## [{title}](/{name}.ipynb)\n\n{says}')
+        drawn = [(flags(c.source), mime, o.data[mime]) for c in notebooks[name].cells
+                 for o,mime in pictures(c) if 'hide' not in flags(c.source)]
         if not drawn: continue
-        cell, mime, picture = max(drawn, key=lambda d: len(d[2]))
+        marks, mime, picture = max(drawn, key=lambda d: len(d[2]))
         file = f"gallery/{Path(name).name}.{mime.removeprefix('image/')}"
         sources.write(file, base64.b64decode(picture))
-        page.append(f"![{prose(flags(cell.source).get('fig-alt', title))}](/{file})")
+        page.append(f"![{prose(marks.get('fig-alt', title))}](/{file})")
     sources.write('twins.md', '\n\n'.join(page) + toctree(names))
 
 def _write_speed(sources) -> bool: # whether anything was measured
     measured = docs_path().parent/'benchmarks'/'results'
     results = [(f.stem, json.loads(f.read_text(encoding='utf-8')))
                for f in sorted(measured.glob('*.json'))]
-    charts = {f.stem: f.read_bytes() for f in measured.glob('*.svg')}
+    charts = {name: f for name,_ in results if (f := measured/f'{name}.svg').exists()}
     if results: sources.write('speed.md', speed_page(results, charts))
-    for name,_ in results:
-        if name in charts: sources.write(f'speed/{name}.svg', charts[name])
+    for name,f in charts.items(): sources.write(f'speed/{name}.svg', f.read_bytes())
     return bool(results)
 
 def _write_front(sources, notebooks, speed):
-    def wing(folder):
-        return [n for n in notebooks
-                if n.startswith(f'{folder}/') and not n.startswith('data/mini/')]
+    def wing(folder): return [n for n in notebooks if re.match(f'{folder}/(?!mini/)', n)]
     def text(file): return front_page(file.read_text(encoding='utf-8'))
     docs = sorted(docs_path().glob('*.md'))
     for file in docs: sources.write(file.name, text(file))
@@ -576,8 +552,8 @@ def _write_front(sources, notebooks, speed):
         missing = f'# {name[:-3].capitalize()}\n\nThis page is in the repository, as `{name}`.\n'
         sources.write(name.lower(), text(file) if file.exists() else missing)
     for file in docs_path().glob('*.png'): sources.write(file.name, file.read_bytes())
-    claims = [n for n in notebooks if n == 'claims']
-    parts = {'The lesson': [*_sections(notebooks), *claims], 'The exercises': wing('exercises'),
+    lesson = [n for n in notebooks if n == 'claims' or n in _sections(notebooks)]
+    parts = {'The lesson': lesson, 'The exercises': wing('exercises'),
              'Look it up': ['result', 'changes', *['speed']*speed, 'reference/index',
                             *(f.stem for f in docs)],
              'The engine': wing('engine'), 'The data': [*wing('data'), 'twins'],
@@ -625,12 +601,11 @@ def _link_names(app, doctree): # `DotProductBias` in the text leads to its entry
     from docutils import nodes
     from sphinx.addnodes import pending_xref
     if app.env.docname.startswith('reference/'): return
+    linked = nodes.title, nodes.reference, pending_xref
     for node in list(doctree.findall(nodes.literal)):
-        full = app.config.lesson6_names.get(node.astext().removesuffix('()'))
-        above, inside = node.parent, []
-        while above is not None: inside.append(above); above = above.parent
-        linked = nodes.title, nodes.reference, pending_xref
-        if not full or any(isinstance(n, linked) for n in inside): continue
+        full, above = app.config.lesson6_names.get(node.astext().removesuffix('()')), node.parent
+        while above is not None and not isinstance(above, linked): above = above.parent
+        if not full or above is not None: continue
         link = pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True,
                             refwarn=False, refdoc=app.env.docname)
         node.replace_self(link)
@@ -656,14 +631,14 @@ def setup(app):
 
 def exported_names() -> dict: # {'DotProductBias': 'lesson6.collab.DotProductBias', ...}
     "The names that one module alone exports"
-    from collections import Counter
     from lesson6._modidx import d
-    every = [n.split('.', 1)[1] for syms in d['syms'].values() for n in syms]
-    def of_a_module(n): return n.count('.') <= 1+n.startswith(('engine.', 'exercises.'))
-    every = [n for n in every
-             if '._' not in n and not n.startswith(('mini.', 'book.')) and of_a_module(n)]
-    count = Counter(n.rpartition('.')[2] for n in every)
-    return {n.rpartition('.')[2]: f'lesson6.{n}' for n in every if count[n.rpartition('.')[2]] == 1}
+    places = defaultdict(list)
+    for module,names in d['syms'].items():
+        if module.startswith(('lesson6.mini.', 'lesson6.book.')): continue
+        for full in names:
+            name = full.removeprefix(f'{module}.')
+            if re.fullmatch('[^_.][^.]*', name): places[name].append(full)
+    return {name: found[0] for name,found in places.items() if len(found) == 1}
 
 # %% ../../nbs/book/site.ipynb #4ffed030
 def plain_page(
@@ -699,22 +674,20 @@ def build_site(
     run:Path=None,     # the folder of executed notebooks; None: take them as they are stored
 ) -> Path:             # the front page; what Sphinx has to complain about is printed
     "Builds the site"
-    import io
-    from dataclasses import asdict
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
     out = Path(out).resolve()
     work, said = out.parent/'_run', io.StringIO()
     verdicts = write_sources(work/'source', run)
+    source = work/'source'
+    more = {'html_extra_path': [str(source/'extra')]} if (source/'extra').is_dir() else {}
     with patch_docutils(docs_path()), docutils_namespace():
-        more = work/'source'/'extra'
-        extra = {'html_extra_path': [str(more)]} if more.is_dir() else {}
-        app = Sphinx(work/'source', docs_path(), out, work/'doctrees', 'html', extra,
-                     status=None, warning=said,
+        app = Sphinx(source, docs_path(), out, work/'doctrees', 'html', more, status=None,
+                     warning=said,
                      parallel=1 + (os.cpu_count() or 1)) # one of them hands the pages to the others
         app.build()
     rows = [asdict(v) for v in verdicts]
     write_whole(out/'claims.json', json.dumps(rows, indent=1, ensure_ascii=False)+'\n')
-    complaints = re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(f"{work/'source'}/", '')
+    complaints = re.sub('\x1b\\[[0-9;]*m', '', said.getvalue()).replace(f'{source}/', '')
     if complaints.strip(): print(complaints)
     return out/'index.html'
