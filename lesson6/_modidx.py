@@ -20,6 +20,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lesson6.book.command': { 'lesson6.book.command._choose_data': ('book/command.html#_choose_data', 'lesson6/book/command.py'),
                                       'lesson6.book.command._in': ('book/command.html#_in', 'lesson6/book/command.py'),
                                       'lesson6.book.command._jobs': ('book/command.html#_jobs', 'lesson6/book/command.py'),
+                                      'lesson6.book.command._name': ('book/command.html#_name', 'lesson6/book/command.py'),
                                       'lesson6.book.command._need_book': ('book/command.html#_need_book', 'lesson6/book/command.py'),
                                       'lesson6.book.command._other_kernel': ('book/command.html#_other_kernel', 'lesson6/book/command.py'),
                                       'lesson6.book.command._pages': ('book/command.html#_pages', 'lesson6/book/command.py'),

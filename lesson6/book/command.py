@@ -7,26 +7,26 @@ __all__ = ['commands', 'print_claims', 'count_claims', 'run', 'site', 'notebooks
            'networks_here', 'doctor', 'train', 'predict', 'classroom', 'main']
 
 # %% ../../nbs/book/command.ipynb #094475f7
-import os, sys, time
-from importlib import import_module
+import os, platform, shutil, sys, textwrap, time, warnings
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from .options import CliError, run_command
 from ..files import write_whole
-from .running import (Stopped, Times, expected_seconds, find_notebooks, keep_run,
-                                  keep_times, long_ones_first, minutes, notebooks_at_once,
-                                  notebooks_path, run_together, section_name, sections, store)
+from lesson6.book.running import (Times, expected_seconds, find_notebooks, keep_run, keep_times,
+    long_ones_first, minutes, notebooks_at_once, notebooks_path, run_together, section_name,
+    sections, store)
 from .site import build_site, can_build, plain_page, plain_pages
 
 # %% ../../nbs/book/command.ipynb #f5596e43
 def print_claims(rows:list): # `Verdict`s
     "Prints the claims as a table for a terminal"
-    import shutil, textwrap
     from lesson6.claims import UNASKED
     width = max(60, shutil.get_terminal_size((110, 20)).columns - 12)
     for v in rows:
-        text = f'{v.says}. Here: {v.measured}' + (f'; the lesson: {v.lesson}' if v.lesson else '')
-        if v.verdict == UNASKED: text = f'{v.says}. Why: {v.measured}'
-        print(textwrap.fill(f'{v.verdict}: {text}', width, initial_indent='  ',
+        found = f'Here: {v.measured}' + f'; the lesson: {v.lesson}'*bool(v.lesson)
+        if v.verdict == UNASKED: found = f'Why: {v.measured}'
+        print(textwrap.fill(f'{v.verdict}: {v.says}. {found}', width, initial_indent='  ',
                             subsequent_indent=' '*6))
     print(count_claims(rows))
 
@@ -44,9 +44,8 @@ def count_claims(
 
 # %% ../../nbs/book/command.ipynb #85b0e160
 def _need_book(): # CliError without what runs notebooks and makes the site
-    from importlib.util import find_spec
-    if not all(map(find_spec,
-                   ('nbformat', 'nbclient', 'jupyter_client', 'ipykernel', 'nbconvert'))):
+    needed = 'nbformat', 'nbclient', 'jupyter_client', 'ipykernel', 'nbconvert'
+    if not all(map(find_spec, needed)):
         raise CliError("To run notebooks and to build the site takes what the extra `book` "
                        "installs: pip install 'lesson6[book]', or in a checkout pip install -e "
                        "'.[book]'.")
@@ -70,26 +69,28 @@ def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
     except ServerDied: built = False
     return out/'index.html' if built else build_site(out, work)
 
-def _run(jobs, names, n, warm, save, work, times): # jobs and names of their notebooks
+def _name(path): return path.relative_to(notebooks_path()).with_suffix('').as_posix()
+
+def _run(jobs, n, warm, save, work, times): # the jobs, and how many run at the same time
     "The executed notebooks by their paths, each kept in `work` as it ends; and why one failed"
     import nbformat
     from tqdm import tqdm
     failed, ran = None, {}
     for path,nb,why in run_together(jobs, n, warm, times):
         failed = failed or why
-        write_whole(work/f'{names[path]}.ipynb', nbformat.writes(nb)+'\n')
-        ran[path] = nb
+        kept, ran[path] = work/f'{_name(path)}.ipynb', nb
+        write_whole(kept, nbformat.writes(nb)+'\n')
         if save and not why: store(path, nb)
         if path.stem in sections and len(ran) < len(jobs) and not why: # the others still run
-            plain_page(nb, work/f'{names[path]}.html')
-            tqdm.write(f'{" "*6}{os.path.relpath(work/names[path])}.html can be read.',
-                       file=sys.stdout)
+            page = kept.with_suffix('.html')
+            plain_page(nb, page)
+            tqdm.write(f'{" "*6}{os.path.relpath(page)} can be read.', file=sys.stdout)
     return ran, failed
 
-def _jobs(paths, names, n, timeout): # as `run_together` takes them, `n` at the same time
+def _jobs(paths, n, timeout): # as `run_together` takes them, `n` at the same time
     alone = n == 1 or 'OMP_NUM_THREADS' in os.environ
     threads = {} if alone else {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//n))}
-    return [(path, threads, timeout or None, f'{i}/{len(paths)} {names[path]}')
+    return [(path, threads, timeout or None, f'{i}/{len(paths)} {_name(path)}')
             for i,path in enumerate(long_ones_first(paths), 1)]
 
 # %% ../../nbs/book/command.ipynb #86a015c7
@@ -114,16 +115,14 @@ def run(
     except FileNotFoundError as e: raise CliError(str(e)) from None
     _choose_data(data)
     out, began = Path(out), time.time()
-    work = out.resolve().parent/'_run'
-    names = {path: path.relative_to(notebooks_path()).with_suffix('').as_posix() for path in paths}
-    n = at_once or notebooks_at_once(len(paths))
-    jobs, synthetic = _jobs(paths, names, n, timeout), profile.drawn
+    work, n = out.resolve().parent/'_run', at_once or notebooks_at_once(len(paths))
+    jobs, synthetic = _jobs(paths, n, timeout), profile.drawn
     warm = not cold and len(jobs) > 2
-    times = Times([names[job[0]] for job in jobs], n, expected_seconds() if synthetic else {})
+    times = Times([_name(job[0]) for job in jobs], n, expected_seconds() if synthetic else {})
     if synthetic:
         print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about '
               f'{minutes(times.left())} on this machine.', flush=True)
-    ran, failed = _run(jobs, names, n, warm, save, work, times)
+    ran, failed = _run(jobs, n, warm, save, work, times)
     if rows := [v for path in paths if path in ran for v in read_claims(ran[path])]:
         print(); print_claims(rows)
     if synthetic and not failed: keep_times(times.took)
@@ -150,21 +149,17 @@ def notebooks(
     overwrite:bool=False, # Replace notebooks there that differ
 ):
     "Copy the notebooks to a folder of your own"
-    import shutil
-    folder, source = Path(folder).expanduser(), notebooks_path()
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise CliError(f'{folder} is a file; name a folder.')
-    pairs = [(p, folder/p.relative_to(source)) for p in find_notebooks()]
-    differ = [to for p,to in pairs if to.exists() and to.read_bytes() != p.read_bytes()]
+    copies = {folder/p.relative_to(notebooks_path()): p.read_bytes() for p in find_notebooks()}
+    differ = [to for to,text in copies.items() if to.exists() and to.read_bytes() != text]
     if differ and not overwrite:
-        raise CliError(f'{differ[0]} is there and '
-                       f'differs{f", and {len(differ)-1} more" if len(differ) > 1 else ""}: '
-                       'nothing was copied; name another folder, or add --overwrite to replace '
-                       f'{"it" if len(differ) == 1 else "them"}.')
-    for p,to in pairs:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(p, to)
-    print(f'{len(pairs)} notebooks in {folder}: jupyter lab {folder}')
+        more, them = (f', and {len(differ)-1} more', 'them') if len(differ) > 1 else ('', 'it')
+        raise CliError(f'{differ[0]} is there and differs{more}: nothing was copied; name another '
+                       f'folder, or add --overwrite to replace {them}.')
+    for to,text in copies.items(): write_whole(to, text)
+    print(f'{len(copies)} notebooks in {folder}: jupyter lab {folder}')
 
 # %% ../../nbs/book/command.ipynb #cb99109f
 def data(
@@ -183,14 +178,14 @@ def data(
     from tqdm import tqdm
     sets = {'multilabel': ['pascal'], 'head_pose': ['biwi'], 'collab': ['movielens'],
             'regularisation': ['movielens', 'biwi']}
-    names = list(dict.fromkeys(o for n in names
-                               for o in sets.get(section_name(n), [section_name(n)])))
+    names = list(dict.fromkeys(o for n in map(section_name, names) for o in sets.get(n, [n])))
     unknown = [n for n in names if n not in folders]
     if unknown:
         raise CliError(f'There is no section and no data set {unknown[0]!r}; there are '
                        f'{", ".join(dict.fromkeys([*sections.values(), *folders]))}.')
-    paths = _in(check, names) if check else dict.fromkeys(names or folders)
-    if not check:
+    if check: paths = _in(check, names)
+    else:
+        paths = dict.fromkeys(names or folders)
         _choose_data(data)
         how = {'mini': 'made on this machine', 'full': 'the real sets, downloaded once'}
         how = how.get(profile.data, 'your own folder')
@@ -217,7 +212,6 @@ def _in(folder, names): # {name: its folder}; one name may be that of the folder
 # %% ../../nbs/book/command.ipynb #3610542b
 def requirements_missing() -> list: # one sentence each
     "What the package needs and isn't installed, or is too old"
-    from importlib import metadata
     from packaging.requirements import Requirement
     found = []
     for r in map(Requirement, metadata.requires('lesson6') or []):
@@ -226,8 +220,8 @@ def requirements_missing() -> list: # one sentence each
         except metadata.PackageNotFoundError:
             found.append(f'{r.name} is missing: pip install "{r}"'); continue
         if not r.specifier.contains(version, prereleases=True):
-            found.append(f'{r.name} is {version}, and lesson6 needs {r.specifier}: pip install '
-                         f'"{r}"')
+            found.append(f'{r.name} is {version}, and lesson6 needs {r.specifier}: '
+                         f'pip install "{r}"')
     return found
 
 def slow_here(
@@ -257,9 +251,7 @@ def slow_here(
     return said
 
 # %% ../../nbs/book/command.ipynb #22b1e067
-def networks_here(
-    # one line for each section whose pictures are there; none on the synthetic data
-) -> list:
+def networks_here() -> list: # a line for each section with pictures; none on the synthetic data
     "The network that each section of pictures would take, and how long it needs to see them once"
     import torch
     from fastai.torch_core import default_device
@@ -273,9 +265,7 @@ def networks_here(
         if not (folder := set_path(name)).is_dir(): continue
         try: n, arch = next(iter(read_set(name, folder)[0].values())), lesson_arch(lesson, folder)
         except (OSError, ValueError) as e: lines.append(f'{section:<10} {e}'); continue
-        network = ((arch(weights=None) if arch.__module__.startswith('torchvision')
-                    else arch(pretrained=False)).eval().to(device))
-        size = lesson_size(arch, 224, folder)
+        network, size = arch().eval().to(device), lesson_size(arch, 224, folder)
         x = torch.zeros(8, 3, size, size, device=device)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -290,8 +280,6 @@ def networks_here(
 # %% ../../nbs/book/command.ipynb #68668adb
 def doctor():
     "Print versions, device and data, and what would be slow or go wrong here"
-    import platform, shutil
-    from importlib import metadata
     import psutil, torch
     from fastai.torch_core import default_device
     from lesson6.claims import device_name
@@ -302,21 +290,20 @@ def doctor():
           f"{platform.system()} {platform.machine()}")
     print(', '.join(f'{p} {metadata.version(p)}'
                     for p in ('fastai', 'torch', 'torchvision', 'numpy', 'pandas', 'matplotlib')))
-    print(f"device {device}{'' if device == 'cpu' else f' ({device_name()})'}, {cores} cores, "
+    print(f"device {device}{f' ({device_name()})'*(device != 'cpu')}, {cores} cores, "
           f"{memory.available/2**30:.1f} of {memory.total/2**30:.1f} GB of memory free, "
           f"{torch.get_num_threads()} threads")
-    chosen = {k: v for k,v in os.environ.items() if k.startswith('LESSON6_')
-              or k in ('OMP_NUM_THREADS', 'MPLBACKEND', 'TORCH_HOME', 'FASTAI_HOME')}
-    settings = ', '.join(f'{k}={v}' for k,v in chosen.items())
+    known = 'LESSON6_', 'OMP_NUM_THREADS', 'MPLBACKEND', 'TORCH_HOME', 'FASTAI_HOME'
+    settings = ', '.join(f'{k}={v}' for k,v in os.environ.items() if k.startswith(known))
     print('settings:', settings or 'none, so everything is as the notebooks have it')
     print(f'notebooks in {with_home(notebooks_path())}, synthetic data in '
           f'{with_home(cache_path())}')
     for name in folders: print(f'  {name:<10}', '\n             '.join(look(name)[1]))
     if lines := networks_here(): print('networks, for the data chosen:', *lines, sep='\n  ')
-    said = requirements_missing()
-    said += slow_here(profile.data, device, cores, os.getloadavg()[0] if hasattr(os, 'getloadavg')
-                      else 0, memory.available/2**30, os.environ.get('OMP_NUM_THREADS', ''),
-                      bool(shutil.which('nvidia-smi')))
+    load = psutil.getloadavg()[0]
+    said = requirements_missing() + slow_here(
+        profile.data, device, cores, load, memory.available/2**30,
+        os.environ.get('OMP_NUM_THREADS', ''), bool(shutil.which('nvidia-smi')))
     if os.environ.get('MPLBACKEND'):
         said.append(f"MPLBACKEND={os.environ['MPLBACKEND']} may hide the figures in JupyterLab: "
                     "unset it.")
@@ -352,7 +339,6 @@ commands = {'run': run, 'notebooks': notebooks, 'data': data, 'train': train, 'p
 
 def main():
     "The command `lesson6`"
-    import warnings
     # fastai still uses it, and warns at import
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated",
                             category=FutureWarning)
