@@ -321,7 +321,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'lesson6.claims._made_up': ('claims.html#_made_up', 'lesson6/claims.py'),
                                 'lesson6.claims._moved': ('claims.html#_moved', 'lesson6/claims.py'),
                                 'lesson6.claims._numbers': ('claims.html#_numbers', 'lesson6/claims.py'),
-                                'lesson6.claims._over_seeds': ('claims.html#_over_seeds', 'lesson6/claims.py'),
                                 'lesson6.claims._paired_noise': ('claims.html#_paired_noise', 'lesson6/claims.py'),
                                 'lesson6.claims._pairs': ('claims.html#_pairs', 'lesson6/claims.py'),
                                 'lesson6.claims._plain': ('claims.html#_plain', 'lesson6/claims.py'),

@@ -8,8 +8,11 @@ __all__ = ['statements', 'VERDICTS', 'HOLDS', 'FAILS', 'EVEN', 'UNASKED', 'CLAIM
            'compare']
 
 # %% ../nbs/claims.ipynb #1a1e5f08
+import re
 from dataclasses import dataclass, asdict, fields
 from typing import Callable
+import numpy as np
+from scipy import stats
 from .data import is_synthetic, profile, substituted
 
 # %% ../nbs/claims.ipynb #8a61b352
@@ -21,9 +24,7 @@ class Statement:
     lesson: str       # the number the lesson gives, or ''
     of: str           # the data set it is asked of: pets, pascal, biwi, movielens, or '' for none
     planted: str      # what was planted in the synthetic data for it, or ''
-    # takes what was measured; returns (verdict or whether it holds, the measurement as text,
-    # comparisons if any)
-    check: Callable
+    check: Callable   # of what was measured: (verdict or bool, measurement as text, *comparisons)
 
 statements: dict[str, Statement] = {}
 
@@ -64,23 +65,20 @@ class Verdict:
     data: str             # `mini`, `full` or a folder
     device: str           # `cpu`, or the name of the GPU
 
-    def _said(self, says, code=str): # the verdict in words
-        rest = (f"Why: {self.measured}" if self.verdict == UNASKED
-                else f'Measured: {code(self.measured)}')
-        notes = ([f'lesson: {code(self.lesson)}']*bool(self.lesson)
-                 + [code(self.planted)]*bool(self.planted and self.verdict != UNASKED))
-        return f"{self.verdict}: {says}. {rest}" + f" ({'; '.join(notes)})"*bool(notes)
+    def _said(self, code=str): # what follows the verdict
+        asked = self.verdict != UNASKED
+        found = f'Measured: {code(self.measured)}' if asked else f'Why: {self.measured}'
+        notes = [f'lesson: {code(self.lesson)}']*bool(self.lesson)
+        notes += [code(self.planted)]*bool(self.planted and asked)
+        return f': {self.says}. {found}' + f' ({"; ".join(notes)})'*bool(notes)
 
-    def __str__(self): return self._said(self.says)
+    def __str__(self): return self.verdict + self._said()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        said = self._said(self.says, _plain)
-        return {'text/plain': str(self),
-                'text/markdown': f'**{self.verdict}**{said[len(self.verdict):]}',
+        return {'text/plain': str(self), 'text/markdown': f'**{self.verdict}**{self._said(_plain)}',
                 CLAIM_MIME: asdict(self)}
 
 def _plain(text): # without what Markdown would take for an order
-    import re
     return re.sub(r'([\\`*_<>$\[\]|~])', r'\\\1', text)
 
 verdicts: dict[str, Verdict] = {}
@@ -107,8 +105,7 @@ def claim(
     try:
         if s.of in substituted: raise NotAsked(substituted[s.of])
         verdict, text, *numbers = s.check(*measured)
-        verdict = ({True: HOLDS, False: FAILS}.get(verdict, verdict) if isinstance(verdict, str)
-                   else HOLDS if verdict else FAILS)
+        if not isinstance(verdict, str): verdict = HOLDS if verdict else FAILS
     except NotAsked as e: verdict, text, numbers = UNASKED, str(e), []
     v = verdicts[id] = Verdict(s.id, s.says, s.lesson, verdict, text,
                                [asdict(o) for o in numbers], s.planted if made_up else '',
@@ -128,8 +125,8 @@ def read_claims(
     known = {o.name for o in fields(Verdict)}
     shown = [o['data'][CLAIM_MIME] for c in nb['cells'] for o in c.get('outputs', [])
              if CLAIM_MIME in o.get('data', {})]
-    shown = [o for o in shown if not o['id'].startswith('example-')]
-    return list({o['id']: Verdict(**{k: o[k] for k in known & {*o}}) for o in shown}.values())
+    return list({o['id']: Verdict(**{k: o[k] for k in known & {*o}}) for o in shown
+                 if not o['id'].startswith('example-')}.values())
 
 def claims_table(): # a styled DataFrame, one row a claim
     "The claims checked so far, with the lesson's number next to ours"
@@ -162,11 +159,9 @@ class Compared:
                  for name,x in zip(self.names, (self.first, self.second/self.factor))]
         what = ('difference' if self.factor == 1
                 else f'the first number minus {self.factor:g} times the second:')
-        least = (f'; only {self.needed:.1f} standard errors or more count'
-                 if self.verdict == EVEN else '')
+        least = f'; only {self.needed:.1f} standard errors or more count'*(self.verdict == EVEN)
         return (f'{", ".join(sides)}; {what} {apart(self.difference)}, standard error '
-                f'{apart(self.standard_error)}, '
-                f'{self.pairing}{least}')
+                f'{apart(self.standard_error)}, {self.pairing}{least}')
 
 _units = {'share': (lambda x: f'{x:.1%}', lambda x: f'{100*x:.1f} points'),
           'pixels': (lambda x: f'{x:.1f}', lambda x: f'{x:.1f} pixels'),
@@ -188,14 +183,12 @@ def item_errors(
     return off.flatten(1).mean(1).numpy() if off.ndim > 1 else off.numpy()
 
 def _numbers(side): # an array of what stands on one side
-    import numpy as np
     if hasattr(side, 'get_preds'): side = item_errors(side)
     if hasattr(side, 'detach'): side = side.detach().cpu()
     return np.asarray(side, dtype=float)
 
 # %% ../nbs/claims.ipynb #3df900ad
 def _sides(first, second, over, paired): # as arrays; NotAsked or ValueError if they don't fit
-    import numpy as np
     a, b = (_numbers(o) for o in (first, second))
     if b.ndim == 0 and a.ndim: b = np.full(a.shape, float(b))
     if not (a.size and b.size): raise NotAsked(f'there are no {over} to compare')
@@ -210,7 +203,6 @@ def _sides(first, second, over, paired): # as arrays; NotAsked or ValueError if 
     return a, b
 
 def _pairs(a, b, over, groups, each, paired): # the two sides, how many pairs, and words for them
-    import numpy as np
     n = len(a) if paired else min(len(a), len(b))
     said = f'paired on {n:,} {over}' if paired else f'{len(a):,} and {len(b):,} {over}'
     if groups is not None:
@@ -223,8 +215,6 @@ def _pairs(a, b, over, groups, each, paired): # the two sides, how many pairs, a
     return a, b, n, said
 
 def _paired_noise(d, apart, binary): # standard error of the mean, p, degrees of freedom
-    import numpy as np
-    from scipy import stats
     if binary:
         lost, won = int((d > 0).sum()), int((d < 0).sum())
         p = stats.binomtest(won, won+lost).pvalue if won+lost else 1.
@@ -234,7 +224,6 @@ def _paired_noise(d, apart, binary): # standard error of the mean, p, degrees of
     return error, p, len(d)-1
 
 def _unpaired_noise(a, b): # the same of two sides that have nothing to do with each other
-    from scipy import stats
     error = (a.var(ddof=1)/len(a) + b.var(ddof=1)/len(b))**.5
     found = stats.ttest_ind(a, b, equal_var=False)
     return error, found.pvalue, found.df
@@ -252,55 +241,45 @@ def compare(
     paired:bool=True,   # False: the two sides have nothing to do with each other
 ) -> Compared:
     "Whether the mean of `first` is smaller than that of `second`, larger, or neither"
-    import numpy as np
-    from scipy import stats
     a, b = items = _sides(first, second, over, paired)
     kept = dict(names=tuple(names), unit=unit)
-    if a.ndim == 2: return _over_seeds(a, b, factor, over, groups=groups, each=each, **kept)
+    asked = dict(over=over, groups=groups, each=each, **kept)
+    if a.ndim == 2: # the weaker of two: a difference must be there over items and over seeds
+        both = [compare(a.mean(0), b.mean(0), factor=factor, trainings=False, **asked),
+                compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
+        return max(both, key=lambda o: (o.verdict == EVEN, o.p))
     binary = factor == 1 and groups is None and over != 'seeds'
     binary = binary and np.isin(np.concatenate([a, b]), (0, 1)).all()
     a, b, n, pairing = _pairs(a, b, over, groups, each, paired)
-    needed = 3. if trainings and over != 'seeds' else 2.
-    if trainings and over != 'seeds': pairing += ', one training each'
+    needed, level = 2., .05
+    if trainings and over != 'seeds':
+        needed, level, pairing = 3., 2*stats.norm.sf(3), f'{pairing}, one training each'
     if isinstance(second, (int, float)): # a baseline that nobody trained
         pairing = pairing.replace('paired ', '').removesuffix(' each')
-    level = 2*stats.norm.sf(needed) if needed > 2 else .05
     apart = (a - factor*b).mean() if paired else a.mean() - factor*b.mean()
     error, p, df = (_paired_noise(a-factor*b, apart, binary) if paired
                     else _unpaired_noise(a, factor*b))
     if not binary: needed = max(needed, float(stats.t.isf(level/2, df)))
     told = abs(apart) >= needed*error and p <= level and apart != 0
     verdict = EVEN if not told else HOLDS if apart < 0 else FAILS
-    # not by the factor that was asked for; is there a difference at all?
-    if verdict == FAILS and factor != 1:
-        plain = compare(*items, over=over, groups=groups, each=each, trainings=trainings,
-                        paired=paired, **kept)
+    if verdict == FAILS and factor != 1: # not by that factor; is there a difference at all?
+        plain = compare(*items, trainings=trainings, paired=paired, **asked)
         if plain.verdict == EVEN: return plain
     return Compared(float(a.mean()), float(factor*b.mean()), float(apart), float(error), float(p),
                     n, pairing, needed, verdict, factor=factor, **kept)
-
-def _over_seeds(a, b, factor, over, groups, each, **kept): # several trainings on each side
-    "The weaker of two comparisons: a difference must be there over items and over seeds"
-    both = [compare(a.mean(0), b.mean(0), factor=factor, over=over, groups=groups, each=each,
-                    trainings=False, **kept),
-            compare(a.mean(1), b.mean(1), factor=factor, over='seeds', **kept)]
-    return max(both, key=lambda o: (o.verdict == EVEN, o.p))
 
 def _together(*compared, also=True): # what becomes of a statement that makes several comparisons
     "`FAILS` if one fails, else `EVEN` if one is even, else `HOLDS` if `also`, else `FAILS`"
     found = [o.verdict for o in compared]
     verdict = FAILS if FAILS in found else EVEN if EVEN in found else HOLDS if also else FAILS
-    return (verdict, '; '.join(map(str, compared)), *compared)
+    return verdict, '; '.join(map(str, compared)), *compared
 
 # %% ../nbs/claims.ipynb #4464f19d
-def _moved(before, after): # two models of the same making
-    "Names of the weights that differ between two models"
-    import torch
+def _moved(before, after): # names of the weights that differ between two models of one making
     return {n for (n,p),q in zip(before.named_parameters(), after.parameters())
-            if not torch.equal(p.detach().cpu(), q.detach().cpu())}
+            if not p.detach().cpu().equal(q.detach().cpu())}
 
-def _batchnorm(model): # a model
-    "Names of the weights of its BatchNorm layers"
+def _batchnorm(model): # names of the weights of its BatchNorm layers
     from torch.nn.modules.batchnorm import _BatchNorm
     return {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, _BatchNorm)
             for k,_ in m.named_parameters(recurse=False)}
@@ -315,7 +294,7 @@ def _(by_hand, acts, targets):
         out = loss(x, targets); out.backward()
         losses.append(float(out.detach())); grads.append(x.grad)
     off = max(abs(losses[0]-losses[1]), float((grads[0]-grads[1]).abs().max()))
-    return (off < 1e-5, f'{losses[0]:.4f} and {losses[1]:.4f}; gradients included, at most '
+    return off < 1e-5, (f'{losses[0]:.4f} and {losses[1]:.4f}; gradients included, at most '
                         f'{off:.0e} apart')
 
 @statement('pets-diagonal', "The diagonal of the confusion matrix counts what was right", of='pets')
@@ -330,7 +309,6 @@ def _(matrix, error): # counts, (n, n), truth down and guess across; the error r
            lesson='pit bull / Staffordshire 10, Ragdoll / Birman 8',
            planted='the synthetic pairs were drawn alike but for one feature')
 def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look alike
-    from scipy import stats
     both = {(a,b): int(matrix[i,j]+matrix[j,i]) for i,a in enumerate(vocab)
             for j,b in enumerate(vocab) if i < j}
     alike = {p for p in both if {*p} in [{*o} for o in pairs]}
@@ -339,19 +317,19 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     if each < 5: raise NotAsked(f'{each:.0f} validation pictures a breed are too few to judge by')
     if not n: raise NotAsked('there are no mistakes')
     ranked = sorted((p for p in both if both[p]), key=lambda p: -both[p])
-    k, chance = sum(both[p] for p in alike), len(alike)/len(both)
-    most, others = (max(both[p] for p in alike),
-                    max([both[p] for p in both if p not in alike], default=0))
+    takes = sorted((both[p] for p in alike), reverse=True)
+    k, chance, most = sum(takes), len(alike)/len(both), takes[0]
+    others = max((both[p] for p in both if p not in alike), default=0)
     p = stats.binomtest(k, n, chance).pvalue
     # two counts, and the standard error of their difference
     told = abs(most-others) >= 2*(most+others)**.5
     verdict = (FAILS if p <= .05 and k/n < chance or told and others > most else HOLDS
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
-    counts = ' + '.join(map(str, sorted((both[p] for p in alike), reverse=True)))
-    return (verdict, f'{first}; {len(alike)} of {len(both)} pairs look alike; both directions '
-                     f'added, they take {counts} = {k} of {n} mistakes ({k/n:.0%}; at '
-                     f'random {chance:.0%}, p = {p:.2g})')
+    counts = ' + '.join(map(str, takes))
+    return verdict, (f'{first}; {len(alike)} of {len(both)} pairs look alike; both directions '
+                     f'added, they take {counts} = {k} of {n} mistakes ({k/n:.0%}; at random '
+                     f'{chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
 _pictures = dict(unit='share', over='pictures')
@@ -367,31 +345,28 @@ def _(at_01, found, guessing): # errors of both on the same pictures; the error 
 
 @statement('pets-transfer', 'Fine-tuning starts from a pretrained body and a random head',
            of='pets')
-# two models with pretrained weights, one without, each `[body, head]`
-def _(model, other, untrained):
-    body, head, fresh = (_moved(model[0], other[0]), _moved(model[1], other[1]),
-                         _moved(model[0], untrained[0]))
+def _(model, other, untrained): # two with pretrained weights, one without, each `[body, head]`
+    body, head = _moved(model[0], other[0]), _moved(model[1], other[1])
+    fresh = _moved(model[0], untrained[0])
     random = {n for n,p in model[1].named_parameters() if p.ndim > 1}
-    return not body and random <= head and bool(fresh), (f'between two learners, {len(body)} '
-                                                         'tensors of the body differ and '
-        f'{len(head & random)} of {len(random)} weight matrices of the head; without pretraining, '
-        f'{len(fresh)} of the body differ')
+    return not body and random <= head and bool(fresh), (
+        f'between two learners, {len(body)} tensors of the body differ and {len(head & random)} of '
+        f'{len(random)} weight matrices of the head; without pretraining, {len(fresh)} of the body '
+        'differ')
 
 @statement('pets-frozen', 'Frozen, only the new head and the BatchNorm layers move', of='pets')
 def _(before, after): # a model before and after training, `[body, head]`
     norm, moved = _batchnorm(before[0]), _moved(before[0], after[0])
     head, total = _moved(before[1], after[1]), sum(1 for _ in before[1].parameters())
     rest = {n for n,_ in before[0].named_parameters()}-norm
-    return not moved & rest and len(head) == total, (f'tensors that moved: {len(head)} of {total} '
-                                                     'in the head, '
-        f'{len(moved & norm)} of {len(norm)} in BatchNorm, {len(moved & rest)} of {len(rest)} in '
-        'the rest of the body')
+    return not moved & rest and len(head) == total, (
+        f'tensors that moved: {len(head)} of {total} in the head, {len(moved & norm)} of '
+        f'{len(norm)} in BatchNorm, {len(moved & rest)} of {len(rest)} in the rest of the body')
 
 # %% ../nbs/claims.ipynb #f8f5d343
 @statement('pets-slice', '`slice(1e-6,1e-4)` gives each group its own rate, spaced evenly in the '
                          'exponent')
 def _(rates, low, high): # the rates of the groups, first layers first; what the slice asks for
-    import numpy as np
     wanted = np.geomspace(low, high, len(rates))
     return (len(rates) > 1 and bool(np.allclose(rates, wanted, rtol=1e-6)),
             ', '.join(f'{r:.1e}' for r in rates))
@@ -417,15 +392,14 @@ def _(shallow, deep): # errors on the same pictures
 # %% ../nbs/claims.ipynb #176a659f
 @statement('multilabel-onehot', 'One-hot: a zero or a one for each label, and `vocab[idxs]` gives '
                                 'the labels back', of='pascal')
-# zeros and ones, (n, labels); the vocabulary; the lists of labels they stand for
-def _(encoded, vocab, labels):
-    binary = encoded.shape == (len(labels),
-                               len(vocab)) and bool(((encoded == 0) | (encoded == 1)).all())
+def _(encoded, vocab, labels): # zeros and ones, (n, labels); the lists of labels they stand for
+    shape = len(labels), len(vocab)
+    binary = encoded.shape == shape and bool(((encoded == 0) | (encoded == 1)).all())
     back = sum(sorted(vocab[int(i)] for i in row.nonzero()) == sorted(set(names))
                for row,names in zip(encoded, labels))
-    return (binary and back == len(labels), f'{encoded.shape[-1]} numbers a picture, on average '
-                                            f'{encoded.sum(1).mean():.1f} of them ones; {back} of '
-                                            f'{len(labels)} come back')
+    return binary and back == len(labels), (
+        f'{encoded.shape[-1]} numbers a picture, on average {encoded.sum(1).mean():.1f} of them '
+        f'ones; {back} of {len(labels)} come back')
 
 @statement('multilabel-bce', 'Binary cross-entropy by hand is `nn.BCEWithLogitsLoss`, and finite '
                              'for every activation')
@@ -448,18 +422,17 @@ def _wrong(preds, targs, thresh): # for each picture, the share of wrong answers
            lesson='0.1: 93.1 %; 0.2: 95.1 %; 0.9: 95.5 %; 0.99: 94.2 %')
 def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
     wrong = {t: _wrong(preds, targs, t) for t in (.1, .2, .5, .9, .99)}
-    verdict, text, *compared = _together(
-        *[compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'),
-                  trainings=False, **_pictures) for t in (.1, .99)])
+    verdict, text, *compared = _together(*[
+        compare(wrong[.5], wrong[t], ('wrong at 0.5', f'at {t:g}'), trainings=False, **_pictures)
+        for t in (.1, .99)])
     at = ', '.join(f'{t:g}: {1-w.mean():.1%}' for t,w in wrong.items())
     return verdict, f"accuracy at {at}; {text}", *compared
 
 # %% ../nbs/claims.ipynb #b613d5ea
 @statement('multilabel-fair', 'One threshold may be chosen on the validation set: what is chosen '
                               'on one half serves the other', of='pascal')
-# for one threshold, and for one a label: accuracy of each picture in the half that chose and in the
-# other half, (2, pictures)
-def _(one, many):
+# of one threshold, and of one a label: accuracy of each picture where it chose and elsewhere
+def _(one, many): # (2, pictures) each
     one, many = (o[0]-o[1] for o in map(_numbers, (one, many)))
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
     names = 'accuracy where chosen minus elsewhere, one threshold', 'one for each label'
@@ -477,14 +450,12 @@ def _(preds, targs, thresh): # probabilities; zeros and ones; the threshold
     if targs.mean() >= .15:
         raise NotAsked('the pictures have many of the labels here: "nothing" is right in only '
                        f'{1-targs.mean():.0%} of the answers')
-    silent, found = (targs[:,asked].mean(0).mean(),
-                     average_precision_score(targs[:,asked], preds[:,asked], average='macro'))
-    verdict, text, *compared = _together(compare(_wrong(preds, targs, thresh),
-                                                 _wrong(0*preds, targs, thresh),
-                                                 ('wrong: the model', '"nothing"'), trainings=False,
-                                                 **_pictures),
-                                         also=found > 3*silent)
-    return (verdict, f'{text}; mean average precision {found:.2f} and {silent:.2f}', *compared)
+    silent = targs[:,asked].mean(0).mean()
+    found = average_precision_score(targs[:,asked], preds[:,asked], average='macro')
+    compared = compare(_wrong(preds, targs, thresh), _wrong(0*preds, targs, thresh),
+                       ('wrong: the model', '"nothing"'), trainings=False, **_pictures)
+    verdict, text, _ = _together(compared, also=found > 3*silent)
+    return verdict, f'{text}; mean average precision {found:.2f} and {silent:.2f}', compared
 
 # %% ../nbs/claims.ipynb #d2c29af1
 @statement('pose-projection', "`get_ctr` projects the head's centre into the picture",
@@ -514,9 +485,9 @@ def _(targs, points, size):
 @statement('pose-augmentation', 'Points move with the pixels under augmentation', of='biwi')
 def _(light): # at each point that is inside the picture, from 0 to 1
     if not len(light): raise NotAsked('no point is inside the picture')
-    return (float(light.min()) > .85, f'at the worst of {len(light)} points the spot is '
-                                      f'{float(light.min()):.0%} as bright as in its middle, at '
-                                      f'the median one {float(light.median()):.0%}')
+    worst, median = float(light.min()), float(light.median())
+    return worst > .85, (f'at the worst of {len(light)} points the spot is {worst:.0%} as bright '
+                         f'as in its middle, at the median one {median:.0%}')
 
 # %% ../nbs/claims.ipynb #714a10e7
 @statement('pose-y-range', '`y_range` is a scaled sigmoid')
@@ -611,8 +582,7 @@ def _(biases, decayed):
 @statement('collab-floor', 'The recipe at the top comes within 10 % of the lowest possible error',
            of='movielens',
            planted='tastes and noise are known, and so is the lowest possible error')
-# errors of the model, and of somebody who knows all that is planted; None: nobody does
-def _(errors, floor):
+def _(errors, floor): # of the model, and of somebody who knows all that is planted; None: nobody
     if floor is None: raise NotAsked('nobody knows how much chance is in these ratings')
     errors, floor = map(_numbers, (errors, floor))
     return _together(compare(errors, floor, ('MSE', 'the lowest possible'), factor=1.1, **_ratings),
@@ -648,7 +618,6 @@ def _(model, own, x, y): # two models with the same weights; a batch
            lesson="best: Titanic, Schindler's List, Shawshank; worst: Children of the Corn")
 def _(bias, held_out): # of each film: its bias, and the mean of its validation ratings
     import pandas as pd
-    from scipy import stats
     bias, held_out = (o if hasattr(o, 'index') and hasattr(o, 'to_numpy')
                       else pd.Series(_numbers(o)) for o in (bias, held_out))
     both = pd.DataFrame({'bias': bias, 'mean': held_out}).astype(float).dropna()
@@ -662,10 +631,8 @@ def _(bias, held_out): # of each film: its bias, and the mean of its validation 
 
 # %% ../nbs/claims.ipynb #8a8e911e
 @statement('collab-neighbours', 'Neighbours in factor space are alike', of='movielens')
-# agreement of taste between neighbours, and between titles picked at random, one number a pair; nan
-# where nobody rated both
+# agreement of taste of each pair: neighbours, and titles picked at random; nan: nobody rated both
 def _(near, far):
-    import numpy as np
     near, far = (o[~np.isnan(o)] for o in map(_numbers, (near, far)))
     if min(len(near), len(far)) < 10:
         raise NotAsked('too few pairs of titles were rated by the same people')
@@ -674,8 +641,7 @@ def _(near, far):
 
 @statement('collab-newcomer', 'After ten answers, predictions for a newcomer are better than '
                               'with the average user', of='movielens')
-# errors with the average user, and after ten answers, on the same ratings; whose rating each is
-def _(average, asked, users=None):
+def _(average, asked, users=None): # errors with each, on the same ratings; whose rating each is
     if not _numbers(asked).size:
         raise NotAsked('nobody has twenty ratings among those that were held out')
     return _together(compare(asked, average, ('MSE after ten answers', 'with the average user'),
@@ -692,9 +658,8 @@ def _(train, valid, n): # losses of each epoch; how many validation ratings ther
     fitted, rise, noise = train[-1] < train[best], valid[-1]/valid[best]-1, .2/n**.5
     verdict = FAILS if not fitted else HOLDS if rise > 3*noise else EVEN
     return verdict, (f'validation MSE {valid[best]:.3f} after {best+1} of {len(valid)} epochs, '
-        f'{valid[-1]:.3f} at the end '
-        f'({rise:.1%} more, standard error about {noise:.1%}); training {train[best]:.3f} and '
-        f'{train[-1]:.3f}')
+                     f'{valid[-1]:.3f} at the end ({rise:.1%} more, standard error about '
+                     f'{noise:.1%}); training {train[best]:.3f} and {train[-1]:.3f}')
 
 # %% ../nbs/claims.ipynb #32de7346
 @statement('reg-penalty-gradient', 'The gradient of the penalty is `2*wd*p`')
@@ -719,8 +684,7 @@ def _(in_loss, decoupled): # errors
 @statement('reg-adam-differs', 'For Adam the penalty in the gradient is not the same as decay: it '
                                'hardly touches weights with large gradients and wipes out those '
                                'with small ones')
-# what is left of weights with large gradients, and of weights with small ones
-def _(coupled, decoupled):
+def _(coupled, decoupled): # what is left of weights with large and with small gradients
     (cl,cq),(dl,dq) = coupled, decoupled
     return (1 - cl < (1 - dl)/4 and cq < 0.1*cl and abs(dl - dq) < 0.05*dl < 0.05,
             f'share left with large and with small gradients: {cl:.2f} and {cq:.2f} with the '
@@ -778,18 +742,17 @@ def _(moved, forgotten): # pixels between each point and where its pixels went
 
 @statement('reg-augmentation', 'With few frames, augmentation makes the error larger on the '
                                'frames trained on and smaller on people never seen', of='biwi')
-# pixels off in each frame, without and with augmentation; who is on the latter
-def _(seen, seen_augmented, others, others_augmented, people):
+def _(seen, seen_augmented, others, others_augmented, people): # pixels off; who is on the others
     if people is None:
         plain, augmented = _numbers(others).mean(), _numbers(others_augmented).mean()
         raise NotAsked('the set does not name several people, so nobody is known to be new to the '
                        f'model; in frames never seen it is {augmented:.1f} pixels off with '
                        f'augmentation, {plain:.1f} without')
     kept = dict(unit='pixels', over='frames')
-    return _together(compare(seen, seen_augmented, ('frames trained on: plain', 'augmented'),
-                             **kept),
-                     compare(others_augmented, others, ('people never seen: augmented', 'plain'),
-                             groups=people, each='people', **kept))
+    return _together(
+        compare(seen, seen_augmented, ('frames trained on: plain', 'augmented'), **kept),
+        compare(others_augmented, others, ('people never seen: augmented', 'plain'),
+                groups=people, each='people', **kept))
 
 @statement('reg-point-forgotten', 'Augmentation that forgets to move the point is worse than '
                                   'augmentation that moves it', of='biwi')
