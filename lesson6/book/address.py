@@ -35,10 +35,9 @@ def parts(
 
 # %% ../../nbs/book/address.ipynb #d4b85491
 def set_address(
-    url:str,           # such as https://git.example.org/our/lesson6; '' takes it out
+    url:str,          # such as https://git.example.org/our/lesson6; '' takes it out
     root:Path=Path(), # the folder of the checkout
-    # the files that changed; ValueError for what is no address, or if a place for it is missing
-) -> list:
+) -> list: # the files that changed; ValueError for what is no address, or if its place is missing
     "Writes the address of the repository into every place that has to spell it out"
     url, root = url.strip().rstrip('/').removesuffix('.git'), Path(root)
     made = parts(url)
@@ -81,8 +80,7 @@ def _section(file, text, url): # its text with the first cell that this address 
     cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
 
-# the text with what matches replaced, or with the new put before `before`
-def _line(text, pattern, new, before):
+def _line(text, pattern, new, before): # what matches is replaced, or the new put before `before`
     if re.search(pattern, text): return re.sub(pattern, lambda _: new, text)
     at = text.find(before)
     if at < 0:

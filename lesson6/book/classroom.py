@@ -34,8 +34,7 @@ def parts_of(
             ast.unparse(last.value.args[1]))
 
 # %% ../../nbs/book/classroom.ipynb #ae9bd043
-# one that nbgrader knows: solution, grade and points, or locked
-def _cell(kind, source, id, **what):
+def _cell(kind, source, id, **what): # for nbgrader: solution, or grade and points, or locked
     from nbformat.v4 import new_code_cell, new_markdown_cell
     facts = {'schema_version': 3, 'grade_id': id, 'solution': False, 'grade': False,
              'locked': False, 'task': False} | what

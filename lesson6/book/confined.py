@@ -13,8 +13,7 @@ from pathlib import Path
 from .kernels import kernel_manager, libraries
 
 # %% ../../nbs/book/confined.ipynb #7649a79d
-# the largest folders and files without anything hidden
-def _readable(hidden:list, here:Path=Path('/')):
+def _readable(hidden, here=Path('/')): # the largest folders and files without anything hidden
     with suppress(OSError):
         for path in here.iterdir():
             if path.is_symlink(): continue # what it points to has a place of its own
@@ -90,8 +89,7 @@ def confine(
 
 # %% ../../nbs/book/confined.ipynb #d42034fa
 def confined_manager(
-    # a folder with a short path, in which the kernel works; its code can write nowhere else
-    own:Path,
+    own:Path,          # with a short path; the kernel works there, and can write nowhere else
     hidden:tuple=(),   # folders and files that its code can't read
     memory:int=4*2**30,# bytes that it may take
 ):                     # (an `AsyncKernelManager`, the environment to start it with)

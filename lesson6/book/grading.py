@@ -41,13 +41,13 @@ def _draw(): # a confined kernel can't write the data sets: they must be there b
 class Confined(Execute):
     "Runs a submission in a kernel that isn't trusted, with a limit of time for each cell"
     seconds = Integer(10, help='Seconds for a cell of an exercise').tag(config=True)
-    experiment_seconds = (Integer(300, help="Seconds for an experiment's cell, and for one that "
-                                            "the student added").tag(config=True))
+    experiment_seconds = Integer(300, help="Seconds for an experiment's cell, and for one that the "
+                                           "student added").tag(config=True)
     experiments = List(Unicode(), help='The exercises that train').tag(config=True)
-    memory_gb = (Integer(4, help='Memory for a submission, in GB, on top of what the libraries '
-                                 'take').tag(config=True))
-    output_kb = (Integer(1000, help='What a cell may print, in kB; the rest is left out')
-                 .tag(config=True))
+    memory_gb = Integer(4, help='Memory for a submission, in GB, on top of what the libraries '
+                                'take').tag(config=True)
+    output_kb = Integer(1000, help='What a cell may print, in kB; the rest is left out'
+                        ).tag(config=True)
 
     def preprocess(self, nb, resources, km=None):
         if said := unprotected(): self.log.warning(said)
@@ -139,9 +139,8 @@ def configure(
     c.ClearSolutions.code_stub = {'python': '# YOUR CODE HERE'}
     c.ExportApp.plugin_class = 'lesson6.book.grading.ExercisesExport'
     c.CourseDirectory.course_id = 'lesson6'
-    # anna-pets.ipynb
-    c.FileNameCollectorPlugin.named_regexp = (r'(.*[/\\])?(?P<student_id>[^/\\]+)-(?P<file_id>'
-                                              r'[a-z_]+)\.ipynb$')
+    c.FileNameCollectorPlugin.named_regexp = ( # anna-pets.ipynb
+        r'(.*[/\\])?(?P<student_id>[^/\\]+)-(?P<file_id>[a-z_]+)\.ipynb$')
     # two processes may write their marks at the same time
     c.CourseDirectory.db_url = f'sqlite:///{Path("gradebook.db").resolve()}?timeout=60'
 
@@ -150,11 +149,9 @@ def _mark(folder, student, sections): # what nbgrader says, if it went wrong
     from nbgrader.apps import AutogradeApp
     os.chdir(folder)
     # nbgrader calls alembic by its name
-    here = str(Path(sys.executable).parent)
-    path = os.environ.get('PATH', '').split(os.pathsep)
-    if here not in path:
-        # the same for each student: a warm kernel has this environment
-        os.environ['PATH'] = os.pathsep.join([here, *path])
+    here, path = str(Path(sys.executable).parent), os.environ.get('PATH', '').split(os.pathsep)
+    # the same for each student: a warm kernel has this environment
+    if here not in path: os.environ['PATH'] = os.pathsep.join([here, *path])
     wrong = ''
     for section in sections:
         app = AutogradeApp()
@@ -181,8 +178,7 @@ def submissions(
 def mark_all(
     folder:Path,      # of the course
     sections=(),      # which; none: all
-    # submissions; 0: one more than there are cores, for each waits for its kernel now and then
-    at_once:int=0,
+    at_once:int=0,    # 0: one more than there are cores, for each waits for its kernel now and then
 ):                    # yields (student, what went wrong or '') as they end
     "Marks what was handed in with `nbgrader autograde`, several at once"
     waiting = submissions(folder, sections)

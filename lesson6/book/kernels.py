@@ -17,8 +17,7 @@ from jupyter_client.provisioning import LocalProvisioner
 # %% ../../nbs/book/kernels.ipynb #2d25ef19
 libraries = ('torch', 'torchvision', 'torch.utils.data', 'pandas', 'scipy.stats', 'scipy.ndimage',
              'sklearn.metrics', 'sklearn.decomposition', 'matplotlib.pyplot', 'PIL.Image',
-             'requests',
-             'yaml', 'plum', 'starlette.applications')
+             'requests', 'yaml', 'plum', 'starlette.applications')
 # of a kernel; the last one sees to fastai
 _kernel_modules = ('ipykernel.ipkernel', 'ipykernel.zmqshell', 'nbclient', 'lesson6.book.kernels')
 can_fork = sys.platform == 'linux'
@@ -51,8 +50,7 @@ def _early(env): # the variables that a library may read while it is imported
 # %% ../../nbs/book/kernels.ipynb #366809c2
 _lock, _server = threading.RLock(), {}
 
-# the module path of one that starts now, without its script's, and its environment
-def _new_python():
+def _new_python(): # the module path of one that starts now, without its script's; its environment
     show = 'import json, os, sys; print(json.dumps([sys.path[1:], list(os.environ)]))'
     return json.loads(subprocess.check_output([sys.executable, '-c', show]))
 
@@ -81,8 +79,7 @@ def _as_the_server_starts(for_kernels=False):
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../../nbs/book/kernels.ipynb #02fba9d1
-# as many as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
-def _set_threads(n):
+def _set_threads(n): # as OMP_NUM_THREADS says; 0: as many as the libraries choose themselves
     import torch
     from threadpoolctl import threadpool_limits
     cores = len(os.sched_getaffinity(0))
@@ -144,8 +141,7 @@ class Forked:
         *args,             # its arguments
         env:dict=None,     # all environment variables; default: those of this process
         cwd:str=None,      # its working folder; default: that of this process
-        # modules to import as well as `libraries`; the first process of all decides
-        preload=(),
+        preload=(),        # to import as well as `libraries`; the first process of all decides
     ):
         self.env, self.preload = dict(os.environ if env is None else env), preload
         self.job = work, args, os.path.abspath(cwd or '.')
@@ -226,10 +222,9 @@ class WarmProvisioner(LocalProvisioner):
 
 # %% ../../nbs/book/kernels.ipynb #80a81e60
 def kernel_manager(
-    # fork it from a process that has imported the libraries, where that can be done
-    warm:bool=True,
+    warm:bool=True, # fork it from a process that has imported the libraries, where that can be done
     module:str='ipykernel_launcher', # what is run as `python -m`
-):                     # a jupyter_client `AsyncKernelManager`
+):                  # a jupyter_client `AsyncKernelManager`
     "Starts and ends a kernel of this Python"
     from importlib.metadata import EntryPoint
     from ipykernel.kernelspec import make_ipkernel_cmd
@@ -244,6 +239,5 @@ def kernel_manager(
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
             return KernelSpec(argv=make_ipkernel_cmd(module), display_name='Python 3',
-                              language='python',
-                              metadata=metadata)
+                              language='python', metadata=metadata)
     return AsyncKernelManager(kernel_name='python3', kernel_spec_manager=ThisPython())

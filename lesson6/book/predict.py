@@ -7,7 +7,7 @@ __all__ = ['remember_learner', 'open_learner', 'named_pictures', 'predict_pictur
 
 # %% ../../nbs/book/predict.ipynb #d6ca4e55
 import hashlib, sys
-from glob import glob
+from glob import glob, has_magic
 from json import dumps
 from pathlib import Path
 import pandas as pd
@@ -35,8 +35,7 @@ def remember_learner(
         with open(_ours(), 'a', encoding='utf-8') as f: f.write(_digest(file)+'\n')
     except OSError: pass # then it is warned about, which does no harm
 
-# the file of a learner; FileNotFoundError or ValueError if it is something else
-def _learner_file(named):
+def _learner_file(named): # FileNotFoundError or ValueError if it is no learner's
     file = Path(named)
     if '://' in str(named):
         raise ValueError(f'{named} is an address; download the learner, and give the path of its '
@@ -89,11 +88,11 @@ def _named(item):
         raise ValueError(f'{item} is an address; download the picture, and give its path.')
     path = Path(item)
     if path.is_file(): return [item]
-    found = picture_files(path) if path.is_dir() else sorted(f for f in glob(item, recursive=True)
-                                                             if Path(f).is_file())
-    if found: return found
-    if path.is_dir(): raise FileNotFoundError(f'{item} is a folder without pictures.')
-    if set(item) & set('*?['):
+    if path.is_dir():
+        if found := picture_files(path): return found
+        raise FileNotFoundError(f'{item} is a folder without pictures.')
+    if found := sorted(f for f in glob(item, recursive=True) if Path(f).is_file()): return found
+    if has_magic(item):
         raise FileNotFoundError(f'{item} means no file that is there; give pictures, or a folder '
                                 'of them.')
     raise FileNotFoundError(f'{item} is not there; give the paths of pictures, or of a folder of '
@@ -121,14 +120,12 @@ def predict_pictures(
                 raise ValueError(f'This learner predicts {p.numel()} numbers a picture; a point '
                                  'has two.')
             x,y = to_pixels(p.flatten(), upright_size(f)).tolist()
-            rows.append({'file': f, 'x': round(x, 1), 'y': round(y, 1)})
+            said = {'x': round(x, 1), 'y': round(y, 1)}
         elif several:
-            rows.append({'file': f,
-                         'labels': {vocab[i]: round(float(p[i]), 4)
-                                    for i in p.argsort(descending=True).tolist() if p[i] > thresh}})
-        else:
-            rows.append({'file': f, 'label': str(vocab[int(p.argmax())]),
-                         'probability': round(float(p.max()), 4)})
+            said = {'labels': {vocab[i]: round(float(p[i]), 4)
+                               for i in p.argsort(descending=True).tolist() if p[i] > thresh}}
+        else: said = {'label': str(vocab[int(p.argmax())]), 'probability': round(float(p.max()), 4)}
+        rows.append({'file': f, **said})
     return pd.DataFrame(rows)
 
 def _said(learn, files): # what the network answers

@@ -41,8 +41,7 @@ def _collab():
     from lesson6.collab import fit_ratings, ratings_dls, ratings_learner
     return 'movielens', ratings_dls, ratings_learner, fit_ratings
 
-# the lesson's own batches, epochs, rate and weight decay, as the section's opening has them
-def _regularisation():
+def _regularisation(): # the lesson's own batches, epochs, rate and weight decay, as in its opening
     data, dls, learner, fit = _collab()
     return data, partial(dls, bs=64), learner, partial(fit, epochs=5, lr=5e-3, wd=0.1)
 
@@ -150,9 +149,7 @@ def train_section(
     return keep.history
 
 # %% ../../nbs/book/train.ipynb #940eafeb
-# what a training is of: with another body, other items or names its weights would mean something
-# else
-def _learns(learn):
+def _learns(learn): # what it is of: with another body, other items or names it is another training
     dls, arch = learn.dls, getattr(learn, 'arch', type(learn.model))
     names = getattr(dls, 'classes', None) or getattr(dls, 'vocab', None)
     names = names if isinstance(names, dict) else {'': names or []}

@@ -52,19 +52,21 @@ def errors(
     with keeping_its_curve(learn): return item_errors(learn, ds_idx)
 
 # %% ../../nbs/exercises/trainings.ipynb #66a10112
+def _schedule(learn): # of the last training: {'lr': [a rate a step, ...], ...}; None without one
+    return getattr(getattr(learn, 'recorder', None), 'hps', None)
+
 def trained_steps(
     learn,  # a `Learner`
 ) -> int:   # 0: it has not been trained
     "How many steps the last training took"
-    schedule = getattr(getattr(learn, 'recorder', None), 'hps', None)
-    if schedule: return len(next(iter(schedule.values())))
+    if schedule := _schedule(learn): return len(next(iter(schedule.values())))
     return getattr(learn, 'n_epoch', 0)*len(learn.dls.train) if getattr(learn, 'opt', None) else 0
 
 def highest_rate(
     learn,    # a trained `Learner`
 ) -> float:   # of the last group of layers
     "The highest learning rate of the last training"
-    schedule = getattr(getattr(learn, 'recorder', None), 'hps', None)
+    schedule = _schedule(learn)
     return float(max(schedule['lr']) if schedule else learn.opt.hypers[-1]['lr'])
 
 def decays(
@@ -113,15 +115,11 @@ def check_equal(
     splits = {name: check_split(o, name, what, most) for name,o in named.items()}
     (first,(train,valid)),*others = splits.items()
     for name,(t,v) in others:
-        if Counter(v) != Counter(valid):
-            raise Missing(f'The {first} and the {name} learner were not validated on the same '
-                          f'{what}; make the DataLoaders once.')
-        if v != valid:
-            raise Missing(f'The {first} and the {name} learner have their validation {what} in a '
-                          'different order; make the DataLoaders once.')
-        if Counter(t) != Counter(train):
-            raise Missing(f'The {first} and the {name} learner were not trained on the same '
-                          f'{what}; make the DataLoaders once.')
+        if Counter(v) != Counter(valid): wrong = f'were not validated on the same {what}'
+        elif v != valid: wrong = f'have their validation {what} in a different order'
+        elif Counter(t) != Counter(train): wrong = f'were not trained on the same {what}'
+        else: continue
+        raise Missing(f'The {first} and the {name} learner {wrong}; make the DataLoaders once.')
     if not recipe: return
     steps = {name: trained_steps(o) for name,o in named.items()}
     if len(set(steps.values())) > 1:
