@@ -14,9 +14,7 @@ from ..files import write_whole
 from .site import first_cell, open_links
 
 # %% ../../nbs/book/address.ipynb #635754ad
-def parts(
-    url:str,  # the address of the repository, or ''
-) -> dict:    # {'clone': Markdown, ...}
+def parts(url:str) -> dict: # {'clone': Markdown, ...}
     "What is between `<!-- address: NAME -->` and `<!-- end -->` in README and CONTRIBUTING"
     name = url.rpartition('/')[2]
     clone = (f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url

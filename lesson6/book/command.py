@@ -30,9 +30,7 @@ def print_claims(rows:list): # `Verdict`s
                             subsequent_indent=' '*6))
     print(count_claims(rows))
 
-def count_claims(
-    rows:list, # `Verdict`s
-) -> str:      # such as '40 of 45 claims hold; 3 can't be told apart here, 2 were not asked.'
+def count_claims(rows:list) -> str: # '40 of 45 claims hold; 3 can't be told apart here ...'
     "How many claims hold, and what became of the others"
     from lesson6.claims import VERDICTS
     holds, fails, even, unasked = (sum(v.verdict == o for v in rows) for o in VERDICTS)

@@ -102,9 +102,7 @@ def charts(
     return {name: whole(chart) for name,chart in made.items()}
 
 # %% ../../nbs/book/figures.ipynb #ccc6e0e7
-def numbers_of(
-    output,  # of a cell
-) -> tuple:  # the output without them; the numbers, or None
+def numbers_of(output) -> tuple: # the output without them; the numbers, or None
     "The numbers beside a picture"
     data = output.get('data', {})
     if figure_type not in data: return output, None

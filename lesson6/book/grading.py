@@ -107,9 +107,7 @@ class Confined(Execute):
             elif len(str(msg['content'])) > room: return None
         return super().process_message(msg, cell, cell_index)
 
-def exercise_of(
-    cell,    # of a notebook
-) -> str:    # such as `pets-3`; '' if it is neither an answer nor its test
+def exercise_of(cell) -> str: # such as `pets-3`; '' if it is neither an answer nor its test
     "The exercise that a cell belongs to"
     id = cell.metadata.get('nbgrader', {}).get('grade_id', '')
     return id.removesuffix('-answer') if re.fullmatch(r'[a-z]+-\d+(-answer)?', id) else ''
@@ -219,9 +217,7 @@ class ExercisesExport(ExportPlugin):
                       self.to or 'grades.csv')
 
 # %% ../../nbs/book/grading.ipynb #f2d92675
-def sentences(
-    folder:Path,   # of the course
-) -> dict:         # {exercise: Counter of what `check` said to wrong answers}
+def sentences(folder:Path) -> dict: # {exercise: Counter of what `check` said to wrong answers}
     "What was said of the wrong answers"
     import nbformat
     found, first = {}, {}

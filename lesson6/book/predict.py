@@ -26,9 +26,7 @@ def _ours(): return cache_path()/'learners.txt' # the SHA-256 of every learner t
 def _digest(file):
     with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def remember_learner(
-    file:Path, # a learner that was exported just now
-):
+def remember_learner(file:Path): # a learner that was exported just now
     "Notes that this file was written here, so that loading it needs no warning"
     try:
         _ours().parent.mkdir(parents=True, exist_ok=True)

@@ -66,17 +66,13 @@ def find_notebooks(
     if not every: raise FileNotFoundError(f'There is no notebook in {folder}.')
     return [folder/p for p in ([_named(o, every) for o in names] if names else every)]
 
-def long_ones_first(
-    paths:list,   # notebooks
-) -> list[Path]:  # sections, then the book, then the others, from the deepest folder on
+def long_ones_first(paths:list) -> list[Path]: # sections, the book, others from the deepest folder
     "The order in which to start notebooks at once, so that short ones fill the gaps at the end"
     def place(p): return not p.stem[0].isdigit(), p.parent.name != 'book', -len(p.parts)
     return sorted(paths, key=place)
 
 # %% ../../nbs/book/running.ipynb #df4c8bf7
-def flags(
-    source:str, # of a cell
-) -> dict:      # {'export': '', 'fig-alt': 'Nine cats', ...}
+def flags(source:str) -> dict: # {'export': '', 'fig-alt': 'Nine cats', ...}
     "The `#|` lines of a cell"
     lines = [l.strip()[2:].partition(':') for l in source.splitlines()
              if l.strip().startswith('#|')]
@@ -87,9 +83,7 @@ def pictures(cell): # yields (output, its MIME type) of each picture that a code
         for mime in o.get('data', {}):
             if mime.startswith('image/'): yield o, mime
 
-def describe_figures(
-    nb, # an executed notebook, which is changed
-):
+def describe_figures(nb): # an executed notebook, which is changed
     "Writes the words of each `#| fig-alt:` line into the metadata of the cell's pictures"
     for c in nb.cells:
         if alt := flags(c.source).get('fig-alt'):
@@ -277,9 +271,7 @@ def keep_run(
 def _kept(file): return {(o['id'], o['seed']): o for o in _json(file)}
 def _json(file): return json.loads(file.read_text(encoding='utf-8'))
 
-def kept_runs(
-    folder:Path, # such as `docs/runs`
-) -> dict:       # {'real': {(id, seed): what was kept, ...}, ...}
+def kept_runs(folder:Path) -> dict: # {'real': {(id, seed): what was kept, ...}, ...}
     "All runs that are kept in a folder"
     return {f.stem: _kept(f) for f in sorted(Path(folder).glob('*.json'))}
 
@@ -337,18 +329,14 @@ def expected_seconds() -> dict: # by the notebooks' names, such as 04_collab and
     speed = machine_seconds()/shipped['machine'] if unknown else 1
     return {k: s*speed for k,s in unknown.items()} | here
 
-def keep_times(
-    took:dict, # seconds by the notebooks' names
-):
+def keep_times(took:dict): # seconds by the notebooks' names
     "Remembers what notebooks took here"
     from lesson6.data import cache_path
     known = _taken(cache_path()) | {k: round(s, 1) for k,s in took.items()}
     write_whole(cache_path()/_times, json.dumps(known, indent=1)+'\n')
 
 # %% ../../nbs/book/running.ipynb #c84dd3bb
-def notebooks_at_once(
-    n:int,   # notebooks
-) -> int:    # of them at the same time
+def notebooks_at_once(n:int) -> int: # how many of `n` notebooks
     "How many have a core and two GB of free memory each; on a GPU, one alone"
     import psutil
     return max(1, min(n, os.cpu_count() or 1, psutil.virtual_memory().available//2**31,

@@ -67,9 +67,7 @@ for said in ('`torch.jit.script` is deprecated', 'IProgress not found',
     warnings.filterwarnings('ignore', message=said)"""
 
 # %% ../../nbs/book/site.ipynb #1f6807a4
-def changes(
-    nb,      # a notebook
-) -> list:   # (index of the cell, the heading above, the paragraph without its `>`)
+def changes(nb) -> list: # (index of the cell, the heading above, the paragraph without its `>`)
     "The notes in a notebook that begin with **What changed since the lesson**"
     heading, found = '', []
     for i,c in enumerate(nb.cells):
@@ -81,26 +79,20 @@ def changes(
     return found
 
 # %% ../../nbs/book/site.ipynb #3d38e7e0
-def figures(
-    cell,    # a code cell
-) -> list:   # the pictures among its outputs, as {'image/png': ..., ...}
+def figures(cell) -> list: # the pictures among its outputs, as {'image/png': ..., ...}
     "What a cell has drawn"
     data = [o.get('data', {}) for o in cell.get('outputs', [])]
     return [d for d in data
             if any(m.startswith('image/') for m in d) or '<img' in ''.join(d.get('text/html', ''))]
 
-def figures_without_words(
-    nb,      # a notebook
-) -> list:   # the first line of each such cell
+def figures_without_words(nb) -> list: # the first line of each such cell
     "The cells whose figures no `#| fig-alt:` describes"
     shown = [c for c in nb.cells if c.cell_type == 'code' and 'hide' not in flags(c.source)]
     return [c.source.strip().split('\n')[0] for c in shown
             if figures(c) and not flags(c.source).get('fig-alt')]
 
 # %% ../../nbs/book/site.ipynb #87fc9923
-def defined(
-    source:str, # of a cell
-) -> list:      # names
+def defined(source:str) -> list: # names
     "What a cell defines at its top level"
     found = []
     for node in ast.parse(source).body:
@@ -111,9 +103,7 @@ def defined(
     return found
 
 # %% ../../nbs/book/site.ipynb #fcc001c2
-def module_of(
-    nb,      # a notebook
-) -> str:    # such as `collab` or `mini.pets`; '' if it exports nothing
+def module_of(nb) -> str: # such as `collab` or `mini.pets`; '' if it exports nothing
     "The module that a notebook exports to"
     code = '\n'.join(c.source for c in nb.cells if c.cell_type == 'code')
     found = re.search(r'^#\| default_exp +(\S+)', code, re.M)
@@ -210,9 +200,7 @@ def table(
     line = lambda row: '| ' + ' | '.join(re.sub(r'(?<!\\)\|', r'\|', c) for c in row) + ' |'
     return '\n'.join(map(line, [head, ['---']*len(head), *rows]))
 
-def claim_headings(
-    nb,      # the notebook of all claims
-) -> dict:   # {'collab-wd': 'Collaborative filtering', ...}
+def claim_headings(nb) -> dict: # {'collab-wd': 'Collaborative filtering', ...}
     "Which heading each claim stands under"
     heading, found = '', {}
     for c in nb.cells:
@@ -326,9 +314,7 @@ def signature(
                                show_return_annotation=not inspect.isclass(f))
 
 # %% ../../nbs/book/site.ipynb #34bed21b
-def parameters(
-    f,       # a function or class
-) -> str:    # a table in Markdown, '' if nothing is documented
+def parameters(f) -> str: # a table in Markdown, '' if nothing is documented
     "What a function takes and gives, read from the comments in its signature"
     from fastcore.docments import docments
     code = lambda text: f'`{text}`' if text else ''

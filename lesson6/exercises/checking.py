@@ -52,9 +52,7 @@ def exercise(
         return check
     return register
 
-def find_exercise(
-    id:str,      # such as `pets-3`
-) -> Exercise:   # ValueError for a name that no exercise has
+def find_exercise(id:str) -> Exercise: # such as `pets-3`; ValueError for another name
     "The exercise of that name"
     if id in exercises: return exercises[id]
     section = [o for o in exercises if o.partition('-')[0] == str(id).partition('-')[0]]
@@ -121,16 +119,12 @@ def _tell(event, id, verdict=None):
     for listener in listeners: listener(event, id, verdict)
 
 # %% ../../nbs/exercises/checking.ipynb #2687e162
-def hint(
-    id:str, # which exercise, such as `pets-3`
-):
+def hint(id:str): # which exercise, such as `pets-3`
     "Prints where to look"
     print(find_exercise(id).hint)
     _tell('hint', id)
 
-def solution(
-    id:str, # which exercise, such as `pets-3`
-):
+def solution(id:str): # which exercise, such as `pets-3`
     "Prints one solution, ready to be copied into a cell"
     print(find_exercise(id).solution)
     _tell('solution', id)

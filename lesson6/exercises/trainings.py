@@ -30,16 +30,12 @@ def learners(
     if strange: raise Missing(f'The answer is {wanted}; one is {kind(strange[0])}.')
     return answer
 
-def keeping_its_curve(
-    learn, # a `Learner`
-):         # a context, without its recorder
+def keeping_its_curve(learn): # a `Learner`; gives a context, without its recorder
     "What the recorder holds, for `plot_loss`, stays as it is while the learner predicts"
     from fastai.learner import Recorder
     return learn.removed_cbs([o for o in learn.cbs if isinstance(o, Recorder)])
 
-def valid_preds(
-    learn,         # a trained `Learner`
-) -> tuple:        # predictions and targets, on the CPU, as plain tensors
+def valid_preds(learn) -> tuple: # predictions and targets, on the CPU, as plain tensors
     "What a learner predicts on its own validation set"
     with learn.no_bar(), learn.no_logging(), keeping_its_curve(learn): both = learn.get_preds()
     return tuple(o.as_subclass(torch.Tensor).cpu() for o in both)
@@ -55,23 +51,17 @@ def errors(
 def _schedule(learn): # of the last training: {'lr': [a rate a step, ...], ...}; None without one
     return getattr(getattr(learn, 'recorder', None), 'hps', None)
 
-def trained_steps(
-    learn,  # a `Learner`
-) -> int:   # 0: it has not been trained
+def trained_steps(learn) -> int: # 0: it has not been trained
     "How many steps the last training took"
     if schedule := _schedule(learn): return len(next(iter(schedule.values())))
     return getattr(learn, 'n_epoch', 0)*len(learn.dls.train) if getattr(learn, 'opt', None) else 0
 
-def highest_rate(
-    learn,    # a trained `Learner`
-) -> float:   # of the last group of layers
+def highest_rate(learn) -> float: # of the last group of layers
     "The highest learning rate of the last training"
     schedule = _schedule(learn)
     return float(max(schedule['lr']) if schedule else learn.opt.hypers[-1]['lr'])
 
-def decays(
-    learn,   # a trained `Learner`
-) -> list:   # a number for each group of parameters
+def decays(learn) -> list: # a number for each group of parameters
     "The weight decay of the last training"
     if learn.opt: return [float(o.get('wd', 0)) for o in learn.opt.hypers]
     return [float(learn.wd or 0)]
