@@ -110,7 +110,7 @@ class _Execution: # of a notebook in a kernel of its own; it can be stopped from
         from nbclient import NotebookClient
         from lesson6.book.kernels import kernel_manager
         self.nb, self.path, self.bar, self.cells = nb, path, bar, _code(nb)
-        self.last, self.stopped, self.loop, self.task = None, False, None, None
+        self.last, self.stopped, self.task = None, False, None
         self.client = NotebookClient(nb, km=kernel_manager(warm), timeout=timeout,
                                      resources={'metadata': {'path': str(path.parent)}},
                                      extra_arguments=['--log-level=ERROR'],
@@ -123,17 +123,18 @@ class _Execution: # of a notebook in a kernel of its own; it can be stopped from
     def stop(self):
         if self.stopped: return
         self.stopped, self.client.shutdown_kernel = True, 'immediate'
-        if self.task: self.loop.call_soon_threadsafe(self.task.cancel)
+        if self.task: self.task.get_loop().call_soon_threadsafe(self.task.cancel)
 
     async def run(self, env):
         from lesson6.book.kernels import environment
         # the exercises in it are not the user's
         env = {**environment(), **env, 'LESSON6_PROGRESS': 'off'}
         env.pop('MPLBACKEND', None)
-        self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+        self.task = asyncio.current_task()
         if self.stopped: self.task.cancel()
         try:
-            for s in signal.SIGINT, signal.SIGTERM: self.loop.add_signal_handler(s, self.stop)
+            for s in signal.SIGINT, signal.SIGTERM:
+                asyncio.get_running_loop().add_signal_handler(s, self.stop)
         except (NotImplementedError, RuntimeError, ValueError): pass # whoever started it stops it
         try: await self.client.async_execute(env=env)
         except asyncio.CancelledError:
@@ -237,10 +238,7 @@ def to_store(nb): # an executed notebook
     describe_figures(nb)
     return nb
 
-def store(
-    path:Path, # the notebook
-    nb,        # as it ran
-):
+def store(path:Path, nb): # as it ran
     "Stores an executed notebook"
     import nbformat
     write_whole(path, nbformat.writes(to_store(nb))+'\n')

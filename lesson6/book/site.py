@@ -339,14 +339,13 @@ def _source(obj, module): # where it is written, and what
     return f'<details><summary>Source</summary>\n\n```python\n{code}\n```\n\n{where}\n\n</details>'
 
 def _data_entry(obj, name, told): # neither a function nor a class
-    value = repr(obj).replace('\n', ' ')
-    plain = type(obj).__repr__ is object.__repr__
-    if not plain and len(value) < 200: head, says = f'\n:value: {value}', told
-    else:
-        sized, kind = isinstance(obj, (dict, list, tuple, set, str)), type(obj).__name__
+    value, kind = re.sub(r' at 0x\w+', '', repr(obj)).replace('\n', ' '), type(obj).__name__
+    sized = isinstance(obj, (dict, list, tuple, set, str))
+    head, says = f':value: {value}\n', told
+    if type(obj).__repr__ is object.__repr__ or len(value) >= 200:
         of = f'A {kind} of {len(obj)}' if sized else f'An object of `{kind}`'
         head, says = '', f'{of}. {told}'
-    return f'::::{{py:data}} {name}{head}\n\n{says}\n\n::::'
+    return f'::::{{py:data}} {name}\n{head}\n{says}\n\n::::'
 
 def _method_entries(cls):
     for name,m in vars(cls).items():
@@ -379,21 +378,21 @@ def prose_of(obj): # its own docstring, not one it inherits
 
 # %% ../../nbs/book/site.ipynb #9590da1f
 def reference_page(
-    module:str,     # such as `collab`
-    told:str='',    # the notebook that explains it, as `04_collab`
-    labels:set=(),  # the labels of the notebooks' cells
-) -> str:           # MyST Markdown
+    module:str,  # such as `collab`
+    told:str,    # the notebook that explains it, as `04_collab`
+    labels:set,  # the labels of the notebooks' cells
+) -> str:        # MyST Markdown
     "The page of everything that a module exports"
     with warnings.catch_warnings(): # fastai calls it while it is imported; nothing here does
         warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
         m = import_module(f'lesson6.{module}')
-    page = [f'# {module}', f'```{{py:module}} lesson6.{module}\n```']
-    page += ['Everything here is explained, shown at work and tested in '
-             f'[the notebook](/{told}.ipynb).']*bool(told)
     code = [n for n in m.__all__ if inspect.isroutine(o := getattr(m, n)) or inspect.isclass(o)]
-    page.append(f"```python\nfrom lesson6.{module} import {', '.join(code) or '*'}\n```")
     others = {n for n in code if getattr(m, n).__module__ != m.__name__} # told on another page
-    page += [entry(n, module, labels) for n in m.__all__ if n not in others]
+    page = [f'# {module}', f'```{{py:module}} lesson6.{module}\n```',
+            'Everything here is explained, shown at work and tested in '
+            f'[the notebook](/{told}.ipynb).',
+            f"```python\nfrom lesson6.{module} import {', '.join(code) or '*'}\n```",
+            *(entry(n, module, labels) for n in m.__all__ if n not in others)]
     return '\n\n'.join(page)+'\n'
 
 # %% ../../nbs/book/site.ipynb #41ad0d85

@@ -52,7 +52,9 @@ def exercise(
         return check
     return register
 
-def find_exercise(id:str) -> Exercise: # such as `pets-3`; ValueError for another name
+def find_exercise(
+    id:str,      # such as `pets-3`
+) -> Exercise:   # ValueError for a name that no exercise has
     "The exercise of that name"
     if id in exercises: return exercises[id]
     section = [o for o in exercises if o.partition('-')[0] == str(id).partition('-')[0]]
