@@ -191,8 +191,7 @@ def mark_all(
 # %% ../../nbs/book/grading.ipynb #43a54a2e
 def marks(
     gradebook,  # nbgrader's `Gradebook`
-    # a DataFrame: a row for each student, a column for each exercise; empty: not handed in
-):
+):  # a DataFrame: a row for each student, a column for each exercise; empty: not handed in
     "The points of each student in each exercise"
     import pandas as pd
     from lesson6.book.running import sections

@@ -26,7 +26,6 @@ can_fork = sys.platform == 'linux'
 _server_env = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
 # what no library needs while it is imported
 _set_late = ('LESSON6_', 'JPY_', 'PYTEST_', 'OMP_NUM_THREADS', 'MPLBACKEND')
-
 # set in a server whose copies are kernels, while it imports this module
 _for_kernels = 'LESSON6_SERVER_FOR_KERNELS'
 

@@ -38,8 +38,7 @@ def command_parser(
 
 def run_command(
     function, # a command
-    # what the function returns; SystemExit for words that it doesn't take, and for a CliError
-):
+):  # what the function returns; SystemExit for words that it doesn't take, and for a CliError
     "Calls a function with what the command line of this process says"
     said = command_parser(function, Path(sys.argv[0]).name).parse_intermixed_args()
     given = inspect.signature(function).bind_partial()

@@ -54,8 +54,7 @@ def _learner_file(named): # FileNotFoundError or ValueError if it is no learner'
                      'writes at its end, or what `learn.export` writes.')
 
 def open_learner(
-    # as `learn.export` or `lesson6 train` writes it, or a folder that holds it as learner.pkl
-    file:Path,
+    file:Path, # as `learn.export` or `lesson6 train` writes it, or a folder with its learner.pkl
 ):             # a Learner; FileNotFoundError or ValueError, naming the file
     "Loads a learner on the CPU; says beforehand what that means if its file was not written here"
     import warnings
@@ -100,9 +99,7 @@ def predict_pictures(
     learn,        # of pets, multilabel or head_pose, or of your own pictures
     files:list,   # as for `named_pictures`
     thresh=None,  # several labels: above it a label counts as named; None: the learner's own
-    # a row a picture: its file and what is predicted; FileNotFoundError or ValueError, naming the
-    # file, before anything is predicted
-) -> pd.DataFrame:
+) -> pd.DataFrame: # a row a picture; FileNotFoundError or ValueError, naming the file
     "What a learner says about pictures: the label, the labels, or the point in pixels"
     files = named_pictures(files)
     for f in files: check_picture(f)

@@ -19,9 +19,7 @@ def progress_file() -> Path: # may not exist yet
     "Where the record of the exercises is kept"
     return user_data_path('lesson6', appauthor=False)/'progress.json'
 
-def read_progress(
-    # from `pets-3` to {'tried': 2, 'solved': '2026-01-31', 'hint': True, ...}; no key: never
-) -> dict:
+def read_progress() -> dict: # {'pets-3': {'tried': 2, 'solved': '2026-01-31', 'hint': True}, ...}
     "What is in the record; a file that can't be read counts as none"
     try: known = json.loads(progress_file().read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
@@ -34,8 +32,7 @@ def _noted(entry, event, verdict): # a row of the record after one more event
     return {'solved': date.today().isoformat()} | entry if verdict else entry
 
 def record(
-    # 'tried', 'hint' or 'solution', as `check`, `hint` and `solution` tell their listeners
-    event:str,
+    event:str,    # 'tried', 'hint' or 'solution', as listeners are told
     id:str,       # an exercise, such as `pets-3`
     verdict=None, # of the answer that was tried
 ):
