@@ -94,12 +94,9 @@ def charts(
     if kind not in kinds:
         raise ValueError(f'There is no figure of the kind {kind!r}; there are {", ".join(kinds)}.')
     made = _charts[kind](alt) if kind in _charts else {}
-    def whole(chart):
-        chart = chart.properties(width='container',
-                                 **({} if 'height' in chart.to_dict(validate=False)
-                                    else {'height': 240}))
-        return {**chart.to_dict(), 'autosize': {'type': 'fit-x', 'contains': 'padding'}}
-    return {name: whole(chart) for name,chart in made.items()}
+    fit = {'type': 'fit-x', 'contains': 'padding'}
+    return {name: {'height': 240, **o.properties(width='container').to_dict(), 'autosize': fit}
+            for name,o in made.items()}
 
 # %% ../../nbs/book/figures.ipynb #ccc6e0e7
 def numbers_of(output) -> tuple: # the output without them; the numbers, or None
