@@ -570,9 +570,9 @@ def _(in_range, biases): # errors
            of='movielens', lesson='validation MSE 0.893; with weight decay 0.823')
 # of each, the learner, or its errors on the training and on the validation ratings
 def _(biases, decayed):
-    (seen,others), (seen_decayed,others_decayed) = ([item_errors(o, 0), item_errors(o)]
-                                                    if hasattr(o, 'get_preds') else o
-                                                    for o in (biases, decayed))
+    (seen,others), (seen_decayed,others_decayed) = (
+        [item_errors(o, 0), item_errors(o)] if hasattr(o, 'get_preds') else o
+        for o in (biases, decayed))
     return _together(compare(seen, seen_decayed, ('training MSE with 0.01', 'with 0.1'),
                              over='training ratings'),
                      compare(others_decayed, others, ('validation MSE with 0.1', 'with 0.01'),
@@ -606,7 +606,7 @@ def _(model, own, x, y): # two models with the same weights; a batch
     for m in model, own:
         m.zero_grad()
         out = m(x); (out-y).pow(2).mean().backward()
-        results.append([out.detach()] + [p.grad.clone() for p in m.parameters()])
+        results.append([out.detach(), *(p.grad.clone() for p in m.parameters())])
         m.zero_grad()
     off = max(float((a-b).abs().max()) if a.shape == b.shape else float('inf')
               for a,b in zip(*results))
@@ -618,8 +618,8 @@ def _(model, own, x, y): # two models with the same weights; a batch
            lesson="best: Titanic, Schindler's List, Shawshank; worst: Children of the Corn")
 def _(bias, held_out): # of each film: its bias, and the mean of its validation ratings
     import pandas as pd
-    bias, held_out = (o if hasattr(o, 'index') and hasattr(o, 'to_numpy')
-                      else pd.Series(_numbers(o)) for o in (bias, held_out))
+    bias, held_out = (o if isinstance(o, pd.Series) else pd.Series(_numbers(o))
+                      for o in (bias, held_out))
     both = pd.DataFrame({'bias': bias, 'mean': held_out}).astype(float).dropna()
     if len(both) < 10:
         raise NotAsked(f'{len(both)} titles with validation ratings are too few to rank')
@@ -724,8 +724,7 @@ def _(sweep): # with seed, wd, valid_loss; 0.01 and 0.1 among them
 def _(sweep): # with seed, wd, train_loss, size
     size, loss = (_by_seed(sweep, o) for o in ('size', 'train_loss'))
     low, high = size.columns[0], size.columns[-1]
-    steps = bool((size.mean().diff().dropna() < 0).all()
-                 and (loss.mean().diff().dropna() > 0).all())
+    steps = (np.diff(size.mean()) < 0).all() and (np.diff(loss.mean()) > 0).all()
     return _together(compare(size[high], size[low],
                              (f'root mean square at wd={high:g}', f'at {low:g}'), over='seeds'),
                      compare(loss[low], loss[high], (f'training MSE at wd={low:g}', f'at {high:g}'),
