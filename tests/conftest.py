@@ -1,6 +1,8 @@
 import os
 import random
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,15 @@ import pytest
 root = Path(__file__).parent.parent
 own_cache = os.environ.get('LESSON6_CACHE')
 os.environ['LESSON6_PROGRESS'] = 'off' # answers that a test checks are not the user's
+
+
+def python(code, *args, env=None, check=True, **kw):
+    "Runs `code` in a fresh Python"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code),
+                        *map(str, args)], env={**os.environ, **(env or {})},
+                       capture_output=True, text=True, timeout=600, **kw)
+    assert not check or r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    return r
 
 
 @pytest.fixture(scope='session')

@@ -1,10 +1,7 @@
 "The benchmarks' own code, in small: that they measure what they say. No time is tested."
-import sys
-from pathlib import Path
 
 import pytest
-
-root = Path(__file__).parent.parent
+from conftest import python, root
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +64,9 @@ def test_an_import_that_fails_is_told():
 
 
 def test_the_package_itself_imports_none_of_the_large_ones():
-    import subprocess
     code = ("import lesson6, sys; print([m for m in ('torch', 'fastai', 'pandas', 'numpy', "
             "'matplotlib', 'pyarrow', 'sklearn') if m in sys.modules])")
-    assert (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                           check=True).stdout.strip() == '[]')
+    assert python(code).stdout.strip() == '[]'
 
 
 def test_installing_meets_empty_caches(tmp_path, monkeypatch):

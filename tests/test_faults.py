@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import python
 from promises import kept, rounds
 from test_data import Server, pack_folder, send, sentence
 
@@ -22,15 +23,6 @@ from lesson6.data import check_dataset, folders
 
 root = Path(__file__).parent.parent
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs fork and SIGKILL')
-
-
-def python(code, *args, env=None, check=True, **kw):
-    "Runs `code` in a fresh Python."
-    r = subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)],
-                       env={**os.environ, **(env or {})},
-                       capture_output=True, text=True, timeout=600, **kw)
-    assert not check or r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
-    return r
 
 
 def kills(code, rounds, env):
@@ -339,22 +331,6 @@ def test_the_disk_is_full_while_drawing(environment, tmp_path):
          f'no file is left; the sentence: "{said[-1].replace(str(tmp_path), "...")}"')
 
 
-def test_files_may_not_grow(environment, tmp_path):
-    "As a full disk, without the right to mount one: a limit on the size of a file."
-    pytest.importorskip('resource')
-    r = python('''
-        import resource, signal
-        from lesson6.data import lesson_path
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        try: lesson_path('movielens')
-        except OSError as e: print(e)
-        ''')
-    assert 'could not be written' in r.stdout and 'set LESSON6_CACHE' in r.stdout, (
-        r.stdout + r.stderr)
-    assert files(Path(os.environ['LESSON6_CACHE'])) == []
-
-
 @pytest.mark.ci
 def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):
     server, body = Server(), pack_folder(twins['pascal'], 'tgz')
@@ -375,8 +351,7 @@ def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):
     sentence = said[-1].replace(str(tmp_path), '...').replace(str(server.http.server_port), 'PORT')
     kept('Interrupted', 'The disk is full while downloading or unpacking', 'a real set downloaded '
          'to a file system that holds half the archive, or the archive but not the set', 2,
-         'nothing is left but a whole archive; the sentence: '
-         f'"{sentence}"')
+         f'nothing is left but a whole archive; the sentence: "{sentence}"')
 
 
 small = '''
