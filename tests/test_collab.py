@@ -9,8 +9,6 @@ minutes):
 import gzip
 import os
 import re
-import subprocess
-import sys
 import warnings
 from functools import cache
 
@@ -19,12 +17,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import python
 from fastai.callback.core import Callback, CancelFitException
 from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.learner import Learner, load_learner
 from fastai.losses import MSELossFlat
 from fastai.optimizer import OptimWrapper
-from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
@@ -35,7 +33,7 @@ from lesson6.data import lesson_path
 from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
 from lesson6.engine.ratings_at_scale import parquet_dls
 from lesson6.engine.recommending import taste_agreement
-from lesson6.mini.movielens import best_guess, film_similarity, truth, who_rates_what, stars
+from lesson6.mini.movielens import film_similarity, truth, who_rates_what, stars
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
 seed = int(os.environ.get('LESSON6_SEED', 42))
@@ -73,9 +71,9 @@ def train(dls, model, wd=None, epochs=5):
 
 
 @cache
-def trained(wd=.1):
+def trained():
     "`DotProductBias` on the twin"
-    return train(loaders(), lambda: DotProductBias(*sizes(loaders()), 50), wd)
+    return train(loaders(), lambda: DotProductBias(*sizes(loaders()), 50), .1)
 
 
 def final(learn): return learn.at_the_end
@@ -98,36 +96,15 @@ def small():
 def pairs(x): return sorted((a, b) for a, b in x.tolist())
 
 
-def assert_once(dls, epochs=2):
+def assert_once(dls):
     "That every epoch draws every training rating exactly once"
-    held = pairs(dls.train_ds.x if hasattr(dls.train_ds, 'x')
-                 else torch.tensor(dls.train_ds.cats.to_numpy()))
-    for _ in range(epochs):
-        drawn = pairs(torch.cat([b[0] for b in dls.train]))
-        # compared here, because in CI pytest would spend hours on showing how 32,000 rows differ
-        once = drawn == held
-        assert once, (
-            f'{len(held) - len(set(drawn)):,} of {len(held):,} ratings were not drawn in an epoch')
+    for _ in range(2): assert pairs(torch.cat([b[0] for b in dls.train])) == pairs(dls.train_ds.x)
 
 
 @pytest.mark.parametrize('n', [300, 299, 162, 161])
 @pytest.mark.parametrize('bs', [1, 7, 16, 64, 129])
 def test_an_epoch_draws_every_rating_once(small, n, bs):
     assert_once(ratings_dls(small[:n], bs=bs, device='cpu'))
-
-
-def test_an_epoch_of_the_twin_draws_every_rating_once(): assert_once(loaders())
-
-
-@pytest.mark.ci
-def test_an_epoch_of_fastai_does_not():
-    """The fault that `ratings_dls` is for. If this fails, fastai has been mended, and the notebook
-    has something to tell."""
-    stock = CollabDataLoaders.from_df(planted(), item_name='title', rating_name='rating', bs=64,
-                                      seed=seed, device='cpu')
-    with pytest.raises(AssertionError): assert_once(stock, epochs=1)
-    drawn = len(set(pairs(torch.cat([b[0] for b in stock.train]))))
-    assert drawn/len(stock.train_ds) == pytest.approx(1 - 1/np.e, abs=.02)
 
 
 def test_epochs_differ_and_can_be_repeated(small):
@@ -146,16 +123,6 @@ def test_no_small_last_batch(small, n, bs):
     lengths = [len(b[0]) for b in dls.train]
     assert (len(lengths) == len(dls.train) and max(lengths) - min(lengths) <= 1
             and max(lengths) <= bs and sum(lengths) == len(dls.train_ds))
-
-
-def test_split_is_that_of_fastai(small):
-    theirs = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16,
-                                       seed=3, dl_type=TabDataLoader, device='cpu')
-    ours = ratings_dls(small, bs=16, seed=3, device='cpu')
-    held_back = small.loc[theirs.valid_ds.items.index]
-    assert ours.valid_ds.y.flatten().tolist() == held_back.rating.tolist()
-    assert ([ours.classes['user'][i] for i in ours.valid_ds.x[:,0].tolist()]
-            == held_back.user.tolist())
 
 
 def test_the_split_leaves_the_global_generator_alone(small):
@@ -241,19 +208,6 @@ def test_create_params():
 
 
 # What was planted, found
-
-def floor_of(dls):
-    "MSE on the validation ratings of somebody who knows all that is planted"
-    users, films = (np.array([int(dls.classes[c][i]) for i in dls.valid_ds.x[:,j].tolist()])
-                    for j, c in enumerate(('user', 'title')))
-    return float(((dls.valid_ds.y.flatten().numpy() - best_guess(truth(), users, films)[0])**2)
-                 .mean())
-
-
-def test_error_comes_within_a_tenth_of_what_is_possible(learn):
-    floor, mse = floor_of(loaders()), final(learn)[1]
-    print(f'validation MSE {mse:.4f}, lowest possible {floor:.4f}, {mse/floor-1:.1%} above')
-    assert .95*floor < mse < 1.1*floor
 
 
 def test_neighbours_are_those_that_were_planted(learn):
@@ -349,8 +303,7 @@ def test_a_learner_of_other_loaders_is_told_what_is_missing(small):
 # Exported
 
 program = """
-import sys, warnings
-warnings.filterwarnings('ignore')
+import sys
 from fastai.learner import load_learner
 from lesson6.collab import recommend, similar_items
 for f in sys.argv[1:]:
@@ -373,9 +326,7 @@ def test_exported_learners_work_in_a_fresh_process(learn, tmp_path):
         expected.append('|'.join([*recommend(o, 7).title, *recommend(o).title,
                                   *similar_items(o, '010').title, f'{rating:.4f}', '0']))
     assert learn.dls is dls and len(dls.train_ds) == 32_000, 'exporting leaves the learner as it is'
-    done = subprocess.run([sys.executable, '-c', program, tmp_path/'dot.pkl', tmp_path/'nn.pkl'],
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = python(program, tmp_path/'dot.pkl', tmp_path/'nn.pkl')
     assert done.stdout.splitlines() == expected
 
 
@@ -434,17 +385,6 @@ def test_the_fast_optimizer_tells_its_hyperparameters(small):
     assert [h['wd'] for h in learn.opt.hypers] == [.6, 0.]
 
 
-def test_the_fast_learner_is_exported_too(small, tmp_path):
-    dls = ratings_dls(small, bs=64, device='cpu')
-    learn = ratings_learner(dls, 5, path=tmp_path)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, wd=[.6, 0.])
-    learn.export('fast.pkl')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        again = load_learner(tmp_path/'fast.pkl')
-    assert recommend(again, 3).equals(recommend(learn, 3))
-
-
 def test_the_fast_learner_decays_the_factors_and_not_the_biases(small):
     "Without a gradient, decay alone moves the parameters"
     learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
@@ -488,53 +428,7 @@ def test_forgiven(folder):
             and table.dtypes[:4].eq('int64').all())
 
 
-def test_half_stars_are_read(folder):
-    table = read_ratings(folder(good.replace('\t3\t8', '\t2.5\t8')))
-    assert table.rating.tolist() == [2.5, 5, 4]
-
-
-def test_another_scale(folder):
-    table = read_ratings(folder(good.replace('\t3\t8', '\t10\t8')), scale=(1, 10))
-    assert table.rating.tolist() == [10, 5, 4]
-
-
-second = good.splitlines()[1]
-
-
-@pytest.mark.parametrize('data, item, says', [
-    ('', titles, r'u\.data is empty; its first line'),
-    ('\n\n', titles, r'u\.data is empty'),
-    (good.replace(second, '2\t1\t\t880000001'), titles, r"u\.data, line 2 has no rating"),
-    (good.replace(second, '2\t1\t5'), titles,
-     r"u\.data, line 2 \(2\), has 3 fields where there should be 4"),
-    (good.replace(second, second+'\t9'), titles, r"u\.data, line 2 .* has 5 fields"),
-    (good.replace(second, '2 1 5 880000001'), titles, r"u\.data, line 2 .* has 1 fields"),
-    (good.replace(second, '2\t1\tfive\t880000001'), titles,
-     r"u\.data, line 2: the rating is 'five'; it must be a number"),
-    (good.replace(second, 'Ann\t1\t5\t880000001'), titles,
-     r"u\.data, line 2: the user is 'Ann'; it must be a whole number"),
-    (good.replace(second, '2.5\t1\t5\t880000001'), titles, r"u\.data, line 2: the user is '2\.5'"),
-    (good.replace(second, f'{10**30}\t1\t5\t880000001'), titles,
-     r"u\.data, line 2: the user is '1000"),
-    (good.replace(second, '2\tone\t5\t880000001'), titles, r"u\.data, line 2: the item is 'one'"),
-    (good.replace(second, '2\t1\t5\ttoday'), titles, r"u\.data, line 2: the time is 'today'"),
-    (good.replace(second, '2\t2\t5\t880000001'), titles,
-     r"u\.data, line 2: item 2 has no title in u\.item; add it there"),
-    (good, '', r"u\.data, line 1: item 1 has no title in u\.item"),
-    (good, titles + '4||01-Jan-1990\n', r"u\.item, line 3 has no title"),
-    (good, titles + 'x|Quiet Raid (1980)\n', r"u\.item, line 3: the item is 'x'"),
-    (b'\x00\xff\xfe\x80', titles, r"u\.data has no rows"),
-])
-def test_bad_files(folder, data, item, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
-        read_ratings(folder(data, item))
-    assert ('\n' not in str(e.value) and len(e.traceback) <= 8
-            and not any('pandas' in str(t.path) for t in e.traceback))
-
-
 @pytest.mark.parametrize('change, kw, says', [
-    (lambda t: t[:0], {}, 'The table has no rows'),
-    (lambda t: t, {'scale': (1, 4)}, "the rating is '5'; it must be a number from 1 to 4"),
     (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
     *((lambda t: t, {'valid': o}, "valid must be a column, positions from 0 to 299, a second "
@@ -559,10 +453,7 @@ def test_bad_tables(small, change, kw, says):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('ask, says', [
-    (lambda l: similar_items(l, 'Film'),
-     "has not seen the title 'Film'; the nearest it knows are 'Film 00', 'Film 01', 'Film 02'"),
-    (lambda l: similar_items(l, 'Flim 12'),
+@pytest.mark.parametrize('ask, says', [(lambda l: similar_items(l, 'Flim 12'),
      r"nearest it knows are 'Film 12', 'Film \d\d', 'Film \d\d'\."),
     (lambda l: similar_items(l, '#na#'), "has not seen the title '#na#'"),
     (lambda l: similar_items(l, None), 'has not seen the title None'),
@@ -581,31 +472,6 @@ def test_unknown_names(small, ask, says):
 
 
 # The forms that ratings come in
-
-def family(to, ratings, form):
-    "The same ratings as MovieLens 1M, as MovieLens 25M, and as a table of any kind"
-    to.mkdir(exist_ok=True)
-    four = ratings[['user', 'movie', 'rating', 'timestamp']]
-    titles = ratings.drop_duplicates('movie')[['movie', 'title']]
-    if form == '1m':
-        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row))
-                                                for row in four.itertuples(index=False)) + '\n')
-        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama'
-                                               for i, t in titles.itertuples(index=False)) + '\n',
-                                     encoding='latin-1')
-    elif form == '25m':
-        four = four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
-        four.to_csv(to/'ratings.csv', index=False)
-        titles.set_axis(['movieId', 'title'],
-                        axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
-        (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
-    elif form == 'tsv':
-        ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars',
-                                'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
-    elif form == 'utf-16': ratings.to_csv(to/'sheet.csv', sep=';', index=False, encoding='utf-16')
-    elif form == 'parquet': ratings.to_parquet(to/'all.parquet')
-    return to
-
 
 def test_genres_are_shown_beside_titles_where_they_are_known(folder):
     "Those of MovieLens 100k are flags at the end of a line; without their names there are none"
@@ -628,7 +494,8 @@ def test_genres_are_shown_beside_titles_where_they_are_known(folder):
 
 def test_any_ratings_in_the_layout_of_movielens(tmp_path, named):
     "What the lesson reads by hand is there for ratings in another form, too"
-    there = movielens_files(family(tmp_path/'25m', named, '25m'))
+    named.to_csv(tmp_path/'ratings.csv', index=False)
+    there = movielens_files(tmp_path)
     ratings = pd.read_csv(there/'u.data', delimiter='\t', header=None,
                           names=['user', 'movie', 'rating', 'timestamp'])
     movies = pd.read_csv(there/'u.item', delimiter='|', encoding='latin-1', usecols=(0, 1),
@@ -637,7 +504,7 @@ def test_any_ratings_in_the_layout_of_movielens(tmp_path, named):
     for column in 'user', 'rating', 'timestamp', 'title':
         assert both[column].tolist() == named[column].map(lambda o: o.replace('"', "'")
                                                           if isinstance(o, str) else o).tolist()
-    assert movielens_files(there) == there and not (tmp_path/'25m'/'u.data').exists()
+    assert movielens_files(there) == there and not (tmp_path/'u.data').exists()
 
 
 def test_the_lowest_error_is_known_of_synthetic_ratings_alone(real):
@@ -675,14 +542,6 @@ def named():
                             title='"Café", ' + planted().title + ' (1950)')
 
 
-@pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
-def test_the_forms_are_read_alike(tmp_path, named, form):
-    table = read_ratings(family(tmp_path/form, named, form))
-    if form in ('1m', '25m'): assert (table.pop('genres') == 'Comedy, Drama').all()
-    pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
-    pd.testing.assert_frame_equal(read_ratings(named), table)
-
-
 def test_the_names_of_columns_can_be_given(tmp_path):
     (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\n'
                                     'Bob,Rum,7.5,2021-01-01\n', encoding='utf-8')
@@ -695,49 +554,6 @@ def test_the_names_of_columns_can_be_given(tmp_path):
         read_ratings(tmp_path/'log.csv')
     with pytest.raises(ValueError, match="log.csv has no column 'whom'; it has who"):
         read_ratings(tmp_path/'log.csv', user='whom')
-
-
-def test_identifiers_that_begin_with_zero_stay_text(tmp_path):
-    (tmp_path/'books.csv').write_text('User-ID;ISBN;Book-Rating\n7;0155061224;5\n8;155061224;3\n')
-    table = read_ratings(tmp_path)
-    assert (table.title.tolist() == ['0155061224', '155061224'] and table.user.tolist() == [7, 8]
-            and table.rating.tolist() == [5, 3])
-
-
-head = 'userId,movieId,rating,timestamp\n1,1,3.5,880000000\n'
-
-
-@pytest.mark.parametrize('text, says', [
-    ('', r'ratings\.csv is empty'),
-    (head + '2,1,,880000000\n', r'ratings\.csv, line 3 has no rating'),
-    (head + '\n2,1,four,880000000\n',
-     r"ratings\.csv, line 4: the rating is 'four'; it must be a number"),
-    (head + '2,9,4,880000000\n', r'ratings\.csv, line 3: item 9 has no title in movies\.csv; add '
-                                 r'it there'),
-    (head + '2,1,inf,880000000\n', r"ratings\.csv, line 3: the rating is 'inf'"),
-])
-def test_bad_tables_in_files(tmp_path, text, says):
-    (tmp_path/'ratings.csv').write_text(text)
-    (tmp_path/'movies.csv').write_text('movieId,title,genres\n1,"Raid, The (1950)",Drama\n2,Waltz '
-                                       '(1960),Drama\n')
-    with pytest.raises(ValueError, match=says) as e: read_ratings(tmp_path)
-    assert '\n' not in str(e.value)
-
-
-def test_a_bad_line_of_ratings_dat_is_named(tmp_path, named):
-    family(tmp_path, named[:50], '1m')
-    lines = (tmp_path/'ratings.dat').read_text().split('\n')
-    (tmp_path/'ratings.dat').write_text('\n'.join([*lines[:30], '1::1::x::3', *lines[30:]]))
-    with pytest.raises(ValueError, match=r"ratings\.dat, line 31: "): read_ratings(tmp_path)
-
-
-def test_what_was_looked_for_and_found(tmp_path):
-    (tmp_path/'notes.txt').write_text('')
-    with pytest.raises(FileNotFoundError, match=r'u\.data is missing, and so are ratings\.dat and '
-                                                r'ratings\.csv; there is notes\.txt'):
-        read_ratings(tmp_path)
-    with pytest.raises(FileNotFoundError, match='nowhere is missing'):
-        read_ratings(tmp_path/'nowhere')
 
 
 def test_one_title_with_several_numbers_is_counted(folder):
@@ -765,8 +581,7 @@ def test_numbers_that_a_float_would_make_one_stay_what_they_are(names, tmp_path)
     (tmp_path/'ratings.csv').write_text('user,title,rating\n'
                                         + ''.join(f'{names[i%3]},{names[i%2]},{1 + i%5}\n'
                                                   for i in range(60)))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with warnings.catch_warnings(action='ignore'):
         table = read_ratings(tmp_path)
     assert (sorted(map(str, set(table.user))) == sorted(names)
             and set(map(str, table.title)) == set(names[:2]))
@@ -799,47 +614,13 @@ def test_identifiers_that_a_gap_has_made_floats_are_whole_numbers_again(small):
     "As pandas reads a column of numbers with a gap that is filled later; and among text"
     for user in (small.user.astype(float),
                  small.user.map(lambda u: float(u) if u%3 else f'u{u}').astype(object)):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(action='ignore'):
             known = ratings_dls(small.assign(user=user), device='cpu').classes['user'][1:]
         assert {str(u) for u in known} == {str(u) if u%3 or user.dtype == float else f'u{u}'
                                            for u in range(1, 13)}
 
 
 # Scales
-
-def test_the_range_of_the_lesson(): assert range_for((1, 5)) == (0, 5.5)
-
-
-scaled = pytest.mark.parametrize('scale, step', [((1, 5), 1), ((.5, 5), .5), ((1, 10), 1),
-                                                 ((-10, 10), .1), ((0, 1), 1), ((0, 100), 1)])
-
-
-@scaled
-def test_any_scale_is_learnt(scale, step, capsys):
-    """Predictions span the scale, and the error is below that of always saying the mean, for each
-    model and with fastai's own `Learner`"""
-    lo, hi = scale
-    r = np.random.default_rng(0)
-    good = r.normal(size=60)
-    pairs = r.permutation(60*60)[:2400]
-    rating = (lo+hi)/2 + (hi-lo)/4*(good[pairs%60] + .4*r.normal(size=2400))
-    table = pd.DataFrame({'user': pairs//60, 'title': [f'T{i}' for i in pairs%60],
-                          'rating': np.clip(np.round(rating/step)*step, lo, hi).round(1)})
-    dls = ratings_dls(table, device='cpu')
-    assert dls.y_range == pytest.approx(range_for(scale))
-    said = capsys.readouterr().out
-    assert (f'Ratings from {lo:g} to {hi:g}' in said) == (scale != (1, 5))
-    set_seed(1, reproducible=True)
-    for cls in Learner, LeanLearner:
-        learn = cls(dls, DotProductBias(*sizes(dls), 10), loss_func=MSELossFlat())
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 2e-2, wd=.1)
-        preds, targs = learn.get_preds()
-        assert ((preds - targs)**2).mean() < .6*targs.var()
-        assert preds.max() - preds.min() > .55*(hi - lo)
-        best = recommend(learn, 3, 60).prediction
-        assert best.between(*range_for(scale)).all()
-
 
 def test_a_model_that_cannot_reach_the_ratings_is_refused_before_training(small):
     "By ours when it is made, by fastai's before the first step"
@@ -871,8 +652,7 @@ def test_the_scale_goes_with_an_exported_learner(small, tmp_path):
     dls = ratings_dls(small.assign(rating=2*small.rating), bs=16, device='cpu')
     Learner(dls, DotProductBias(*sizes(dls), 5), loss_func=MSELossFlat(),
             path=tmp_path).export('never_trained.pkl')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with warnings.catch_warnings(action='ignore'):
         again = load_learner(tmp_path/'never_trained.pkl')
     assert recommend(again, 3).prediction.between(5, 6).all(), (
         'the middle of 0 to 11, which a fresh model says')
@@ -996,11 +776,6 @@ def test_the_recipe_reaches_what_is_promised(which, most, request):
     assert learn.recorder.values[-1][1] < most
 
 
-def test_a_small_set_gets_small_batches(small):
-    assert (ratings_dls(small[:40], device='cpu').train.bs == 8
-            and ratings_dls(small, device='cpu').train.bs == 60)
-
-
 def test_decoded_batches_are_pairs_and_their_rating(small):
     dls = ratings_dls(small, bs=16, device='cpu')
     (x, y), stars = dls.valid.one_batch(), small.set_index(['user', 'title']).rating
@@ -1116,13 +891,6 @@ def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):
 
 
 # Newcomers
-
-def test_newcomers_are_the_average_user_before_they_answer(learn):
-    newcomers = Newcomers(learn)
-    ours, theirs = newcomers.recommend({}, 240), recommend(learn, None, 240)
-    assert (ours.title.tolist() == theirs.title.tolist()
-            and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4))
-
 
 @pytest.mark.parametrize('y_range', [(0, 5.5), (.5, 5.5), (-3, 7)])
 def test_what_is_known_of_a_newcomer_is_the_likeliest_person(small, y_range):
@@ -1247,19 +1015,6 @@ def real_four(path, split):
     three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1]
              for model in (NoRange, DotProduct, DotProductBias)]
     return *three, final(real_learner(path, split))[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('split',
-                         [42, *(pytest.param(split,
-                                             marks=pytest.mark.xfail(strict=True, reason=seen))
-                                for split, seen in (
-(1, 'dot product 0.8803, range 0.8824'), (2, 'dot product 0.8870, range 0.8893')))])
-def test_real_order(real, split):
-    "The four models fall in the lesson's order"
-    dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
-    print(f'split {split}: {dot:.4f}, {in_range:.4f}, {biases:.4f}, {decayed:.4f}')
-    assert biases > dot > in_range > decayed
 
 
 @pytest.mark.slow

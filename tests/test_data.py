@@ -52,13 +52,6 @@ def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, c
     with pytest.raises(FileNotFoundError, match=says): check_dataset('movielens', tmp_path)
 
 
-def test_the_published_sizes_of_the_sets():
-    assert full_counts == {'pets': {'pictures': 7_390, 'breeds': 37},
-                           'pascal': {'pictures': 5_011, 'labels': 20},
-                           'biwi': {'frames': 15_678, 'people': 24},
-                           'movielens': {'ratings': 100_000, 'films': 1_682}}
-
-
 def test_what_ends_like_a_picture():
     from lesson6.files import picture_endings
     assert ({'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings()
@@ -67,7 +60,6 @@ def test_what_ends_like_a_picture():
 
 @pytest.mark.parametrize('name', names)
 def test_a_twin_is_whole(name, twins, environment):
-    from importlib import import_module
     expected = import_module(f'lesson6.mini.{name}').expected
     counts = check_dataset(name, twins[name], expected)
     assert list(counts)[0] in expected and all(expected.get(k, n) == n and type(n) is int
@@ -99,12 +91,6 @@ def test_neither_mini_nor_full_nor_a_folder(chosen, environment):
     environment.setenv('LESSON6_DATA', chosen)
     with pytest.raises(FileNotFoundError, match='neither mini, nor full, nor a folder'):
         lesson_path('pets')
-
-
-@pytest.mark.parametrize('name', ['cats', '', 'Pets', 'ml-100k', None])
-def test_there_is_no_such_set(name, environment):
-    for ask in lesson_path, lambda name: check_dataset(name, '.'):
-        with pytest.raises(ValueError, match='there are pets, pascal, biwi, movielens'): ask(name)
 
 
 def test_the_real_data_is_as_its_readme_says(real, environment):
@@ -152,13 +138,6 @@ halves = [ # the set, what is done to it, what the sentence must say
     ('pascal', folder('train'), 'line 2: there is no picture'),
     ('pascal', rid('*.jpg'), 'there is no picture'),
     ('pascal', cut('train.csv'), 'has 2 fields where there should be 3'),
-    ('pascal', write('train.csv', b''), 'train.csv is empty'),
-    ('pascal', write('train.csv', b'<html>Log in</html>\n'), 'is a web page'),
-    ('pascal', write('train.csv', b'fname,labels,is_valid\n'), 'has no rows'),
-    ('pascal', write('train.csv', b'\xff\xfef'), 'train.csv is not text in UTF-8 or UTF-16'),
-    ('pascal', write('train.csv', 'fname'.encode('utf-16')), 'no rows'),
-    ('pascal', write('train.csv', b'fname,labels,is_valid\n"' + b'x'*200000 + b'",a,True\n'),
-     'line 2, is no row of a table: field larger'),
     ('biwi', rid('rgb.cal'), 'lacks calibrations (1, the first is 01/rgb.cal'),
     ('biwi', rid('*_pose.txt'), 'lacks poses of its frames (1, the first is 01/frame_'),
     ('biwi', rid('*_rgb.jpg'), 'of {frames:,} frames'),
@@ -308,8 +287,7 @@ def nothing_kept(tmp_path):
     "Nothing lies outside fastai's home, and nothing but its settings and an empty lock in it."
     assert [p.name for p in tmp_path.iterdir()] == ['home']
     return sorted((p.relative_to(tmp_path/'home').as_posix(), p.stat().st_size)
-                  for p in (tmp_path/'home').rglob('*')
-                  if not p.is_dir() and p.name != 'config.ini'
+                  for p in (tmp_path/'home').rglob('*') if not p.is_dir() and p.name != 'config.ini'
                   and not (p.suffix == '.lock' and not p.stat().st_size)) == []
 
 
@@ -322,8 +300,6 @@ def test_the_folder_of_a_person_may_be_a_link(twins, tmp_path):
 def test_an_archive_is_read_to_its_checksum(tmp_path):
     "Its files are whole, and then comes an end that is not theirs."
     import gzip
-    import io
-    import tarfile
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode='w') as tar:
         member = tarfile.TarInfo('set/a.txt')
@@ -361,12 +337,6 @@ def test_an_archive_without_a_folder_of_its_own(full, server, twins, tmp_path):
     assert ({p.name for p in lesson_path('movielens').iterdir()}
             == {p.name for p in twins['movielens'].iterdir()})
     assert not list((tmp_path/'home').rglob('*.part'))
-
-
-def test_a_set_that_fastai_already_has_asks_no_server(full, server, twins, tmp_path):
-    full.setitem(full_counts, 'pets', check_dataset('pets', twins['pets']))
-    shutil.copytree(twins['pets'], tmp_path/'home'/'data'/'oxford-iiit-pet')
-    assert lesson_path('pets') and server.asked == 0
 
 
 # What a bad server may do: (answer, what the sentence must say). `good` is the right archive.
@@ -419,28 +389,25 @@ def flipped(good):
 
 page = b'<!doctype html><title>Log in to the school network</title>' + b' '*1000
 
+no_set = 'what came is not the data set'
 bad_servers = {
-    'says 404':                          (lambda good: send(b'not here', status=404),
-                                          'cannot be reached (HTTP Error 404: Not Found)'),
-    'says 503':                          (lambda good: send(b'later', status=503),
-                                          'cannot be reached'),
-    'sends us round in circles':         (lambda good: again, 'cannot be reached'),
-    'talks no HTTP':
-    (lambda good: lambda h: h.wfile.write(b'220 mail ready\r\n'), 'cannot be reached'),
-    'closes at once':                    (lambda good: lambda h: None, 'cannot be reached'),
-    'never answers':                     (hang, 'cannot be reached (no answer in'),
-    'stops in its first line':           (half_a_head, 'cannot be reached (no answer in'),
-    'hangs in the middle':               (half_then('hang'), 'broke off after'),
-    'cuts off in the middle':            (half_then('close'), 'broke off after'),
-    'cuts off, having told no length':   (unlabelled_half, 'what came is not the data set'),
-    'cuts off in a chunk':               (half_a_chunk, 'broke off after'),
-    'drips a byte at a time':            (drip, 'has all but stopped after'),
-    'sends nothing':                     (lambda good: send(b''), 'what came is not the data set'),
-    'sends a log-in page':               (lambda good: send(page), 'what came is not the data set'),
-    'sends a damaged '
-    'archive':           (lambda good: send(flipped(good)), 'what came is not the data set'),
-    'sends half as if it were '
-    'all':      (lambda good: send(good[:len(good)//2]), 'what came is not the data set'),
+    'says 404': (lambda good: send(b'not here', status=404),
+                 'cannot be reached (HTTP Error 404: Not Found)'),
+    'says 503': (lambda good: send(b'later', status=503), 'cannot be reached'),
+    'sends us round in circles': (lambda good: again, 'cannot be reached'),
+    'talks no HTTP': (lambda good: lambda h: h.wfile.write(b'220 mail\r\n'), 'cannot be reached'),
+    'closes at once': (lambda good: lambda h: None, 'cannot be reached'),
+    'never answers': (hang, 'cannot be reached (no answer in'),
+    'stops in its first line': (half_a_head, 'cannot be reached (no answer in'),
+    'hangs in the middle': (half_then('hang'), 'broke off after'),
+    'cuts off in the middle': (half_then('close'), 'broke off after'),
+    'cuts off, having told no length': (unlabelled_half, no_set),
+    'cuts off in a chunk': (half_a_chunk, 'broke off after'),
+    'drips a byte at a time': (drip, 'has all but stopped after'),
+    'sends nothing': (lambda good: send(b''), no_set),
+    'sends a log-in page': (lambda good: send(page), no_set),
+    'sends a damaged archive': (lambda good: send(flipped(good)), no_set),
+    'sends half as if it were all': (lambda good: send(good[:len(good)//2]), no_set),
 }
 
 def try_download(full, server, name, answer, tmp_path, wait=1.5, stall=2):
@@ -544,46 +511,39 @@ def test_fastais_own_checks_are_used(full, server, twins, tmp_path):
 
 # Archives that would write outside the data folder
 
-def tar_member(name, kind=tarfile.REGTYPE, to='', mode=0o644):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.mode = kind, to, mode
-    return info
-
 def zip_link(name):
     info = zipfile.ZipInfo(name)
     info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     return info
 
-evil = { # what it is: (kind of archive, members to add)
-    '../':                      ('tgz', lambda out: [('../../evil', b'x')]),
-    'a long way '
-    'up':            ('tgz', lambda out: [('../'*40 + str(out/'evil').lstrip('/'), b'x')]),
-    '.. in the middle':         ('tgz', lambda out: [('pascal_2007/train/../../../evil', b'x')]),
-    'an absolute name':         ('tgz', lambda out: [(str(out/'evil'), b'x')]),
-    'an absolute '
-    'folder':       ('tgz', lambda out: [(tar_member(str(out/'evil'), tarfile.DIRTYPE), b'')]),
-    'a symbolic link '
-    'outside':  ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, str(out)), b''),
-                                     ('pascal_2007/to/evil', b'x')]),
-    'a symbolic link inside':
-    ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.SYMTYPE, 'train.csv'), b'')]),
-    'a hard link outside':
-    ('tgz', lambda out: [(tar_member('pascal_2007/to', tarfile.LNKTYPE, str(out/'secret')), b'')]),
-    'a device file':
-    ('tgz', lambda out: [(tar_member('pascal_2007/null', tarfile.CHRTYPE), b'')]),
-    'a block device':
-    ('tgz', lambda out: [(tar_member('pascal_2007/disk', tarfile.BLKTYPE), b'')]),
-    'a pipe':
-    ('tgz', lambda out: [(tar_member('pascal_2007/pipe', tarfile.FIFOTYPE), b'')]),
-    'a backslash':              ('tgz', lambda out: [('pascal_2007\\..\\..\\evil', b'x')]),
-    'a drive letter':           ('tgz', lambda out: [('C:/evil', b'x')]),
-    'a zero in the name':       ('tgz', lambda out: [('pascal_2007/tr\x1bain', b'x')]),
-    'a file where a folder is': ('tgz', lambda out: [('pascal_2007/train', b'x')]),
-    'a name of nothing':        ('tgz', lambda out: [('', b'x')]),
-    'a zip with ../':           ('zip', lambda out: [('../../evil', b'x')]),
-    'a zip, absolute':          ('zip', lambda out: [(str(out/'evil'), b'x')]),
-    'a zip with a link':        ('zip', lambda out: [(zip_link('ml-100k/to'), str(out).encode()),
-                                                     ('ml-100k/to/evil', b'x')]),
+def special(kind, to='', name='pascal_2007/to'):
+    def members(out):
+        info = tarfile.TarInfo(name.format(out=out))
+        info.type, info.linkname = kind, to.format(out=out)
+        return [(info, b'')]
+    return members
+
+evil = { # what it is: the members to add to a right archive, which is a zip if it says so
+    '../': lambda out: [('../../evil', b'x')],
+    'a long way up': lambda out: [('../'*40 + str(out/'evil').lstrip('/'), b'x')],
+    '.. in the middle': lambda out: [('pascal_2007/train/../../../evil', b'x')],
+    'an absolute name': lambda out: [(str(out/'evil'), b'x')],
+    'an absolute folder': special(tarfile.DIRTYPE, name='{out}/evil'),
+    'a symbolic link outside': lambda out: [*special(tarfile.SYMTYPE, '{out}')(out),
+                                            ('pascal_2007/to/evil', b'x')],
+    'a symbolic link inside': special(tarfile.SYMTYPE, 'train.csv'),
+    'a hard link outside': special(tarfile.LNKTYPE, '{out}/secret'),
+    'a device file': special(tarfile.CHRTYPE), 'a block device': special(tarfile.BLKTYPE),
+    'a pipe': special(tarfile.FIFOTYPE),
+    'a backslash': lambda out: [('pascal_2007\\..\\..\\evil', b'x')],
+    'a drive letter': lambda out: [('C:/evil', b'x')],
+    'a zero in the name': lambda out: [('pascal_2007/tr\x1bain', b'x')],
+    'a file where a folder is': lambda out: [('pascal_2007/train', b'x')],
+    'a name of nothing': lambda out: [('', b'x')],
+    'a zip with ../': lambda out: [('../../evil', b'x')],
+    'a zip, absolute': lambda out: [(str(out/'evil'), b'x')],
+    'a zip with a link': lambda out: [(zip_link('ml-100k/to'), str(out).encode()),
+                                      ('ml-100k/to/evil', b'x')],
 }
 
 @pytest.mark.ci
@@ -592,12 +552,12 @@ def test_evil_archives(full, server, twins, tmp_path, tmp_path_factory):
     (out/'secret').write_text('secret')
     for name in 'pascal', 'movielens':
         full.setitem(full_counts, name, check_dataset(name, twins[name]))
-    for what, (how, more) in evil.items():
-        name = 'movielens' if how == 'zip' else 'pascal'
+    for what, more in evil.items():
+        name = 'movielens' if 'zip' in what else 'pascal'
         files = [(f'{folders[name]}/{p.relative_to(twins[name]).as_posix()}', p.read_bytes())
                  for p in sorted(twins[name].rglob('*')) if p.is_file()]
         text, _ = try_download(full, server, name,
-                               send(pack(files[:3] + more(out) + files[3:], how)), tmp_path)
+                               send(pack(files[:3] + more(out) + files[3:], kind(name))), tmp_path)
         assert 'what came is not the data set' in text, f'{what}: {text}'
         assert ([p.name for p in out.iterdir()] == ['secret'] and (out/'secret').read_text()
                 == 'secret' and (out/'secret').stat().st_nlink == 1), what
@@ -626,15 +586,6 @@ def test_settings_of_fastai_that_are_half_written(full, server, twins, tmp_path)
     (tmp_path/'home').mkdir()
     (tmp_path/'home'/'config.ini').write_text('')
     assert lesson_path('movielens') == tmp_path/'home'/'data'/'ml-100k'
-
-
-def test_a_packed_table_that_is_damaged_is_named(tmp_path):
-    import gzip
-    from lesson6.files import read_text
-    whole = gzip.compress(b'user,title,rating\n1,Alien,5\n'*200)
-    (tmp_path/'u.csv.gz').write_bytes(whole[:14] + bytes([whole[14] ^ 255]) + whole[15:])
-    with pytest.raises(ValueError, match='u.csv.gz cannot be unpacked'):
-        read_text(tmp_path/'u.csv.gz')
 
 
 def test_blanks_around_a_cell_make_no_second_title(tmp_path):

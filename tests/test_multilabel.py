@@ -1,21 +1,15 @@
 """What the multi-label notebook cannot show: tables of all kinds, bad input, properties, a learner
 loaded elsewhere, the twin as a whole."""
 import csv
-import json
-import os
-import pickle
 import shutil
-import subprocess
-import sys
-import textwrap
 import unicodedata
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,35 +47,9 @@ def test_a_good_table_is_read_as_it_is(folder):
     assert ml.get_y(df.iloc[1]) == ['car', 'person']
 
 
-bad_tables = {
-    'no fname': ('labels,is_valid\ncar,True\n', 'no column for the picture, such as fname, '
-                                                'filename, file; it has labels, is_valid'),
-    'no labels': ('fname,is_valid\n000012.jpg,True\n',
-                  'no column for the labels, such as labels, label, tags; it has fname, is_valid'),
-    'a label of '
-    'spaces': (head + '000012.jpg,"  ",False\n000013.jpg,car,True\n', r'line 2 has no label'),
-    'a comma between labels': (head + '000012.jpg,car,False\n000013.jpg,"car,dog",True\n',
-                               r"line 3 has the label 'car,dog'.*label_delim=','"),
-    'two words in quotes': (head + '000012.jpg,"sports car",False\n000013.jpg,car,True\n',
-                            r"line 2 has 'sports car' in quotes"),
-    'a one-hot row': (head + '000012.jpg,0 1 0,False\n000013.jpg,1 0 0,True\n',
-                      r"line 2 has the label '0', a number"),
-    'an empty split': (head + '000012.jpg,car,\n000013.jpg,car,False\n', 'line 2 has no is_valid'),
-}
-
-
-@pytest.mark.parametrize('table,says', bad_tables.values(), ids=bad_tables)
-def test_a_bad_table_gets_one_sentence(folder, table, says):
-    (folder/'train.csv').write_text(table, encoding='utf-8')
-    with pytest.raises(ValueError, match=says) as e: ml.read_labels(folder)
-    assert '\n' not in str(e.value) and str(e.value).endswith('.')
-
-
 def test_a_missing_picture_is_named_before_any_is_opened(folder, monkeypatch):
     df = ml.read_labels(folder)
     (folder/'train'/'000013.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match="line 3: there is no picture '000013.jpg'"):
-        ml.read_labels(folder)
     monkeypatch.setattr(Image, 'open', lambda *a, **k: pytest.fail('a picture was opened'))
     with pytest.raises(FileNotFoundError, match='000013.jpg'):
         ml.multilabel_dls(df, folder, size=16, bs=1)
@@ -90,14 +58,6 @@ def test_a_missing_picture_is_named_before_any_is_opened(folder, monkeypatch):
 def test_a_missing_folder_of_pictures_is_named(folder):
     shutil.rmtree(folder/'train')
     with pytest.raises(FileNotFoundError, match='3 of 3 rows name none'): ml.read_labels(folder)
-
-
-def test_with_a_vocabulary_a_slip_is_named(folder):
-    write(folder, ['000012.jpg,car perosn,False', '000013.jpg,car,True'])
-    assert ml.read_labels(folder)['labels'].tolist() == ['car perosn', 'car']
-    with pytest.raises(ValueError, match=r"line 2 has the label 'perosn', which is not one of "
-                                         r"aeroplane"):
-        ml.read_labels(folder, vocab=ml.voc_labels)
 
 
 def test_a_vocabulary_says_that_numbers_and_commas_are_meant(folder):
@@ -133,17 +93,6 @@ def test_encodings_separators_and_names_of_columns(folder, encoding, separator, 
     assert ml.read_labels(folder).values.tolist() == [['000012.jpg', 'Möwe', False],
                                                       ['000013.jpg', 'Möwe person', False],
                                                       ['000014.jpg', 'dog', True]]
-
-
-@pytest.mark.parametrize('raw',
-                         ['fname,labels\n000012.jpg,Möwe\n'.encode('latin-1'),
-                          'fname,labels\n000012.jpg,car\n'.encode('utf-16-le'),
-                          b'PK\x03\x04\x00\x00', bytes(range(256))])
-def test_other_encodings_are_refused_and_not_guessed(folder, raw):
-    (folder/'train.csv').write_bytes(raw)
-    with pytest.raises(ValueError, match=r'train.csv is not text in UTF-8 or UTF-16 \(byte \d+\); '
-                                         r'save it as UTF-8.'):
-        ml.read_labels(folder)
 
 
 @pytest.mark.parametrize('where', ['metadata.csv', 'train/metadata.csv'])
@@ -202,41 +151,7 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
 
 
-def test_a_fifth_is_a_fifth(tmp_path):
-    (tmp_path/'train').mkdir()
-    for i in range(30): Image.new('RGB', (8, 8)).save(tmp_path/'train'/f'{i}.png')
-    write(tmp_path, [f'{i}.png,{("car", "dog")[i%2]}' for i in range(30)], header='fname,labels\n')
-    with pytest.warns(UserWarning, match='6 of its 30 pictures, sampled with seed 42') as told:
-        assert ml.read_labels(tmp_path)['is_valid'].sum() == 6
-    assert told[0].filename == __file__
-
-
-def test_validation_batches_are_kept_only_on_demand(folder):
-    "On a large set they would fill the memory"
-    from lesson6.engine.picture_loaders import KeepBatches
-    for keep in False, True:
-        dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=keep)
-        assert isinstance(dls.valid, KeepBatches) == keep and not isinstance(dls.train, KeepBatches)
-
-
-def test_a_number_among_the_labels_of_a_table_is_told_and_names_are_not(folder):
-    df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'],
-                       'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        ml.multilabel_dls(df, folder, size=16, bs=2)
-        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2,
-                          vocab=['7', 'car'])
-    with pytest.warns(UserWarning, match=r'row 1 has the label 7, a number; it counts as a name'):
-        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2)
-
-
-def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
-    write(folder, ['"000012.jpg","car dog","False"', '"000013.jpg","car","True"'],
-          header='"fname","labels","is_valid"\n')
-    assert ml.read_labels(folder)['labels'].tolist() == ['car dog', 'car']
-    write(folder, ['000012.jpg,"sports car",False', '000013.jpg,car,True'])
-    assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
+def test_quotes_around_one_word_or_none_mean_nothing(folder):
     write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
     assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], (
         'one word is one label, in quotes or not')
@@ -245,29 +160,15 @@ def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
         'no word is no label, in quotes or not')
 
 
-def test_without_a_split_a_fifth_is_sampled_and_said(folder):
-    write(folder, [r.rpartition(',')[0] for r in good], header='fname,labels\n')
-    with pytest.warns(UserWarning, match='train.csv has no column is_valid: 1 of its 3 pictures, '
-                                         'sampled with seed 42, are for validation'):
-        one = ml.read_labels(folder)
-    with pytest.warns(UserWarning, match='seed 42'): same = ml.read_labels(folder)
-    assert one.equals(same) and one['is_valid'].sum() == 1
-    chosen = set()
-    for seed in range(20):
-        with pytest.warns(UserWarning):
-            chosen.add(int(ml.read_labels(folder, seed=seed)['is_valid'].argmax()))
-    assert chosen == {0, 1, 2}
-
-
-def test_test_is_a_word_for_validation_unless_there_is_another(folder):
-    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test'], header='fname,labels,split\n')
-    assert ml.read_labels(folder)['is_valid'].tolist() == [False, True]
-    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test', '000014.jpg,car,valid'],
-          header='fname,labels,split\n')
-    with pytest.warns(UserWarning, match='1 of 3 rows of .*train.csv are for a test'):
-        table = ml.read_labels(folder)
-    assert (table.fname.tolist() == ['000012.jpg', '000014.jpg']
-            and table.is_valid.tolist() == [False, True])
+def test_without_a_split_a_fifth_is_sampled_and_said(tmp_path):
+    (tmp_path/'train').mkdir()
+    for i in range(30): Image.new('RGB', (8, 8)).save(tmp_path/'train'/f'{i}.png')
+    write(tmp_path, [f'{i}.png,{("car", "dog")[i%2]}' for i in range(30)], header='fname,labels\n')
+    with pytest.warns(UserWarning, match='train.csv has no column is_valid: 6 of its 30 pictures, '
+                                         'sampled with seed 42, are for validation') as told:
+        one, same, other = (ml.read_labels(tmp_path, seed=s)['is_valid'] for s in (42, 42, 1))
+    assert told[0].filename == __file__ and one.sum() == 6 and one.equals(same)
+    assert not one.equals(other)
 
 
 # --- a DataFrame of one's own
@@ -278,28 +179,17 @@ def frame(**columns):
                          **columns})
 
 
-def test_a_dataframe_goes_through_the_same_checks(folder):
-    for bad,says in ((frame(labels=['car', 'car,dog', 'dog']), r"row 1 has the label 'car,dog'"),
-                     (frame(fname=['000012.jpg', '000013.jpg', '99.jpg']),
-                      "row 2: there is no picture '99.jpg'"),
-                     (frame(is_valid=[False, 'perhaps', True]), r"row 1: the column is_valid"),
-                     (frame(is_valid=False), 'nothing to validate on'),
-                     (frame(fname=['000012.jpg', '000012.jpg', '000014.jpg']), 'second time'),
-                     (frame().drop(columns='labels'), 'The table has no column for the labels'),
-                     (frame()[:0], 'no rows')):
-        with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
-            ml.multilabel_dls(bad, folder, size=16, bs=1)
-        assert '\n' not in str(e.value) and str(e.value).endswith('.')
-
-
 def test_nan_is_background_and_numbers_are_names_and_both_are_said(folder):
     with pytest.warns(UserWarning, match=r'1 of the 3 pictures have no label, the first is in '
                                          r'row 1'):
         dls = ml.multilabel_dls(frame(labels=['car', np.nan, 'dog']), folder, size=16, bs=2)
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [0, 1]
-    with pytest.warns(UserWarning, match=r'row 0 has the label 1, a number'):
-        assert (list(ml.multilabel_dls(frame(labels=[1, 2, 1]), folder, size=16, bs=2).vocab)
-                == ['1', '2'])
+    with pytest.warns(UserWarning, match=r'row 0 has the label 1, a number; it counts as a name'):
+        dls = ml.multilabel_dls(frame(labels=[1, 2, 1]), folder, size=16, bs=2)
+    assert list(dls.vocab) == ['1', '2']
+    with warnings.catch_warnings(action='error'):
+        ml.multilabel_dls(frame(labels=['7', '7 car', '7']), folder, size=16, bs=2,
+                          vocab=['7', 'car'])
 
 
 def test_lists_of_labels_and_usual_names_are_taken(folder):
@@ -316,19 +206,6 @@ def test_a_list_of_labels_of_two_words_is_not_torn(folder):
         ml.multilabel_dls(df, folder, size=16, bs=2)
     assert (list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab)
             == ['dog', 'person', 'sports car'])
-
-
-def test_a_broken_picture_is_named_before_any_training(folder):
-    file = folder/'train'/'000013.jpg'
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match='000013.jpg cannot be read'):
-        ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
-
-
-def test_nothing_is_written_into_the_folder(folder):
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
-    ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2).train.one_batch()
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob('*')} == before
 
 
 # --- the recipe: what suits the pictures and the machine, unless an argument says otherwise
@@ -354,6 +231,9 @@ def test_the_loaders_suit_the_pictures_and_the_machine(synthetic, folder, monkey
     assert made(folder, size=16, bs=1, keep_valid=False) == (16, 1, False)
     monkeypatch.setattr(labels, 'default_device', lambda: torch.device('cuda'))
     assert made(synthetic)[0] == 64 and made(folder)[0] == 128
+    monkeypatch.setattr('lesson6.engine.picture_loaders.get_start_method', lambda: 'spawn')
+    dls = ml.multilabel_dls(ml.read_labels(folder), folder, bs=1)
+    assert dls.train.fake_l.num_workers == 0, 'or each would import fastai in each epoch'
 
 
 def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monkeypatch):
@@ -439,55 +319,12 @@ def test_real_pictures_on_a_laptop(real):
 
 # --- batches
 
-def test_loaders_can_be_sent_to_other_processes(folder):
-    dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=True)
-    for dl in dls.loaders: assert len(pickle.loads(pickle.dumps(dl)).one_batch()) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
-def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
-    "By itself, because each worker would import fastai in each epoch"
-    (tmp_path/'script.py').write_text(textwrap.dedent(f"""
-        import multiprocessing
-        def main():
-            from fastai.vision.all import defaults, vision_learner
-            from lesson6.mini.network import drawnet10
-            from lesson6.multilabel import multilabel_dls, read_labels
-            defaults.cpus = 1
-            multiprocessing.set_start_method({method!r}, force=True)
-            dls = multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2)
-            learn = vision_learner(dls, drawnet10)
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
-            print('trained with', dls.train.fake_l.num_workers, 'workers')
-        if __name__ == '__main__': main()
-        """))
-    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'],
-                          capture_output=True, text=True)
-    assert done.stdout == 'trained with 0 workers\n', done.stderr[-2000:]
-
 
 def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):
     dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
     assert list(dls.vocab) == ['car', 'dog', 'person']
     x, y = dls.valid.one_batch()
     assert x.shape == (1, 3, 16, 16) and y.tolist() == [[0., 1., 0.]]
-
-
-def test_a_label_outside_a_given_vocabulary_is_refused(folder):
-    with pytest.raises(ValueError, match=r"row 2 has the label 'dog', which is not one of car, "
-                                         r"person"):
-        ml.multilabel_dls(ml.read_labels(folder), folder, bs=1, vocab=['car', 'person'])
-
-
-@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda v: any(v) and not all(v)),
-       st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
-def test_the_splitter_returns_positions_whatever_the_index(valid, random):
-    index = random.sample(range(1000), len(valid))
-    train_rows, valid_rows = ml.splitter(pd.DataFrame({'is_valid': valid}, index=index))
-    assert sorted(train_rows+valid_rows) == list(range(len(valid)))
-    assert all(valid[i] for i in valid_rows) and not any(valid[i] for i in train_rows)
 
 
 # --- encodings, loss and threshold
@@ -504,11 +341,6 @@ def test_encoding_and_decoding_are_inverse(labels):
     assert ml.decode_one_hot(encoded.bool(), ml.voc_labels) == sorted(labels)
 
 
-def test_encodings_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match='3 numbers cannot stand for the 20 labels'):
-        ml.decode_one_hot(torch.zeros(3), ml.voc_labels)
-
-
 @given(st.lists(st.tuples(st.floats(-1e4, 1e4, width=32), st.booleans()), min_size=1, max_size=20))
 @settings(max_examples=100, deadline=None)
 def test_binary_cross_entropy_is_torchs_for_any_activations(pairs):
@@ -519,11 +351,6 @@ def test_binary_cross_entropy_is_torchs_for_any_activations(pairs):
     assert torch.isfinite(ours) and torch.isfinite(x.grad).all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(x.grad, x2.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_binary_cross_entropy_does_not_broadcast():
-    with pytest.raises(ValueError, match='do not match'):
-        ml.binary_cross_entropy(torch.zeros(4, 1), torch.zeros(4))
 
 
 def test_the_best_threshold_is_found_and_a_plateau_is_met_in_its_middle():
@@ -557,8 +384,7 @@ def test_a_prediction_as_it_is_drawn(folder):
     from test_pets import small_net
     learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2),
                            small_net, pretrained=False)
-    picture = (folder/'train'/'000012.jpg' if (folder/'train'/'000012.jpg').exists()
-               else next((folder/'train').glob('*.jpg')))
+    picture = folder/'train'/'000012.jpg'
     left, right = plot_prediction(learn, picture, .4, 'a dog')
     said = ml.prediction_table(learn, picture, .4)
     assert (said.probability.is_monotonic_decreasing
@@ -646,9 +472,7 @@ def test_an_exported_learner_predicts_in_a_fresh_process(folder, tmp_path, monke
     (folder/'train'/'000014.jpg').rename(tmp_path/'new.jpg')
     for p in (folder/'train').iterdir():
         p.unlink()                # the training pictures need not be there
-    script = textwrap.dedent('''
-        import sys, warnings
-        warnings.simplefilter('ignore')
+    done = python('''
         from fastai.learner import load_learner
         from pathlib import Path
         from lesson6.multilabel import prediction_table
@@ -657,10 +481,7 @@ def test_an_exported_learner_predicts_in_a_fresh_process(folder, tmp_path, monke
         with learn.no_bar(): named, mask, probs = learn.predict(Path('new.jpg'))
         said = learn.loss_func.thresh, len(named) == int(mask.sum())
         print(table.to_csv(index=False), *said, sep='|')
-    ''')
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+        ''', cwd=tmp_path)
     table, thresh, agree = done.stdout.rsplit('|', 2)
     rows = list(csv.DictReader(table.strip().splitlines()))
     assert (thresh, agree.strip()) == ('0.3', 'True')
@@ -680,16 +501,9 @@ def test_a_picture_that_is_not_there_is_named():
 def drawn(twins): return twins['pascal']
 
 
-def test_the_drawn_set_is_whole_and_in_the_real_ones_layout(drawn):
+def test_each_part_of_the_drawn_set_has_all_labels(drawn):
     df = ml.read_labels(drawn)
-    assert (len(df) == pascal.expected['pictures']
-            and df['is_valid'].sum() == pascal.expected['valid'])
-    assert {p.name for p in drawn.iterdir()} == {'train', 'train.csv'}
-    assert sorted(p.name for p in (drawn/'train').iterdir()) == sorted(df['fname'])
-    assert df['fname'].str.fullmatch(r'\d{6}\.jpg').all()
-    labels = df['labels'].str.split()
-    assert labels.str.len().between(1, 4).all() and labels.map(lambda l: l == sorted(set(l))).all()
-    assert sorted(set(labels.explode())) == ml.voc_labels == pascal.vocab
+    assert df['is_valid'].sum() == pascal.expected['valid'] and ml.voc_labels == pascal.vocab
     for rows in df[df['is_valid']], df[~df['is_valid']]:
         assert rows['labels'].str.split().explode().nunique() == 20
 
@@ -699,19 +513,12 @@ def test_its_table_reads_like_the_real_one(drawn, real):
     assert list(a.columns) == list(b.columns) and list(a.dtypes) == list(b.dtypes)
 
 
-def test_drawing_is_repeatable_and_another_seed_draws_another_set(drawn, tmp_path, monkeypatch):
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
-    few = dict(pascal.expected, pictures=12, valid=3)
-    monkeypatch.setattr(pascal, 'expected', few)
-    sets = []
-    for name,seed in ('a', 7), ('b', 7), ('c', 8):
-        (tmp_path/name).mkdir()
-        pascal.draw(tmp_path/name, seed=seed)
-        sets.append({p.relative_to(tmp_path/name): p.read_bytes()
-                     for p in (tmp_path/name).rglob('*') if p.is_file()})
-    assert sets[0] == sets[1] and sets[0] != sets[2]
-    assert (np.random.get_state()[1] == before).all(), 'global random state is left alone'
+def test_another_seed_draws_another_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(pascal, 'expected', dict(pascal.expected, pictures=12, valid=3))
+    for seed in 7, 8:
+        (tmp_path/str(seed)).mkdir()
+        pascal.draw(tmp_path/str(seed), seed=seed)
+    assert (tmp_path/'7'/'train.csv').read_bytes() != (tmp_path/'8'/'train.csv').read_bytes()
 
 
 def test_everything_that_a_label_names_can_be_seen():
@@ -741,7 +548,7 @@ def test_a_thing_changes_the_picture_where_its_mask_says(name):
 
 # --- the section on sets of one's own
 
-def own_set(root, n, labels, valid, name='train.csv', sep=',', columns='fname,labels,is_valid'):
+def own_set(root, n, labels, name='train.csv', sep=',', columns='fname,labels,is_valid'):
     "A folder for LESSON6_DATA: `n` pictures whose colours go with their labels."
     folder, r, rows = root/'pascal_2007', np.random.default_rng(0), [columns]
     (folder/'train').mkdir(parents=True)
@@ -749,51 +556,31 @@ def own_set(root, n, labels, valid, name='train.csv', sep=',', columns='fname,la
         a = r.integers(0, 40, (60, 80, 3))
         for l in labels(i).split(): a[..., len(l) % 3] += 90
         Image.fromarray(a.astype(np.uint8)).save(folder/'train'/f'p{i}.png')
-        rows.append(','.join([f'p{i}.png', labels(i), str(valid(i))][:columns.count(',')+1]))
+        rows.append(','.join([f'p{i}.png', labels(i), str(i % 4 == 0)][:columns.count(',')+1]))
     (folder/name).write_text('\n'.join(rows).replace(',', sep))
     return root
 
 
-three, quarter = ['sand', 'woods', 'iceice'], lambda i: i % 4 == 0
+three = ['sand', 'woods', 'iceice']
 own = {
-    '24 pictures of 3 '
-    'labels': dict(n=24, labels=lambda i: three[i % 3] + ' people'*(i % 2), valid=quarter),
-    'one label each': dict(n=24, labels=lambda i: three[i % 3], valid=quarter),
-    'a label that only validation '
-    'has': dict(n=24, labels=lambda i: 'rare' if i == 4 else three[i % 3], valid=quarter),
-    'a label that validation has '
-    'not': dict(n=24, labels=lambda i: 'rare' if i == 5 else three[i % 3], valid=quarter),
-    'so easy that all is right': dict(n=240, labels=lambda i: three[i % 3], valid=quarter),
-    'one label in all': dict(n=20, labels=lambda i: 'sand', valid=quarter),
-    'another table': dict(n=30, labels=lambda i: three[i % 3], valid=quarter, name='metadata.csv',
-                          sep=';', columns='image,tags'),
+    '24 pictures of 3 labels': dict(n=24, labels=lambda i: three[i % 3] + ' people'*(i % 2)),
+    'one label each': dict(n=24, labels=lambda i: three[i % 3]),
+    'a label that only validation has': dict(n=24,
+                                             labels=lambda i: 'rare' if i == 4 else three[i % 3]),
+    'a label that validation has not': dict(n=24,
+                                            labels=lambda i: 'rare' if i == 5 else three[i % 3]),
+    'so easy that all is right': dict(n=240, labels=lambda i: three[i % 3]),
+    'one label in all': dict(n=20, labels=lambda i: 'sand'),
+    'another table': dict(n=30, labels=lambda i: three[i % 3], name='metadata.csv', sep=';',
+                          columns='image,tags'),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', own)
 def test_the_section_runs_to_its_end(kind, tmp_path):
-    """Every code cell, in one process; what the data cannot show is said, and claims that it cannot
-    answer are not asked."""
-    notebook = Path(__file__).parent.parent/'nbs'/'02_multi_label.ipynb'
-    cells = [''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']
-             if c['cell_type'] == 'code']
-    (tmp_path/'cells.json').write_text(json.dumps([c for c in cells if '%pip' not in c]))
-    script = textwrap.dedent("""
-        import json, matplotlib
-        from IPython.core.interactiveshell import InteractiveShell
-        matplotlib.use('agg')
-        shell = InteractiveShell.instance()
-        for cell in json.load(open('cells.json')): shell.run_cell(cell).raise_error()
-        from lesson6.claims import verdicts
-        print('VERDICTS', json.dumps({k: v.verdict for k,v in verdicts.items()}))
-        """)
-    env = {**os.environ, 'LESSON6_DATA': str(own_set(tmp_path/'data', **own[kind])),
-           'LESSON6_ARCH': 'drawnet10'}
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=tmp_path, env=env,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
-    words = json.loads(done.stdout.rpartition('VERDICTS ')[2])
-    assert words['multilabel-onehot'] == words['multilabel-bce'] == 'holds'
-    assert (words['multilabel-nothing'] == 'not asked' and set(words)
-            == {f'multilabel-{c}' for c in ('onehot', 'bce', 'threshold', 'fair', 'nothing')})
+    "What the data cannot show is said, and claims that it cannot answer are not asked."
+    from test_own_pictures import run_section
+    said = run_section('multilabel', own_set(tmp_path/'data', **own[kind]), tmp_path)
+    assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
+    assert said['multilabel-nothing'] == 'not asked'

@@ -10,7 +10,6 @@ Two hundred sets through reading, loaders and a short training, and ten through 
 import gzip
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,9 +37,7 @@ def own_set(folder, seed, form=None, small=False):
     n = min(users*items, int(r.integers(25, 1500)) if not small else int(r.integers(300, 800)))
     pairs = r.permutation(users*items)[:n]
     good, mild = r.normal(size=items), r.normal(size=users)
-    rating = (
-        np.clip(np.round(((lo+hi)/2
-                          + (hi-lo)/5*(good[pairs%items] + mild[pairs//items]
+    rating = (np.clip(np.round(((lo+hi)/2 + (hi-lo)/5*(good[pairs%items] + mild[pairs//items]
                                        + .5*r.normal(size=n)))/step)*step, lo, hi).round(1))
     rating[:2] = lo, hi
     year = ' (1999)' if r.random() < .3 else ''
@@ -56,13 +53,13 @@ def own_set(folder, seed, form=None, small=False):
         sep, items_file, tsep = (('\t', 'u.item', '|') if form == 'u.data'
                                  else ('::', 'movies.dat', '::'))
         (folder/form).write_text(''.join(sep.join(map(str, row)) + '\n' for row in four))
-        (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}x\n'
+        (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}Comedy|Drama\n'
                                                for i, t in enumerate(titles, 1)), encoding='utf-8')
     elif form == 'ratings.csv':
         table = table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
         table.to_csv(folder/form, index=False)
         movies = pd.DataFrame({'movieId': range(1, items+1), 'title': titles})
-        movies.to_csv(folder/'movies.csv', index=False)
+        movies.assign(genres='Comedy|Drama').to_csv(folder/'movies.csv', index=False)
     elif form == 'parquet': whole.drop(columns='movie').to_parquet(folder/'shop.parquet')
     elif form == 'split':
         whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(
@@ -99,6 +96,7 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
             table = read_ratings(here) # what is above the names, or that there are none, is said
         for column in ('user', 'title', 'rating'):
             assert table[column].tolist() == wrote[column].tolist(), (seed, form, column)
+        if form in ('ratings.dat', 'ratings.csv'): assert (table.genres == 'Comedy, Drama').all()
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)
             dls = ratings_dls(table, valid='is_valid' if form == 'split' else 'time'
@@ -119,20 +117,9 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(10))
-def test_the_whole_section_runs_on_it(tmp_path, monkeypatch, seed):
-    """Forty people, forty titles and some hundred ratings: no cell raises, every claim is judged or
-    not asked"""
-    from lesson6.book.running import find_notebooks, run_notebook
-    from lesson6.claims import read_claims, statements
-    here = tmp_path/'ml-100k'
-    here.mkdir()
-    form, wrote, scale = own_set(here, seed, small=True)
-    before = sorted(p.name for p in here.iterdir())
-    notebook = find_notebooks(['collab'], Path(__file__).parent.parent/'nbs')[0]
-    nb = run_notebook(notebook, {'LESSON6_DATA': str(tmp_path), 'OMP_NUM_THREADS': '1'},
-                      progress=False)
-    said = {v.id: v.verdict for v in read_claims(nb)}
-    print(f'{form}, {len(wrote)} ratings from {scale[0]:g} to {scale[1]:g}:', said)
-    assert (set(said) == {o for o in statements if o.startswith('collab-')}
-            and said['collab-floor'] == 'not asked')
-    assert sorted(p.name for p in here.iterdir()) == before, 'nothing is written into the data'
+def test_the_whole_section_runs_on_it(tmp_path, seed):
+    "Forty people, forty titles and some hundred ratings"
+    from test_own_pictures import run_section
+    (tmp_path/'data'/'ml-100k').mkdir(parents=True)
+    own_set(tmp_path/'data'/'ml-100k', seed, small=True)
+    assert run_section('collab', tmp_path/'data', tmp_path)['collab-floor'] == 'not asked'

@@ -5,19 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import root
 from PIL import Image
 from torch import nn
 
 from lesson6 import regularisation as reg
 from lesson6.data import folders
-
-
-@pytest.mark.parametrize('wd', [-.1, float('nan')])
-def test_a_weight_decay_that_rewards_large_weights_is_refused(wd):
-    with pytest.raises(ValueError, match='must be 0 or more'): reg.l2_penalty(torch.ones(2), wd)
-    with pytest.raises(ValueError, match='must be 0 or more'):
-        reg.weight_decay_step([torch.ones(2)], .1, wd)
 
 
 @pytest.mark.parametrize('nothing', [[], nn.ReLU(), iter(())], ids=['list', 'module', 'iterator'])
@@ -39,14 +31,6 @@ def test_weights_without_a_gradient_are_left_alone():
     p = nn.Parameter(torch.ones(2))
     reg.weight_decay_step([p], .1, .1)
     assert torch.equal(p, torch.ones(2))
-
-
-@pytest.mark.parametrize('wds, why',
-                         [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'),
-                          ([200], 'turns the weights over'), ([float('nan')], 'must lie between')])
-def test_a_sweep_says_at_once_what_cannot_be_meant(wds, why):
-    def make(): raise AssertionError('trained before it was checked')
-    with pytest.raises(ValueError, match=why): reg.wd_sweep(make, wds)
 
 
 def test_a_sweep_trains_for_the_lessons_five_epochs():
@@ -74,11 +58,6 @@ def test_points_keep_their_shape_and_come_back(shape):
     assert torch.allclose(reg.affine_points(moved, back), p, atol=1e-5)
 
 
-def test_a_map_that_squeezes_the_picture_is_refused():
-    with pytest.raises(ValueError, match='determinant must not be 0'):
-        reg.affine_points(torch.zeros(1, 2), torch.tensor([[1., 0, 0], [2, 0, 0]]))
-
-
 @pytest.mark.parametrize('angle', [0, 30, -75, 180])
 @pytest.mark.parametrize('size', [(60, 80), (48, 48)])
 def test_a_dot_is_where_its_point_is(angle, size):
@@ -92,60 +71,13 @@ def test_a_dot_is_where_its_point_is(angle, size):
     assert off.norm(dim=-1).max() < 1
 
 
-def test_the_maps_are_the_engines():
-    from lesson6.engine import augmentation
-    for name in augmentation.__all__: assert getattr(reg, name) is getattr(augmentation, name)
-
-
-# Whole sections on sets such as people have: few or many ratings of any scale, heads of anybody in
-# any layout, or only one of the two
-
-def own_ratings(folder, r):
-    lo, hi, step = [(1, 5, 1), (1, 10, 1), (.5, 5, .5), (-10, 10, 1)][r.integers(4)]
-    n_users, n_items, n = int(r.integers(5, 80)), int(r.integers(5, 60)), int(r.integers(25, 2500))
-    pairs = sorted({(int(u), int(i))
-                    for u, i in zip(r.integers(1, n_users+1, n), r.integers(1, n_items+1, n))})
-    mild, good = r.normal(size=n_users+1), r.normal(size=n_items+1)
-    rows = [(u, i,
-             float(np.clip(step*round(((lo+hi)/2 + (hi-lo)/8*(mild[u]+good[i]+r.normal()))/step),
-                           lo, hi))) for u, i in pairs]
-    folder.mkdir()
-    if r.integers(2):
-        return (folder/'ratings.csv').write_text('user,title,rating\n'
-                                                 + ''.join(f'reader {u},Book {i},{y:g}\n'
-                                                           for u, i, y in rows), encoding='utf-8')
-    (folder/'u.data').write_text(''.join(f'{u}\t{i}\t{y:g}\t{880000000+u}\n' for u, i, y in rows))
-    (folder/'u.item').write_text(''.join(f'{i}|Book {i}\n' for i in range(1, n_items+1)))
-
+# The section on sets such as people have: ratings, heads, or only one of the two
 
 def face(r, w, h, x, y):
     down, right = np.mgrid[:h, :w]
     pixels = 40 + r.integers(0, 30, (h, w, 3))
     pixels[((right-x)**2 + (down-y)**2) < (h/8)**2] += 150
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def own_heads(folder, r):
-    sizes, ending = ([(80, 60), (120, 160), (640, 480)],
-                     ['.jpg', '.png', '.PNG', '.bmp'][r.integers(4)])
-    people = ([['1', '2'], ['01', '02', '13'], ['anna', 'ben'],
-               ['d\u00e9j\u00e0', '\u592a\u90ce', 'x y'], ['only']][r.integers(5)])
-    table = r.integers(2)
-    groups = table and r.integers(2)
-    rows = ['fname,x,y' + ',group'*groups]
-    for i in range(int(r.integers(22, 60))):
-        who, (w, h) = people[i % len(people)], sizes[i % len(people) % 3]
-        x, y = r.uniform(.2, .8)*w, r.uniform(.2, .8)*h
-        name = f'{who}/frame_{i:05}_rgb{ending}'
-        (folder/who).mkdir(parents=True, exist_ok=True)
-        face(r, w, h, x, y).save(folder/name)
-        rows.append(f'{name},{x:.1f},{y:.1f}' + f',{who}'*groups)
-        if table: continue
-        (folder/who/'rgb.cal').write_text(f'{w} 0 {w/2}\n0 {w} {h/2}\n0 0 1\n')
-        (folder/who/f'frame_{i:05}_pose.txt').write_text(f'1 0 0\n0 1 0\n0 0 1\n\n{(x-w/2)*1000/w} '
-                                                         f'{(y-h/2)*1000/w} 1000\n')
-    if table: (folder/'points.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
-    return len(people) > 1 and (not table or groups)
 
 
 NEEDS_NO_DATA = {'reg-penalty-gradient', 'reg-sgd-same', 'reg-adam-differs', 'reg-points-move',
@@ -156,23 +88,16 @@ HEADS = {'reg-augmentation', 'reg-point-forgotten'}
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(12))
 def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
-    from lesson6.book.running import run_notebook
-    from lesson6.claims import read_claims, statements
-    r, data = np.random.default_rng(seed), tmp_path/'own'
-    data.mkdir()
+    from test_own_pictures import pointed_set, run_section
+    from test_own_ratings import own_set
     has = ['movielens', 'biwi'] if seed % 3 else [['movielens'], ['biwi']][seed//3 % 2]
-    if 'movielens' in has: own_ratings(data/folders['movielens'], r)
-    if 'biwi' in has: own_heads(data/folders['biwi'], r)
-    before = sorted(data.rglob('*'))
-    nb = run_notebook(root/'nbs'/'05_regularisation.ipynb',
-                      {'LESSON6_DATA': str(data), 'OMP_NUM_THREADS': '1'}, progress=False)
-    assert sorted(data.rglob('*')) == before, 'something was written into the data'
-    found = {v.id: v for v in read_claims(nb)}
-    assert set(found) == {o for o in statements if o.startswith('reg-')}
-    for id, v in found.items():
-        of = 'biwi' if id in HEADS else 'movielens'
-        if id in NEEDS_NO_DATA: assert v.verdict == 'holds', v
-        elif of not in has: assert v.verdict == 'not asked' and folders[of] in v.measured, v
+    for name, write in ('movielens', own_set), ('biwi', pointed_set):
+        if name in has:
+            (tmp_path/'own'/folders[name]).mkdir(parents=True)
+            write(tmp_path/'own'/folders[name], seed)
+    for id, said in run_section('regularisation', tmp_path/'own', tmp_path).items():
+        if id in NEEDS_NO_DATA: assert said == 'holds', id
+        elif ('biwi' if id in HEADS else 'movielens') not in has: assert said == 'not asked', id
 
 
 @pytest.mark.slow
@@ -258,13 +183,6 @@ def test_side_by_side_tells_the_training_error_of_the_end():
         preds, y = learn.get_preds(ds_idx=0)
     row = reg.ratings_sweep(rating_learner, [.1], [1], n_epoch=3, lr=2e-2).iloc[0]
     assert row.train_loss == pytest.approx((preds - y).square().mean().item(), rel=1e-4)
-
-
-@pytest.mark.parametrize('wds, why', [([], 'nothing to try'), ([.1, -.1], 'wd is -0.1'),
-                                      ([200], 'turns the weights over')])
-def test_side_by_side_says_at_once_what_cannot_be_meant(wds, why):
-    def make(seed): raise AssertionError('trained before it was checked')
-    with pytest.raises(ValueError, match=why): reg.ratings_sweep(make, wds)
 
 
 def test_side_by_side_passes_a_warning_on_once():
