@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_site import browser, sections, serious, tab  # noqa: F401
 
-from lesson6.book.figures import charts, figure_file, figure_places, kinds
+from lesson6.book.figures import figure_file, figure_places, kinds
 from lesson6.book.running import notebooks_path
 from lesson6.engine.figures import figure_type, most_bytes
 
@@ -49,11 +49,6 @@ def test_a_page_has_at_most_300_kB_of_data(path):
     assert places and sum(len(figure_file(*o)) for o in places.values()) <= most_bytes
 
 
-def test_a_kind_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="no figure of the kind 'pie'; there are learning_rate"):
-        charts('pie')
-
-
 def test_each_figure_has_a_file_of_its_own():
     "Of several in one cell none can be moved: one picture would make way for all of them"
     def cell(*kinds):
@@ -70,20 +65,6 @@ def test_each_figure_has_a_file_of_its_own():
 
 def test_the_numbers_cannot_end_the_script():
     assert '</script' not in figure_file('x', {'kind': 'camera', 'title': '</script><b>'})
-
-
-def test_a_field_of_the_matrix_shows_five_pictures_the_surest_first(tmp_path):
-    import torch
-    from PIL import Image
-    from lesson6.engine.figures import confusion_data
-    files = [tmp_path/f'{i}.png' for i in range(8)]
-    for f in files: Image.new('RGB', (8, 8)).save(f)
-    sure = torch.tensor([.6, .9, .7, .95, .8, .55, .85, .75])
-    d = confusion_data(['cat', 'dog'], torch.stack([1-sure, sure], 1),
-                       torch.tensor([0]*7 + [1]), files)
-    assert [(f['actual'], f['guess'], f['count']) for f in d['fields']] == [(0, 1, 7), (1, 1, 1)]
-    assert [p for _, p in d['fields'][0]['pictures']] == pytest.approx([.95, .9, .85, .8, .7]), (
-        'five of seven')
 
 
 # In a browser
@@ -163,8 +144,7 @@ def test_the_threshold(tab, built):  # noqa: F811
         thresh = float(slider.input_value())
         i = round(100*thresh)-1
         found = numbers(place.locator('.says').inner_text().replace('none', '-1'))
-        assert (found
-                == pytest.approx([thresh, *(100*(d[m][i] if d[m][i] is not None else -.01)
+        assert (found == pytest.approx([thresh, *(100*(d[m][i] if d[m][i] is not None else -.01)
                                             for m in ('accuracy', 'precision', 'recall')),
                                   100*max(d['accuracy']), d['best']], abs=.06))
         for k, o in enumerate(d['pictures']):

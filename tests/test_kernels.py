@@ -116,22 +116,6 @@ def test_it_is_forked(tmp_path):
             == os.getpid())
 
 
-def test_nothing_is_seen_by_the_next(tmp_path):
-    """A global, an environment variable, a default of fastai, a module, the working folder and the
-    random state"""
-    imports = 'import os, random, pandas\nfrom fastai.vision.all import *'
-    numbers = 'print(random.random(), np.random.rand(), torch.rand(1).item())'
-    change = ("mine, defaults.lr, os.environ['LESSON6_COLOUR'], pandas.mark = 7, 7, 'red', 7; "
-              "os.chdir('/'); set_seed(1); torch.set_num_threads(5)")
-    printed(tmp_path/'a.ipynb', imports, change, numbers)
-    look = ("print('mine' in globals(), defaults.lr, os.environ.get('LESSON6_COLOUR'), "
-            "hasattr(pandas, 'mark'), os.getcwd(), torch.get_num_threads() == 5)")
-    assert printed(tmp_path/'b.ipynb', imports, look) == f'False 0.001 None False {tmp_path} False'
-    drawn = [printed(tmp_path/'c.ipynb', imports, numbers).split() for _ in range(2)]
-    assert not set(drawn[0]) & set(drawn[1]), 'each kernel draws its own'
-    assert 'LESSON6_COLOUR' not in os.environ
-
-
 TRAIN = """
 from fastai.vision.all import *
 set_seed(42, reproducible=True)

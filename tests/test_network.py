@@ -1,5 +1,4 @@
 "The small pretrained networks: what ships, how fastai sees them, and what they are worth."
-import json
 import subprocess
 import sys
 import warnings
@@ -9,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
                         category=FutureWarning)
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Normalize,
-                               RandomSplitter, Resize, aug_transforms,
-                               error_rate, get_image_files, imagenet_stats, set_seed,
-                               vision_learner)
+                               RandomSplitter, Resize, aug_transforms, error_rate, get_image_files,
+                               imagenet_stats, set_seed, vision_learner)
 from torch import nn
 
 from lesson6.engine.networks import efficientnet_lite0, efficientnet_lite2
@@ -54,12 +53,6 @@ def test_small_and_noted(arch):
 
 
 @both
-def test_name_is_number_of_layers(arch):
-    layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in arch().modules())
-    assert arch.__name__ == f'drawnet{layers}'
-
-
-@both
 def test_pretrained_and_weights_are_the_same(arch):
     a, b, c = (arch(pretrained=True), arch(weights='DEFAULT'),
                arch(weights=weights_path(arch.__name__)))
@@ -81,13 +74,6 @@ def test_fixed_output(arch):
 
 
 @both
-@pytest.mark.parametrize('size', [(60,80), (64,64), (128,128), (224,224), (33,47)])
-def test_any_size(arch, size):
-    with torch.no_grad():
-        assert arch(pretrained=True).eval()(torch.rand(2, 3, *size)).isfinite().all()
-
-
-@both
 def test_shipped_convolutions_have_the_same_spread(arch, training):
     "So that one learning rate means the same to each of them"
     model = arch(pretrained=True)
@@ -97,24 +83,6 @@ def test_shipped_convolutions_have_the_same_spread(arch, training):
     # eps stays small beside it
     assert min(m.running_var.min().item()/m.eps for m in model.modules()
                if isinstance(m, nn.BatchNorm2d)) > 30
-
-
-@both
-def test_scaling_changes_no_output_and_can_be_undone(arch, training):
-    model = arch(pretrained=True).eval()
-    before, x = {k: v.clone() for k,v in model.state_dict().items()}, fixed_input()
-    with torch.no_grad():
-        out = model(x)
-        trained = {n: 1/f
-                   for n,f in json.loads(read_weights(weights_path(arch.__name__))[1]['scaled'])
-                   .items()}
-        assert training.scale_weights(model, trained) == trained
-        assert model.layer4[0].conv2.weight.std() > 20*before['layer4.0.conv2.weight'].std()
-        torch.testing.assert_close(model(x), out, atol=1e-3, rtol=1e-3)
-        training.scale_weights(model)
-        torch.testing.assert_close(model(x), out, atol=1e-3, rtol=1e-3)
-    for k,v in model.state_dict().items():
-        torch.testing.assert_close(v, before[k], atol=1e-4, rtol=2e-3)
 
 
 def test_drawings_are_the_ones_trained_on(training):
@@ -145,11 +113,6 @@ def test_weights_of_the_other_network(tmp_path):
         drawnet10(weights=weights_path('drawnet18'))
 
 
-def test_weights_of_another_shape():
-    with pytest.raises(ValueError, match=r'fc\.weight is \(791, 224\) and should be \(37, 224\)'):
-        drawnet10(pretrained=True, n_out=37)
-
-
 def test_a_refused_file_changes_nothing():
     model = drawnet18()
     before = {k: v.clone() for k,v in model.state_dict().items()}
@@ -164,11 +127,6 @@ def test_broken_file(tmp_path, content):
     file.write_bytes(whole[:len(whole)//2] if content == 'half' else content)
     with pytest.raises(ValueError, match='broken.safetensors is not a whole safetensors file'):
         drawnet10(weights=file)
-
-
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match='There are no weights at .*nowhere.safetensors'):
-        drawnet10(weights=tmp_path/'nowhere.safetensors')
 
 
 def test_saved_weights_come_back(tmp_path):
@@ -231,30 +189,15 @@ def test_other_channels(n, arch, dls):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize('arch', [drawnet10, efficientnet_lite0])
-def test_export_and_load_in_a_fresh_process(arch, dls, tmp_path):
-    learn = vision_learner(dls, arch, metrics=error_rate, path=tmp_path)
-    learn.export(tmp_path/'model.pkl')
-    with learn.no_bar(): probs = learn.predict(tmp_path/'a_0.png')[2]
-    code = ('import warnings; warnings.simplefilter("ignore")\n'
-            f'import sys; sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})\n'
-            'from fastai.learner import load_learner\n'
-            f'learn = load_learner({str(tmp_path/"model.pkl")!r})\n'
-            f'with learn.no_bar(): print(*learn.predict({str(tmp_path/"a_0.png")!r})[2].tolist())')
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                         check=True).stdout
-    assert np.allclose([float(v) for v in out.split()], probs.numpy(), atol=1e-4)
-
-
-@pytest.mark.ci
 def test_import_is_quiet_and_reads_no_weights():
-    code = ('import torch, fastai.vision.learner, safetensors, time\n'
-            'safetensors.safe_open = lambda *a, **k: exit("weights are read")\nstart = '
-            'time.perf_counter()\nimport warnings; warnings.simplefilter("error")\n'
-            'import lesson6.mini.network as n\n'
-            'print(time.perf_counter()-start)')
-    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
-                         text=True, check=True)
+    code = '''
+        import torch, fastai.vision.learner, safetensors, time, warnings
+        safetensors.safe_open = lambda *a, **k: exit('weights are read')
+        warnings.simplefilter('error')
+        start = time.perf_counter()
+        import lesson6.mini.network
+        print(time.perf_counter()-start)'''
+    run = python(code)
     assert float(run.stdout) < 1 and not run.stderr
 
 

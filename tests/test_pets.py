@@ -1,17 +1,13 @@
 import dataclasses
 import os
-import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import python, root
 from PIL import Image
 
-import lesson6
 from lesson6.data import lesson_path
 from lesson6.mini import pets as twin
 from lesson6.pets import (breed, check_picture, cross_entropy, fit_discriminative, fit_pets, is_cat,
@@ -46,12 +42,6 @@ def learn(dls, tmp_path): return pets_learner(dls, small_net, pretrained=False, 
 
 # The twin
 
-def test_recipes_are_repeatable_to_the_byte_and_differ_by_seed():
-    one = lambda seed: twin.portrait(twin.breeds['pug'], np.random.default_rng(seed), 96,
-                                     100).tobytes()
-    assert one(1) == one(1) != one(2)
-
-
 def test_drawing_fills_the_folder_as_the_real_set_does(tmp_path, monkeypatch):
     monkeypatch.setattr(twin, 'PER_BREED', 2)
     twin.draw(tmp_path/'a'); twin.draw(tmp_path/'b')
@@ -63,12 +53,10 @@ def test_drawing_fills_the_folder_as_the_real_set_does(tmp_path, monkeypatch):
         assert min(Image.open(f).size) == 96
 
 
-def test_look_alikes_differ_in_one_feature_and_others_in_more():
+def test_who_are_no_look_alikes_differ_in_more_than_two_features():
     def apart(a, b):
         return {f.name for f in dataclasses.fields(twin.Breed)
                 if getattr(twin.breeds[a], f.name) != getattr(twin.breeds[b], f.name)}
-    for a,b in twin.look_alikes:
-        assert apart(a, b) in ({'ears', 'ear'}, {'blaze'}, {'fur'}, {'pattern'}), (a, b)
     # both differ from Birman in one
     alike = {frozenset(p) for p in twin.look_alikes} | {frozenset(('Ragdoll', 'Siamese'))}
     for a in twin.breeds:
@@ -102,12 +90,6 @@ def test_a_picture_is_seen_as_its_camera_was_held(tmp_path):
     dls = pets_dls(path, 40, 32)
     sizes = {f.name: x.size for dl in dls.loaders for f,(x,_) in zip(dl.dataset.items, dl.dataset)}
     assert sizes['beagle_0.jpg'] == (30, 60) and sizes['beagle_1.jpg'] == (40, 40)
-
-
-def test_loaders_can_be_sent_to_another_process(dls):
-    again = pickle.loads(pickle.dumps(dls))
-    assert (again.one_batch()[0].shape == dls.one_batch()[0].shape
-            and list(again.vocab) == list(dls.vocab))
 
 
 def test_what_predict_may_be_given(learn, dls):
@@ -289,8 +271,6 @@ def test_the_head_that_few_pictures_get(tmp_path):
         return [m for m in learn.model[1].modules() if isinstance(m, torch.nn.Linear)]
     assert (len(linear(plain)) == 1 and not linear(plain)[0].weight.any()
             and len(linear(lesson)) == 2)
-    with pytest.raises(ValueError, match="head is 'round'; it must be 'lesson' or 'plain'"):
-        pets_learner(dls, small_net, head='round')
 
 
 def test_the_recipe_says_what_it_takes_and_takes_what_it_is_told(tmp_path, capsys):
@@ -327,15 +307,6 @@ def test_the_finder_says_that_it_found_nothing(learn):
     learn.add_cb(Explode())
     with pytest.raises(ValueError, match='exploded before any rate lowered it'):
         suggest_lr(learn, num_it=20)
-    with pytest.raises(ValueError, match='at least 20'): suggest_lr(learn, num_it=5)
-
-
-def test_the_finder_leaves_nothing_behind(learn, tmp_path):
-    before = {n: p.clone() for n,p in learn.model.state_dict().items()}
-    there = sorted(p.name for p in tmp_path.iterdir())
-    assert 1e-7 < suggest_lr(learn, num_it=20) < 10
-    assert learn.path == tmp_path and sorted(p.name for p in tmp_path.iterdir()) == there
-    assert all(torch.equal(p, before[n]) for n,p in learn.model.state_dict().items())
 
 
 def test_discriminative_training_holds_the_body_and_then_moves_it(learn):
@@ -351,23 +322,15 @@ def test_discriminative_training_holds_the_body_and_then_moves_it(learn):
     fit_discriminative(learn, 1, 1); assert not torch.equal(start, body())
 
 
-def test_mixed_precision_computes_in_16_bits_and_leaves_no_trace(learn):
-    seen = set(); learn.model[0].register_forward_hook(lambda m, i, o: seen.add(o.dtype))
-    mixed_precision(learn).fit(1, 1e-3)
-    assert seen <= {torch.bfloat16, torch.float16} and not torch.is_autocast_enabled('cpu')
-
-
 @pytest.mark.ci
 def test_an_exported_learner_predicts_in_a_fresh_process(learn, dls, tmp_path):
     learn.export('pets.pkl')
-    code = ('import sys, warnings; warnings.simplefilter("ignore"); from fastai.learner import '
-            'load_learner; l = load_learner(sys.argv[1])\nwith l.no_bar(): '
-            'print(l.predict(sys.argv[2])[0])')
     # the network of this test lives in this file
-    env = {**os.environ,
-           'PYTHONPATH':
-           os.pathsep.join((str(Path(__file__).parent), str(Path(lesson6.__file__).parent.parent)))}
-    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'pets.pkl'),
-                           str(dls.valid_ds.items[0])], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    done = python('''
+        import sys
+        from fastai.learner import load_learner
+        learn = load_learner(sys.argv[1])
+        with learn.no_bar(): print(learn.predict(sys.argv[2])[0])
+        ''', tmp_path/'pets.pkl', dls.valid_ds.items[0],
+        env={'PYTHONPATH': f'{root/"tests"}{os.pathsep}{root}'})
     assert re.fullmatch('Abyssinian|beagle', done.stdout.strip())

@@ -122,8 +122,6 @@ def test_recommendations(environment, capsys, tmp_path):
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert lesson6(environment, 'predict', tmp_path/'books.pkl', '--user', '99') == 1
     assert "has not seen the user '99'" in capsys.readouterr().err
-    assert lesson6(environment, 'predict', tmp_path/'books.pkl', 'dog.jpg') == 1
-    assert "'dog.jpg' means nothing to it" in capsys.readouterr().err
 
 
 def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, environment, capsys,
@@ -132,21 +130,15 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, enviro
     (tmp_path/'half.png').write_bytes(whole[:len(whole)//2])
     (tmp_path/'none.pkl').write_text('no learner')
     torch.save({'settings': {}, 'model': {}}, tmp_path/'checkpoint.pt')
-    torch.save({'weight': torch.zeros(2)}, tmp_path/'saved.pth')
     (tmp_path/'bare').mkdir()
     for words, says in (([pets], 'name one or more of them'),
                         ([pets, tmp_path/'nowhere.jpg'], 'nowhere.jpg is not there'),
                         ([pets, tmp_path/'half.png'], 'half.png cannot be read'),
                         ([tmp_path/'none.pkl'], 'none.pkl cannot be loaded'),
-                        ([tmp_path/'nothing.pkl'], 'nothing.pkl is not there'),
                         ([pets, tmp_path/'half.png', '--user', '1'], '--user means nothing'),
                         ([tmp_path/'checkpoint.pt'], 'holds the checkpoint of a training'),
-                        ([tmp_path/'saved.pth'], 'holds weights alone'),
                         (['https://host/pets.pkl'], 'is an address'),
-                        ([tmp_path/'bare'], 'is a folder without learner.pkl'),
-                        ([pets, tmp_path/'bare'], 'is a folder without pictures'),
-                        ([pets, 'https://host/dog.jpg'], 'is an address'),
-                        ([pets, f'{tmp_path}/*.tif'], 'means no file')):
+                        ([tmp_path/'bare'], 'is a folder without learner.pkl')):
         assert lesson6(environment, 'predict', *words) == 1
         err = capsys.readouterr().err.strip().splitlines()
         assert says in err[-1] and 'Traceback' not in ''.join(err), err
