@@ -1,8 +1,5 @@
 """The notebooks and the command for training, on a device that is only pretended: what would stop
 them on a GPU or on a Mac stops them here.
-
-`python tests/test_device.py cuda head_pose train` runs the notebooks of these modules and prints
-what each cell took.
 """
 import ast
 import importlib
@@ -14,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -85,7 +81,7 @@ def last_line(error): # fastai puts a line before what a callback raises
     return (str(error).strip() or '-').splitlines()[-1].strip()
 
 
-def run_cells(path, gpu, tell=None):
+def run_cells(path, gpu):
     """Runs a notebook statement by statement, and lists what the device refused and what else
     broke. A result that is missed is no fault: nothing was trained."""
     from IPython.core.interactiveshell import InteractiveShell
@@ -93,7 +89,7 @@ def run_cells(path, gpu, tell=None):
     sys.displayhook = shell.display_formatter.format
     for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
         if cell['cell_type'] != 'code': continue
-        source, began = shell.transform_cell(''.join(cell['source'])), time.perf_counter()
+        source = shell.transform_cell(''.join(cell['source']))
         name, statements, before = (shell.compile.cache(source, i), ast.parse(source).body,
                                     len(faults))
         for node in statements:
@@ -115,7 +111,6 @@ def run_cells(path, gpu, tell=None):
             faults += [f'{path.stem}[{i}]: {type(e).__name__}: {last_line(e)} at {innermost(e)}'
                        for e in gpu.faults[seen:]]
         if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
-        if tell: tell(f'{path.stem}[{i}] {time.perf_counter() - began:.1f} s')
     return faults
 
 
@@ -142,22 +137,19 @@ def sections():
     return list(importlib.import_module(f'lesson6.{exported(notebook("train"))}').sections)
 
 
-def on_device(job, send=None, tell=None):
+def on_device(job, send):
     "One job in a process of its own, in an empty folder: a notebook to run, or a section to resume"
     what, name, kind = job
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, pretended(kind) as gpu:
         os.chdir(folder)
         short_trainings()
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                faults = (run_cells(notebook(name), gpu, tell) if what == 'notebook'
+                faults = (run_cells(notebook(name), gpu) if what == 'notebook'
                           else resume(name, gpu))
         except Exception: faults = [f'{name}: {traceback.format_exc()}']
         finally: os.chdir(root)
-    done = faults, time.perf_counter() - began
-    if send: send.send(done)
-    return done
+    send.send(faults)
 
 
 def in_forks(jobs, at_once=2):
@@ -174,7 +166,7 @@ def in_forks(jobs, at_once=2):
         for receive in wait(list(running)):
             job, process = running.pop(receive)
             try: yield job, receive.recv()
-            except EOFError: yield job, ([f'{job[1]}: its process ended without a word'], 0)
+            except EOFError: yield job, [f'{job[1]}: its process ended without a word']
             process.join()
 
 
@@ -195,27 +187,13 @@ def prepare():
         del sys.modules[name]   # each notebook imports the package itself
 
 
-def by_hand(name, kind):
-    what = 'resume' if name.startswith('resume-') else 'notebook'
-    faults, seconds = on_device((what, name.removeprefix('resume-'), kind),
-                                tell=lambda said: print(said, file=sys.__stdout__, flush=True))
-    print(*faults, f'{name} on {kind}: {len(faults)} faults, {seconds:.0f} s', sep='\n', flush=True)
-
-
-def main(which, names):
+def main(which):
     prepare()
-    if which in kinds:
-        for name in names:
-            context = multiprocessing.get_context('fork')
-            process = context.Process(target=by_hand, args=(name, which))
-            process.start()
-            process.join()
-        return
     jobs = {'resume': [('resume', name, kinds[i%2]) for i,name in enumerate(sections())],
             'resume both': [('resume', name, kind) for name in sections() for kind in kinds],
             'notebooks': [('notebook', name, kind) for name in modules for kind in kinds],
             'half': [('notebook', name, kinds[i%2]) for i,name in enumerate(modules)]}[which]
-    print(json.dumps([[*job, *done] for job, done in in_forks(jobs)]))
+    print(json.dumps([[*job, faults] for job, faults in in_forks(jobs)]))
 
 
 @pytest.fixture(params=kinds)
@@ -311,10 +289,10 @@ forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='the notebooks run in
 
 
 def assert_no_faults(found, names, kinds=kinds):
-    seen = {(name, kind) for _, name, kind, _, _ in found}
+    seen = {(name, kind) for _, name, kind, _ in found}
     assert ({(name, kind) for name in names for kind in kinds} <= seen
             and {*names} <= {name for name, _ in seen})
-    faults = [f'{kind}, {fault}' for _, _, kind, faults, _ in found for fault in faults]
+    faults = [f'{kind}, {fault}' for _, _, kind, faults in found for fault in faults]
     assert not faults, '\n'.join(['', *faults])
 
 
@@ -346,4 +324,4 @@ def test_a_training_is_taken_up_again_on_either_kind_of_gpu():
     assert_no_faults(run('resume both'), trained)
 
 
-if __name__ == '__main__': main(sys.argv[1], sys.argv[2:])
+if __name__ == '__main__': main(sys.argv[1])

@@ -80,8 +80,7 @@ def test_no_answer_yet_is_said_and_gives_nothing_away(capsys):
     for id in ex.exercises:
         assert not ex.check(id, ...)
         assert capsys.readouterr().out == (f'{id} waits for your answer: put it in place of the '
-                                           'three dots. '
-                                           f"hint('{id}') helps.\n")
+                                           f"three dots. hint('{id}') helps.\n")
 
 
 @pytest.mark.parametrize('answer', [None, 'no idea', [], {}, object(), lambda: 1, lambda *a: None,
@@ -249,10 +248,6 @@ class Bias(nn.Module):
         return torch.sigmoid(self.act(x))*(hi-lo) + lo
 
 
-class Difference(Bias):
-    def act(self, x): return (self.u[x[:,0]] - self.m[x[:,1]])[:,None]
-
-
 class EmbeddedBias(Bias):
     def __init__(self, n_users, n_movies, y_range=(0, 5.5)):
         nn.Module.__init__(self)
@@ -272,37 +267,13 @@ class OneTable(Bias):
     def act(self, x): return self.bias[x + torch.tensor([0, self.n_users])].sum(1, keepdim=True)
 
 
-class FlatBias(Bias):
-    def forward(self, x): return super().forward(x)[:,0]
-
-
-class NoRange(Bias):
-    def forward(self, x): return self.act(x)
-
-
-class FixedRange(Bias):
-    def forward(self, x): return torch.sigmoid(self.act(x))*5.5
-
-
-class UserOnly(Bias):
-    def act(self, x): return self.u[x[:,0]][:,None] + 0*self.m[x[:,1]][:,None]
-
-
-class Product(Bias):
-    def act(self, x): return (self.u[x[:,0]] * self.m[x[:,1]])[:,None]
+def biased(**methods): return type('Biased', (Bias,), methods) # with another `act` or `forward`
 
 
 class WithFactors(Bias):
     def __init__(self, *args):
         super().__init__(*args)
         self.factors = nn.Embedding(args[0], 3)
-
-
-class OfFilms(Bias):
-    def __init__(self, n_users, n_movies, y_range=(0, 5.5)):
-        super().__init__(1, n_movies, y_range)
-
-    def act(self, x): return (self.u + self.m[x[:,1]])[:,None]
 
 
 class Plain(nn.Module):
@@ -650,12 +621,21 @@ wrong = {
                          (lambda a, b: a@b.t()/(a.norm()*b.norm()), 'whole table'),
                          (lambda a, b: a@b.t()/a.norm(dim=1)[:,None], 'not of `b`'),
                          (lambda a, b: (a/a.norm(dim=0)) @ (b/b.norm(dim=0)).t(), 'columns')],
-    'collab-4': lambda: [(FlatBias, 'second dimension'), (NoRange, 'range'),
-                         (FixedRange, 'y_range'), (UserOnly, 'both'), (Product, 'plain sum'),
-                         (Difference, 'sum of the two'), (Plain, 'no parameters'),
-                         (Bias(6, 9), 'class itself'),
-                         (WithFactors, 'here there are 33'), (OfFilms, 'has a bias'),
-                         (dict, 'TypeError')],
+    'collab-4': lambda: [(biased(forward=lambda self, x: Bias.forward(self, x)[:,0]),
+                          'second dimension'), (biased(forward=Bias.act), 'range'),
+                         (biased(forward=lambda self, x: torch.sigmoid(self.act(x))*5.5),
+                          'y_range'),
+                         (biased(act=lambda self, x: (self.u[x[:,0]] + 0*self.m[x[:,1]])[:,None]),
+                          'both'),
+                         (biased(act=lambda self, x: (self.u[x[:,0]] * self.m[x[:,1]])[:,None]),
+                          'plain sum'),
+                         (biased(act=lambda self, x: (self.u[x[:,0]] - self.m[x[:,1]])[:,None]),
+                          'sum of the two'), (Plain, 'no parameters'),
+                         (Bias(6, 9), 'class itself'), (WithFactors, 'here there are 33'),
+                         (biased(__init__=lambda self, n_users, n_movies, y_range=(0, 5.5):
+                                 Bias.__init__(self, 1, n_movies, y_range),
+                                 act=lambda self, x: (self.u + self.m[x[:,1]])[:,None]),
+                          'has a bias'), (dict, 'TypeError')],
     'collab-5': lambda: [(lambda x: 4, 'comes out wrong'), (lambda x: len(x), 'rows of the batch'),
                          (lambda x: x[:,1].unique().numel(), 'films'),
                          (lambda x: (x[:,0].bincount() > 1).sum(), 'more than once'),

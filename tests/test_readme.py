@@ -39,8 +39,8 @@ run_by = {
     '.venv/bin/lesson6 run': ('Makefile', '$(bin)/lesson6 run'),
     'pip install /path/to/the/clone': ('tests/test_packaging.py', "'pip', '--python'"),
     'lesson6 notebooks': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
-    'lesson6 notebooks '
-    'my-lesson6': ('tests/test_packaging.py', "lesson6('notebooks', 'my-lesson6')"),
+    'lesson6 notebooks my-lesson6': ('tests/test_packaging.py',
+                                     "lesson6('notebooks', 'my-lesson6')"),
     'lesson6 data': ('tests/test_packaging.py', "lesson6('data')"),
     'lesson6 data --check /path/to/data': ('tests/test_sets.py', "'data', '--check'"),
     'lesson6 run': ('tests/test_packaging.py', "lesson6('run', 'collab')"),
@@ -50,8 +50,8 @@ run_by = {
     'lesson6 class course': ('tests/test_classroom.py', 'main(str(tmp_path))\n'),
     'lesson6 doctor': ('tests/test_packaging.py', "lesson6('doctor')"),
     'lesson6 train pets --out runs': ('tests/test_train.py', "'lesson6.train', 'collab'"),
-    'lesson6 predict runs/pets/learner.pkl '
-    'holiday.jpg': ('tests/test_predict.py', "'predict', pets, *files"),
+    'lesson6 predict runs/pets/learner.pkl holiday.jpg': ('tests/test_predict.py',
+                                                          "'predict', pets, *files"),
     'lesson6 run --help': ('tests/test_command.py', "name, '--help'"),
 }
 
