@@ -15,7 +15,7 @@ import pytest
 from lesson6.book.classroom import class_copy, main, parts_of, write_course
 from lesson6.book.confined import unprotected
 from lesson6.book.running import sections
-from lesson6.exercises import check, exercises, forget_progress, hint, judge, progress, solution
+from lesson6.exercises import check, exercises, hint, judge, progress, solution
 from lesson6.exercises.record import progress_file
 
 with_nbgrader = pytest.mark.skipif(not find_spec('nbgrader'), reason='this takes the extra `class`')
@@ -184,21 +184,6 @@ def own_record(tmp_path, monkeypatch):
     monkeypatch.setattr('lesson6.exercises.record.progress_file',
                         lambda: tmp_path/'data'/'progress.json')
     return tmp_path/'data'
-
-
-def test_progress_is_kept_in_one_file_and_deleted_by_one_call(own_record, capsys):
-    for answer in 1, 693, 1, ...: check('reg-2', answer)
-    hint('pets-1')
-    solution('pets-2')
-    table = progress()
-    assert list(table.index) == list(exercises) and len(table) == 37
-    assert (table.loc['reg-2', 'tried'] == 3 and table.loc['reg-2', 'solved']
-            and not table.loc['pets-1', 'solved'])
-    assert (list(table.index[table.hint != '']) == ['pets-1']
-            and list(table.index[table.solution != '']) == ['pets-2'])
-    assert {p.name for p in own_record.iterdir()} <= {'progress.json', 'progress.lock'}
-    forget_progress()
-    assert not any(own_record.iterdir()) and (progress().tried == 0).all()
 
 
 def test_progress_survives_a_broken_file_and_a_full_disk(own_record, capsys, monkeypatch):

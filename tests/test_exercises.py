@@ -851,17 +851,6 @@ def test_pets_7_compares_on_equal_terms(coloured):
         refused('pets-7', answer, why)
 
 
-def test_a_learner_can_be_asked_again_and_keeps_its_curve(coloured):
-    "fastai's `get_preds` empties the recorder: what was trained must not look untrained afterwards"
-    dls = coloured[1]()
-    pair = fitted(dls, Coloured(9), 2), fitted(dls, Coloured(-9, 1), 2)
-    for _ in range(2): taken('pets-7', pair)
-    assert [len(o.recorder.values) for o in pair] == [2, 2]
-    for o in pair:
-        with o.no_bar(): o.get_preds()
-    taken('pets-7', pair)
-
-
 def test_multi_8_wants_a_loss_that_weighs(coloured):
     from fastai.losses import BCEWithLogitsLossFlat
     files, loaders = coloured

@@ -1,6 +1,5 @@
 "lesson6 predict: what a trained learner says about pictures, and what it recommends."
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,9 +141,3 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(pets, pictures, enviro
         assert lesson6(environment, 'predict', *words) == 1
         err = capsys.readouterr().err.strip().splitlines()
         assert says in err[-1] and 'Traceback' not in ''.join(err), err
-
-
-def test_the_paths_are_kept(pets, pictures):
-    learn = predict.open_learner(pets)
-    files = [str(f) for f in sorted(pictures.iterdir())[:2]]
-    assert predict.predict_pictures(learn, files).file.tolist() == files and Path(files[0]).exists()
