@@ -27,8 +27,7 @@ _other_pictures = {'.heic', '.heif', '.avif', '.jxl', '.svg', '.psd', '.dng', '.
 
 def walk(
     folder:str|Path, # where to begin
-    # yields (folder, names of its folders, names of its files), sorted, as `os.walk` does; a folder
-    # taken off the list is not entered
+    # yields as `os.walk` does, sorted; a folder taken off the list is not entered
 ):
     "All folders below a folder, each once, through links too; hidden ones are left out"
     root, linked = Path(folder).resolve(), set()
@@ -44,9 +43,7 @@ def walk(
 
 def picture_files(
     folder:str|Path, # with pictures, in subfolders too
-    # their paths, sorted by name, without hidden ones; empty if there are none; ValueError, naming
-    # the file, for a picture of a kind that can't be read here
-) -> list:
+) -> list: # their paths, sorted; ValueError, naming the file, for a kind that can't be read here
     "The pictures in a folder"
     endings, found, unread = picture_endings(), [], []
     for here,_,names in walk(folder):
@@ -83,8 +80,7 @@ def write_whole(
     except BaseException as e:
         try: part.unlink(missing_ok=True)
         except OSError: pass # there is no such folder
-        if not isinstance(e, (OSError, RuntimeError)):
-            raise # RuntimeError: torch's word for a full disk
+        if not isinstance(e, (OSError, RuntimeError)): raise # RuntimeError: torch's full disk
         why = (e.strerror or e) if isinstance(e, OSError) else 'is the disk full?'
         raise OSError(f'{path} could not be written: {why}; make room there, '
                       'or choose another folder.') from None
@@ -165,16 +161,17 @@ class PictureNames:
     ) -> list:         # the paths that fit; if there is more than one, the name is not enough
         "The picture that a name means"
         name = composed(str(name).strip()).replace('\\', '/').removeprefix('./')
-        for inside in [*(f'{o}/{name}' for o in first), name]:
+        tries = [*(f'{o}/{name}' for o in first), name]
+        for inside in tries:
             if inside in self._of: return [self._of[inside]]
         if name.startswith('/') or ':' in name[:3]: # a whole path
             known = self._resolved.get(Path(name).resolve())
             return ([known] if known else [Path(name)] if self.outside and Path(name).is_file()
                     else [])
-        for inside in [*(f'{o}/{name}' for o in first), name]: # a picture that isn't named like one
+        for inside in tries: # a picture that isn't named like one
             if '..' not in inside and os.path.isfile(self.folder/inside):
                 return [self.folder/inside]
-        for inside in [*(f'{o}/{name}' for o in first), name]:
+        for inside in tries:
             if len(self._by.get(inside, ())) == 1: return list(self._by[inside])
         return sorted(self._by.get(name, ()))
 
@@ -212,8 +209,7 @@ class PictureNames:
         "Counts aloud the pictures that a table leaves out"
         if len(used) >= len(self.files): return
         used = set(used)
-        left = [f for f in self.files if f not in used]
-        if left:
+        if left := [f for f in self.files if f not in used]:
             warnings.warn(f'{len(left):,} of {len(self.files):,} pictures in {self.folder} have '
                           f'no row in {table} and were left out; the first is '
                           f'{left[0].relative_to(self.folder).as_posix()}.', stacklevel=4)

@@ -9,7 +9,7 @@ __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_lis
 # %% ../nbs/data/tables.ipynb #76970f9a
 import csv, io, re, warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from itertools import islice
 from pathlib import Path
 from .files import composed, packed_endings, picture_endings, read_text
@@ -100,6 +100,10 @@ class Rows:
         "The file and the line, for a message"
         return f'{self.file}, line {self.rows[i][0]}'
 
+    def find(self, what, asked=None, needed=True): # as for `find_column`
+        "The name of the column that holds something"
+        return find_column(self.columns, what, self.file, asked, needed)
+
     def cells(self, column): # its name, or None
         "A column as a list of strings; None if there is none"
         if column is None: return None
@@ -179,44 +183,16 @@ def read_rows(
 
 # %% ../nbs/data/tables.ipynb #dd9fec9a
 def _as_numbers(column):
-    "A column of text as numbers, if that loses nothing"
-    import pandas as pd
-    if column.str.match(r'\s*-?0[0-9]|.*[eE_]').any(): return column
-    try: numbers = pd.to_numeric(column)
-    except ValueError: return column
-    long = numbers.dtype.kind not in 'iu' and column.str.fullmatch('-?[0-9]{16,}').any()
-    return column if long else numbers
-
-_as_0, _as_1 = (bytes.maketrans(b'123456789', o*9) for o in (b'0', b'1'))
-
-# would numbers lose zeros at the beginning, digits after the sixteenth, exponents?
-def _loses(raw, sep):
-    # bytes, because they are quick to search
-    like, firsts = raw.translate(_as_0), b'\n' + raw.translate(_as_1)
-    starts = [o + sign for o in (sep.encode(), b'\n', b'"')
-              for sign in (b'', b'-', b' ', b' -')
-              if (o != b'"' or o in raw) and sign in raw]
-    zero = any(o + n in firsts for o in starts for n in (b'00', b'01'))
-    if zero or b'0'*16 in like: return True
-    if not any(o in raw and (b'0'+o in like or b'.'+o in like) for o in (b'e', b'E')): return False
-    return bool(re.search(rb'(^|[' + sep.encode() + rb'\n"] *)-?[0-9.]+[eE]', raw))
-
-def _without_blanks(table, as_text): # a DataFrame; whether its numbers are text as yet
-    "The table as from `read_rows`: no blanks around a cell, no lines of nothing but separators"
-    import pandas as pd
-    # of columns without a name, the first is kept
-    if not table.columns.is_unique: table = table.loc[:, ~table.columns.duplicated()].copy()
-    for c in table.columns:
-        if pd.api.types.is_numeric_dtype(table[c]): continue
-        bare = {o: o.strip() for o in table[c].unique() if isinstance(o, str) and o != o.strip()}
-        if bare: table[c] = table[c].replace(bare)
-    if as_text: table = table.apply(_as_numbers)
-    blank = pd.Series(True, table.index)
-    for c in table:
-        if not blank.any(): break
-        number = pd.api.types.is_numeric_dtype(table[c])
-        blank &= table[c].isna() if number else table[c].fillna('').astype(str).str.strip() == ''
-    return table[~blank].reset_index(drop=True) if blank.any() else table
+    "A column of text, of pyarrow, as numbers if that loses nothing"
+    import pyarrow as pa, pyarrow.compute as pc
+    def like(pattern): return pc.any(pc.match_substring_regex(column, pattern)).as_py()
+    if like('^-?0[0-9]|[eE_]'): return column
+    filled = pc.if_else(pc.equal(column, ''), None, column)
+    try: return filled.cast(pa.int64())
+    except pa.ArrowInvalid:
+        if like('^-?[0-9]{16,}$'): return column
+    try: return filled.cast(pa.float64())
+    except pa.ArrowInvalid: return column
 
 def read_frame(
     file:str|Path, # a table; may be packed
@@ -227,8 +203,8 @@ def read_frame(
     # or ValueError, naming the line
 ) -> tuple:
     "A large table, with numbers as numbers, in UTF-8, UTF-16 or latin-1"
-    import pandas as pd
-    from pyarrow import ArrowInvalid, BufferReader, csv as arrow, string
+    import pyarrow as pa, pyarrow.compute as pc
+    from pyarrow import csv as arrow
     @cache
     def rows():
         with warnings.catch_warnings(action='ignore'): # they were given below
@@ -239,18 +215,19 @@ def read_frame(
     check_columns(columns, file)
     body = text[sum(map(len, first[:start])):]
     if len(sep) > 1: body, sep = body.replace(sep, '\t'), '\t'
-    raw = body.encode()
-    as_text = _loses(raw, sep)
-    kinds = dict.fromkeys(columns, string()) if as_text else None
     try:
         table = arrow.read_csv(
-            BufferReader(raw), arrow.ReadOptions(column_names=columns),
+            pa.BufferReader(body.encode()), arrow.ReadOptions(column_names=columns),
             arrow.ParseOptions(delimiter=sep, newlines_in_values='"' in body),
-            arrow.ConvertOptions(column_types=kinds, null_values=[''])).to_pandas()
-    except ArrowInvalid:
-        table = pd.DataFrame([row for _,row in rows().rows], columns=columns, dtype=str)
-        as_text = True
-    return _without_blanks(table, as_text), lambda i: rows().where(i)
+            arrow.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))).columns
+    except pa.ArrowInvalid:
+        table = [pa.chunked_array([rows().cells(c)]) for c in columns]
+    cells = {}
+    for c,said in zip(columns, table): # of columns without a name, the first is kept
+        cells.setdefault(c, pc.utf8_trim_whitespace(said))
+    there = reduce(pc.or_, (pc.not_equal(o, '') for o in cells.values()))
+    numbers = {c: _as_numbers(o.filter(there)) for c,o in cells.items()}
+    return pa.table(numbers).to_pandas(), lambda i: rows().where(i)
 
 # %% ../nbs/data/tables.ipynb #5715b447
 _parts = {'train': 'train training trainval', 'valid': 'valid validation val dev heldout',

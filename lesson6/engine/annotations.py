@@ -13,8 +13,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 import yaml
 from .pictures import upright_size
-from ..files import (PictureNames, composed, picture_endings, picture_files, read_text,
-                           walk)
+from ..files import PictureNames, composed, picture_endings, picture_files, read_text, walk
 from ..tables import part_of
 
 # %% ../../nbs/engine/annotations.ipynb #b643f81f
@@ -57,7 +56,9 @@ def _number(o, where, what): # a finite number; ValueError
     if abs(n) < 1e9: return n
     raise ValueError(f'{where}: {what} is {str(o)[:40]!r}; it should be a number.')
 
-def _size(pair): return tuple(pair) if min(pair) > 0 else None # some programs write zeros
+def _size(get, where): # width and height by a function of their names; None: some write zeros
+    pair = tuple(_number(get(k) or 0, where, k) for k in ('width', 'height'))
+    return pair if min(pair) > 0 else None
 
 _edges = 'xmin', 'ymin', 'xmax', 'ymax'
 
@@ -102,9 +103,9 @@ def _voc(folder, files):
             where = f'{xml}, object {len(things)+1}'
             box = at is not None and [_number(at.findtext(k), where, k) for k in _edges]
             things.append(Thing(composed(label), _box(*box, where) if box else None))
-        size = [_number(root.findtext(f'size/{k}') or 0, xml, k) for k in ('width', 'height')]
+        size = _size(lambda k: root.findtext(f'size/{k}'), xml)
         file = _picture(pictures, xml, root.findtext('filename'), xml.stem)
-        yield Annotated(file, str(xml), things, parts.get(composed(xml.stem)), _size(size))
+        yield Annotated(file, str(xml), things, parts.get(composed(xml.stem)), size)
 
 # %% ../../nbs/engine/annotations.ipynb #54e95423
 def _list(told, key, file): # of objects; ValueError
@@ -160,8 +161,8 @@ def _coco(folder, files):
         for i,image in images.items():
             where, name = f'{file}, image {i}', image.get('file_name')
             if not isinstance(name, str) or not name: raise ValueError(f'{where} has no file_name.')
-            size = [_number(image.get(k) or 0, where, k) for k in ('width', 'height')]
-            yield Annotated(_picture(pictures, file, name), where, things[i], part, _size(size))
+            yield Annotated(_picture(pictures, file, name), where, things[i], part,
+                            _size(image.get, where))
 
 # %% ../../nbs/engine/annotations.ipynb #61db74ec
 def _yolo_names(file): # names of the classes, what else the file says; ValueError
@@ -257,16 +258,14 @@ def _has(file, *words):
 
 def read_annotations(
     folder,  # of a set
-    # of `Annotated`, a picture once each; FileNotFoundError or ValueError, naming the file and the
-    # place in it
-) -> list:
+) -> list:  # of `Annotated`; FileNotFoundError or ValueError, naming the file and the place in it
     "The pictures of a set with what annotators marked in them"
     folder = Path(folder)
-    found = annotations_in(folder)
-    if not found: raise FileNotFoundError(f'{folder} holds no annotations: no Pascal VOC XML, no '
-                                          'COCO JSON, and no data.yaml or classes.txt as in YOLO.')
+    kind, files = annotations_in(folder) or (None, None)
+    if not kind: raise FileNotFoundError(f'{folder} holds no annotations: no Pascal VOC XML, no '
+                                         'COCO JSON, and no data.yaml or classes.txt as in YOLO.')
     merged = {}
-    for a in _readers[found[0]](folder, found[1]):
+    for a in _readers[kind](folder, files):
         if a.file in merged: merged[a.file].things += a.things
         else: merged[a.file] = a
     without = [a for a in merged.values() if not a.part]
@@ -282,9 +281,7 @@ def annotated_labels(
     folder,           # of a set
     label_delim=None, # what separates labels; None: spaces
     empty_ok=False,   # whether a picture may have no label
-    # of (name of the picture below the folder, its labels as one text, its part or None, where that
-    # is written)
-) -> list:
+) -> list:            # of (name below the folder, labels as one text, part or None, where)
     "The labels of a set, one row for each picture"
     folder, rows, torn, empty = Path(folder), [], {}, []
     for a in read_annotations(folder):

@@ -28,8 +28,7 @@ def split_labels(
     "The labels in a cell"
     return [composed(l.strip()) for l in text.split(label_delim) if l.strip()]
 
-# a cell of labels; where it is; the rest as for `read_labels`
-def _check_text(text, where, vocab, label_delim, numbers_ok):
+def _check_text(text, where, vocab, label_delim, numbers_ok): # a cell of labels; where it is
     labels, known = split_labels(text, label_delim), set(vocab or ())
     if text.strip()[:1] in ('[', '{', '(') and not known & set(labels):
         raise ValueError(f'{where} has a list written as text, {text[:60]!r}; write its labels '
@@ -47,8 +46,7 @@ def _check_text(text, where, vocab, label_delim, numbers_ok):
                              'of all labels, if numbers are the names.')
     return labels
 
-# cells of labels, which of them are in quotes, where they are
-def _check_quotes(texts, quoted, where):
+def _check_quotes(texts, quoted, where): # cells of labels, which are in quotes, where they are
     if all(q or not t for t,q in zip(texts, quoted)): return
     for i,(text,q) in enumerate(zip(texts, quoted)):
         if q and len(text.split()) > 1 and not set(text) & set(',;\t"'):
@@ -64,8 +62,7 @@ def _find_pictures(names, where, path): # as a table has them; where each is; th
             for f in files]
 
 # %% ../../nbs/engine/label_tables.ipynb #ab74bd2e
-# how many pictures; the seed; how a message calls the set, and the split that it doesn't have
-def _sample_split(n, seed, what, lacks):
+def _sample_split(n, seed, what, lacks): # how a message calls the set, and the split it lacks
     if n < 2:
         raise ValueError(f'{what} has one picture and no {lacks}; with one picture nothing can '
                          'be learnt and checked.')
@@ -86,8 +83,7 @@ def say_odd_labels(
     for some in alike.values():
         if len(some) > 1:
             warn(f'{" and ".join(map(repr, some))} count as different labels; write them alike if '
-                 'they are one.',
-                 stacklevel=stacklevel)
+                 'they are one.', stacklevel=stacklevel)
     unseen = sorted(set(vocab) - set(train)) if train is not None else []
     if unseen:
         warn(f"{unseen[0]!r} is shown by pictures to validate on only ({len(unseen)} such labels); "
@@ -95,8 +91,7 @@ def say_odd_labels(
 
 def splitter(
     df:pd.DataFrame, # with a column `is_valid` of True and False
-    # two lists of positions in `df`: training, validation; ValueError if one of them is empty
-) -> tuple:
+) -> tuple: # two lists of positions, training and validation; ValueError if one is empty
     "Splits the table as its column `is_valid` says"
     if df['is_valid'].dtype != bool:
         raise ValueError('The column is_valid must hold True or False; it holds '
@@ -134,38 +129,32 @@ def _annotated(path, vocab, empty_ok, label_delim, seed): # as for `read_labels`
                     'split of its own').reset_index(drop=True)
 
 def read_labels(
-    # the folder that holds the table, `train.csv` or `metadata.csv`, and the pictures in `train/`;
-    # or a folder of Pascal VOC XML, COCO JSON or YOLO
-    path:Path,
+    path:Path,               # with a table and pictures in `train/`; or Pascal VOC XML, COCO, YOLO
     vocab:list=None,         # labels that may occur; None: any, except numbers
     empty_ok:bool=False,     # whether a picture may have no label at all; its `labels` are then ''
     label_delim:str=None,    # what separates the labels of a picture; None: spaces
     seed:int=42,             # of the split, where the table has none
-    # columns fname (below `train/`), labels, is_valid; FileNotFoundError or ValueError, naming the
-    # line, if something is amiss
-) -> pd.DataFrame:
+) -> pd.DataFrame:          # columns fname (below `train/`), labels, is_valid; errors name the line
     "The table of labels, checked"
     path = Path(path)
     file = find_table(path, 'labels', needed=False)
     if file is None and annotations_in(path):
         return _annotated(path, vocab, empty_ok, label_delim, seed)
     rows = read_rows(file or find_table(path, 'labels'), ('fname', 'labels', 'is_valid'))
-    file = rows.file
-    picture, column = (find_column(rows.columns, o, file) for o in ('picture', 'labels'))
-    split = find_column(rows.columns, 'split', file, needed=False)
+    picture, column = rows.find('picture'), rows.find('labels')
+    split = rows.find('split', needed=False)
     texts, labels = rows.cells(column), []
     for i,text in enumerate(texts):
         labels.append(_check_text(text, rows.where(i), vocab, label_delim, numbers_ok=False))
         if not labels[-1] and not empty_ok: raise gap(rows.where(i), 'label', 'pass empty_ok=True')
     quoted = [f'"{text}"' in rows.lines[n-1] for text,(n,_) in zip(texts, rows.rows)]
     if vocab is None and label_delim is None: _check_quotes(texts, quoted, rows.where)
-    df = _checked(rows.cells(picture), labels, rows.cells(split), rows.where, file, path,
+    df = _checked(rows.cells(picture), labels, rows.cells(split), rows.where, rows.file, path,
                   label_delim, seed, split)
     return df.reset_index(drop=True)
 
 # %% ../../nbs/engine/label_tables.ipynb #54e0ffc1
-# a cell as pandas may hold it, and where it is; the cell as text
-def _as_text(labels, where, label_delim):
+def _as_text(labels, where, label_delim): # a cell as pandas may hold it, and where it is
     if isinstance(labels, str): return labels
     if isinstance(labels, (list, tuple, set, np.ndarray)):
         labels = [str(l) for l in labels]

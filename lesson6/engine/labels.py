@@ -14,22 +14,15 @@ import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torch import Tensor
-from tqdm import tqdm
-import fastai.callback.progress  # noqa: F401  brings Learner.no_bar
-from fastai.data.all import ColReader, DataBlock, DataLoaders, MultiCategoryBlock, Transform
-from fastai.learner import Learner
-from fastai.metrics import accuracy_multi
-from fastai.torch_core import default_device
-from fastai.vision.augment import RandomResizedCrop
-from fastai.vision.core import PILImage
-from fastai.vision.data import ImageBlock
-from fastai.vision.learner import vision_learner
+from fastai.vision.all import (ColReader, DataBlock, DataLoaders, ImageBlock, Learner,
+                               MultiCategoryBlock, PILImage, RandomResizedCrop, Transform,
+                               accuracy_multi, default_device, vision_learner)
 from ..data import is_synthetic
 from .frozen_body import fit_head
 from .networks import lesson_arch, stays_frozen
 from .picture_loaders import KeepBatches, default_workers, normalize
 from .label_tables import check_labels, read_labels, split_labels, splitter, voc_labels # noqa: F401
-from .pictures import UprightImage, check_picture, read_picture
+from .pictures import UprightImage, check_pictures, read_picture
 from .training import StopAtNaN, order_anew
 
 # %% ../../nbs/engine/labels.ipynb #bd56ebc5
@@ -57,17 +50,14 @@ def multilabel_dls(
     df:pd.DataFrame,       # columns fname, labels and is_valid, or as they are usually called
     path:Path,             # the folder that holds `train/`
     size:int=None,         # side of a picture, pixels; None: by data and machine, 64, 128 or 224
-    # pictures in a batch; None: 64, of up to 2,000 pictures 16, or a quarter of those to train on
-    bs:int=None,
+    bs:int=None,           # None: 64, of up to 2,000 pictures 16, or a quarter of the training set
     min_scale:float=0.35,  # least share of a picture that a training crop keeps
     vocab:list=None,       # the labels, in order; None: all that occur in `df`, sorted
-    # keep the validation batches in memory once they are made; None: if they take 256 MB at most
-    keep_valid:bool=None,
+    keep_valid:bool=None,  # validation batches stay in memory; None: if they take 256 MB at most
     label_delim:str=None,  # what separates the labels of a picture; None: spaces
     seed:int=42,           # of the split, where `df` has no column for it; `read_labels` adds one
     **kwargs,              # passed on to `DataBlock.dataloaders`, such as `num_workers`
-    # ValueError or FileNotFoundError, before any training, if the table or a picture won't do
-) -> DataLoaders:
+) -> DataLoaders:          # ValueError or FileNotFoundError, if the table or a picture won't do
     "Pictures and labels in batches: x (bs,3,size,size), y (bs,len(vocab)) of zeros and ones"
     path = Path(path)
     df = check_labels(df, path, vocab, label_delim, seed)
@@ -77,9 +67,7 @@ def multilabel_dls(
     if len(train) < bs:
         raise ValueError(f'There are {len(train)} training pictures, fewer than a batch of {bs}; '
                          'pass a smaller bs.')
-    for _,r in tqdm(df.iterrows(), total=len(df), desc='looking at the pictures', leave=False,
-                    delay=2):
-        check_picture(get_x(r, path))
+    check_pictures([get_x(r, path) for _,r in df.iterrows()])
     vocab = (sorted({l for _,r in df.iterrows() for l in get_y(r, label_delim)}) if vocab is None
              else list(vocab))
     block = DataBlock(blocks=(ImageBlock(UprightImage), MultiCategoryBlock(vocab=vocab)),
@@ -96,25 +84,20 @@ def multilabel_dls(
 # %% ../../nbs/engine/labels.ipynb #5688aee4
 def multilabel_learner(
     dls:DataLoaders,        # batches as `multilabel_dls` makes them
-    # makes the network, as torchvision's `resnet50` does; None: what suits the pictures and the
-    # machine
-    arch=None,
-    # of predictions and targets, such as `partial(accuracy_multi, thresh=0.2)`
-    metrics=accuracy_multi,
+    arch=None,              # makes the network, as torchvision's `resnet50`; None: what suits
+    metrics=accuracy_multi, # of predictions and targets; or `partial(accuracy_multi, thresh=0.2)`
     cbs=None,               # callbacks
     **kwargs,               # more for fastai's `vision_learner`
 ) -> Learner:
     "A learner that names all it sees: pretrained body, new head, binary cross-entropy and accuracy"
-    # of the two for a laptop, the one that is faster
-    name = 'resnet18' if stays_frozen(dls) else 'resnet50'
+    name = 'resnet18' if stays_frozen(dls) else 'resnet50' # on a laptop, the faster one
     arch = arch or lesson_arch(name, getattr(dls, 'folder', None), kwargs.get('pretrained', True))
     order_anew(dls)
     return vision_learner(dls, arch, metrics=metrics, cbs=[StopAtNaN(), *(cbs or [])], **kwargs)
 
 def fit_multilabel(
     learn:Learner,     # as `multilabel_learner` makes it
-    # None: 3 for all layers, of a frozen body 10 for the head; 0: the head alone, for `head_epochs`
-    epochs:int=None,
+    epochs:int=None,   # None: 3 for all layers, 10 for a frozen body's head; 0: `head_epochs` alone
     lr:float=3e-3,     # the largest learning rate
     views:int=None,    # crops of each picture for a frozen body; None: 2
     head_epochs:int=4, # for the head alone, before those for all layers
@@ -125,11 +108,9 @@ def fit_multilabel(
     frozen = views is not None or stays_frozen(learn.dls)
     if epochs is None: epochs = 10 if frozen else 3
     views, lr = views or 2, lr or 3e-3
-    if frozen:
-        how = (f'the body computed once for {views} crops of each picture, then '
-               f'{count(epochs or head_epochs)} for the head')
-    else:
-        how = f'{count(head_epochs)} for the head' + f', then {epochs} for all layers'*bool(epochs)
+    how = f'{count(head_epochs)} for the head' + f', then {epochs} for all layers'*bool(epochs)
+    if frozen: how = (f'the body computed once for {views} crops of each picture, then '
+                      f'{count(epochs or head_epochs)} for the head')
     print(f"{getattr(learn.arch, '__name__', learn.arch)} at {getattr(learn.dls, 'pixels', '?')} "
           f"pixels: {how}, learning rate {lr:g}")
     if frozen: fit_head(learn, epochs or head_epochs, lr, views, cbs=cbs)
@@ -143,9 +124,7 @@ def threshold_curve(
     preds:Tensor,       # probabilities, (n, labels)
     targs:Tensor,       # zeros and ones, the same shape
     thresholds=None,    # to try; default 29 from 0.05 to 0.95
-    # the thresholds and the accuracy at each, two tensors; ValueError if `preds` are not
-    # probabilities
-) -> tuple:
+) -> tuple:             # thresholds, accuracy at each; ValueError if `preds` aren't probabilities
     "Accuracy over all labels at each of many thresholds"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
     if preds.shape != targs.shape:
@@ -190,15 +169,13 @@ def choose_on_half(
     preds:Tensor,           # probabilities, (n, labels)
     targs:Tensor,           # zeros and ones, the same shape
     per_label:bool=False,   # choose a threshold for each label; False: one for all
-    # (2, n), the share of right answers for each picture: while it was in the half that chose, and
-    # while it was not
+    # (2, n), the share of right answers for each picture, in the half that chose and in the other
 ) -> Tensor:
     "What a threshold chosen on half of the pictures, 200 times at random, is worth on both halves"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
     rng, n = np.random.default_rng(42), len(preds)
-    # (thresholds, n, labels)
-    right = (torch.stack([(preds > t) == targs.bool() for t in torch.linspace(0.05, 0.95, 29)])
-             .float())
+    tries = torch.linspace(0.05, 0.95, 29)
+    right = torch.stack([(preds > t) == targs.bool() for t in tries]).float() # (tries, n, labels)
     total, times, labels = torch.zeros(2, n), torch.zeros(2, n), torch.arange(preds.shape[1])
     for _ in range(200):
         order = torch.as_tensor(rng.permutation(n))
@@ -215,8 +192,7 @@ def label_report(
     targs:Tensor,       # zeros and ones, the same shape
     vocab:list,         # the labels, in order
     thresh:float=0.5,   # above it, a label counts as named
-    # a row a label: pictures, precision, recall, average precision; NaN where there is nothing to
-    # divide by
+    # a row a label: pictures, precision, recall, average precision; NaN where they have no value
 ) -> pd.DataFrame:
     "How well each label is found, by scikit-learn's metrics"
     if preds.shape != targs.shape or preds.shape[1] != len(vocab):
@@ -255,9 +231,7 @@ def plot_prediction(
     item,              # a path, or a picture as `PILImage`
     thresh:float=0.5,  # above it, a label counts as named
     title:str='',      # of the picture, such as what it really shows
-    # two matplotlib axes: the picture, and a bar for each label; FileNotFoundError if the picture
-    # is not there
-):
+):                     # axes: of the picture, and of a bar for each label; FileNotFoundError
     "A picture, the probability of each label, and the threshold as a line"
     import matplotlib.pyplot as plt
     table = prediction_table(learn, item, thresh)
@@ -267,8 +241,7 @@ def plot_prediction(
     right.bar(table['label'], table['probability'],
               color=['tab:blue' if n else 'lightgrey' for n in table['named']])
     right.axhline(thresh, ls='--', color='tab:red', label=f'threshold {thresh:.2f}')
-    right.set_ylim(0, 1)
-    right.set_ylabel('probability')
+    right.set(ylim=(0, 1), ylabel='probability')
     right.tick_params(axis='x', rotation=90); right.legend(loc='upper right')
     fig.tight_layout()
     return left, right
@@ -299,8 +272,8 @@ def plot_label(
     files:list,     # the n pictures
 ):                  # the figure
     "Six pictures that have a label, from where it is found least probable to where it is most"
-    p, there = (preds[:, list(vocab).index(label)],
-                torch.where(targs[:, list(vocab).index(label)] == 1)[0])
+    i = list(vocab).index(label)
+    p, there = preds[:,i], torch.where(targs[:,i] == 1)[0]
     rows = there[p[there].argsort()]
     rows = rows[torch.linspace(0, len(rows)-1, min(6, len(rows))).round().long()].tolist()
     return plot_pictures([files[i] for i in rows], [f'{label}: {p[i]:.2f}' for i in rows], ncols=6)
@@ -308,8 +281,7 @@ def plot_label(
 def best_and_worst(
     preds:Tensor,  # probabilities, (n, labels)
     targs:Tensor,  # zeros and ones, the same shape
-    # two positions; of pictures with exactly two labels if there are any, else of all
-) -> tuple:
+) -> tuple:        # two positions; of pictures with exactly two labels, if there are any
     "The picture whose labels are all found most probable, and the one with the least probable one"
     least = torch.where(targs.bool(), preds, 1.).amin(1)
     rows = torch.where(targs.sum(1) == 2)[0]
@@ -322,8 +294,8 @@ def empty_skies(
     seed:int=42,   # of their colours
 ) -> pd.DataFrame: # fname, labels (empty) and is_valid (False), as `multilabel_dls` takes them
     "Pictures of nothing but a change from one blue to another"
-    folder, rng, ramp = (Path(folder), np.random.default_rng(seed),
-                         np.linspace(0, 1, 96)[:,None,None])
+    folder, rng = Path(folder), np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, 96)[:,None,None]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder.resolve()/f'sky_{i}.png' for i in range(n)]
     for f in files:

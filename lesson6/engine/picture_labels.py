@@ -10,37 +10,29 @@ __all__ = ['LabelledPictures', 'breed', 'is_cat', 'folder_label', 'TableLabel', 
 import filecmp, io, json, re, warnings
 from contextlib import redirect_stdout
 from pathlib import Path
-from fastai.data.all import CategoryBlock, DataBlock, DataLoaders
-from fastai.data.core import Transform
-from fastai.data.transforms import RandomSplitter
-from fastai.learner import Learner
-from fastai.metrics import error_rate
-from fastai.torch_core import default_device, defaults
-from fastai.vision.augment import Resize, aug_transforms
-from fastai.vision.data import ImageBlock
-from fastai.vision.learner import vision_learner
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, Learner,
+                               RandomSplitter, Resize, Transform, aug_transforms, default_device,
+                               defaults, error_rate, vision_learner)
 from ..data import is_synthetic
 from .frozen_body import fit_head, plain_head
 from .networks import lesson_arch, lesson_size, stays_frozen
 from .picture_loaders import KeepBatches, KeepPictures, default_workers, normalize
 from .label_tables import say_odd_labels
-from .pictures import UprightImage, check_picture
+from .pictures import UprightImage, check_pictures
 from .training import StopAtNaN, load_weights, order_anew
 from ..files import PictureNames, composed, picture_endings, picture_files, read_text
-from ..tables import (Rows, beside, find_column, find_table, gap, part_of, read_rows, read_split,
-                            set_tables, split_parts)
+from ..tables import (Rows, beside, find_table, gap, part_of, read_rows, read_split, set_tables,
+                            split_parts)
 from torch import nn
-from tqdm import tqdm
 
 # %% ../../nbs/engine/picture_labels.ipynb #e7ea5035
 class LabelledPictures:
     "Pictures with one label each"
     def __init__(self,
-        files:list,       # their paths, sorted
-        label,            # takes one of these paths, gives its label
-        where:str,        # where the labels were found, as words
-        # positions of the pictures held back; None: the set has no split of its own
-        valid:list=None,
+        files:list,      # their paths, sorted
+        label,           # takes one of these paths, gives its label
+        where:str,       # where the labels were found, as words
+        valid:list=None, # positions of those held back; None: the set has no split of its own
     ):
         self.files, self.label, self.where, self.valid = files, label, where, valid
         self.labels = [label(f) for f in files]
@@ -48,21 +40,19 @@ class LabelledPictures:
 
     def __len__(self): return len(self.files)
     def __repr__(self):
-        split = ('' if self.valid is None else f'; {len(self.valid):,} of them are held back, as '
-                                               'the set says')
-        return f'{len(self):,} pictures with {len(self.vocab):,} labels, from {self.where}{split}'
+        said = f'{len(self):,} pictures with {len(self.vocab):,} labels, from {self.where}'
+        if self.valid is None: return said
+        return f'{said}; {len(self.valid):,} of them are held back, as the set says'
 
     def check(self): # itself; ValueError, naming the file, for a picture that can't be read
         "Sees that each picture can be read"
-        for f in tqdm(self.files, desc='checking pictures', leave=False, disable=len(self) < 2000):
-            check_picture(f)
+        check_pictures(self.files)
         return self
 
     def split(self,
         valid_pct:float=.2, # share held back for validation, where the set has no split of its own
         seed:int=42,        # of the split
-        # positions to train on, positions held back; ValueError if one of them is empty, or a label
-        # is nowhere among those to train on
+        # positions to train on and held back; ValueError if there are none, or a label is unseen
     ) -> tuple:
         "The set's own split, or one at random in which every label has a picture to train on"
         if self.valid is None:
@@ -133,8 +123,7 @@ def _say_left(files, root, why):
         warnings.warn(f'{len(files):,} pictures {why}, and were left out; the first are in '
                       f'{inside}/.', stacklevel=5)
 
-# positions of pictures that are there a second time, with the same name and label
-def _copies(files, labels, parts):
+def _copies(files, labels, parts): # positions of those there again, with the same name and label
     alike, again = {}, []
     for i,f in enumerate(files): alike.setdefault((f.name, labels[i]), []).append(i)
     for some in alike.values(): # of two copies, the one that is held back stays
@@ -143,8 +132,11 @@ def _copies(files, labels, parts):
                   if any(filecmp.cmp(files[i], files[j], shallow=False) for j in some[:k])]
     return again
 
-# what each picture is for: files, and the positions held back
-def _held_back(files, labels, parts, root):
+def _in_order(files, train, held): # positions; the files of both, and where those held back are
+    order, held = sorted([*train, *held]), set(held)
+    return [files[i] for i in order], [k for k,i in enumerate(order) if i in held]
+
+def _held_back(files, labels, parts, root): # what each picture is for, as from `_in_order`
     again = set(_copies(files, labels, parts)) if labels else set()
     _say_left([files[i] for i in again], root, 'are copies of others')
     kept = [i for i in range(len(files)) if i not in again]
@@ -152,9 +144,7 @@ def _held_back(files, labels, parts, root):
     if 'train' not in parts or not {'valid', 'test'} & set(parts): return files, None
     train, held, rest = split_parts(parts)
     _say_left([files[i] for i in rest], root, 'are for a test or in no part of the split')
-    order = sorted([*train.tolist(), *held.tolist()])
-    held = set(held.tolist())
-    return [files[i] for i in order], [k for k,i in enumerate(order) if i in held]
+    return _in_order(files, train, held)
 
 # %% ../../nbs/engine/picture_labels.ipynb #cf2e8346
 class TableLabel(Transform):
@@ -184,13 +174,11 @@ def _json_rows(file): # the same as from `read_rows`, of a file with an object i
     return Rows(file, columns, rows, '', [])
 
 # %% ../../nbs/engine/picture_labels.ipynb #0ebfe309
-# for each row: where it is, its picture, label and split; and the names of these two columns
-def _rows_of(table, path, names, column):
+def _rows_of(table, path, names, column): # for each row: where it is, its picture, label and split
     rows = (_json_rows(table) if '.jsonl' in table.suffixes
             else read_rows(table, ('fname', 'label', 'split')))
-    picture, label = (find_column(rows.columns, *o)
-                      for o in (('picture', table), ('label', table, column)))
-    split = find_column(rows.columns, 'split', table, needed=False)
+    picture, label = rows.find('picture'), rows.find('label', column)
+    split = rows.find('split', needed=False)
     here = table.parent.relative_to(path).as_posix()
     first = ('images',) if here == '.' else (here, f'images/{here}')
     files = names.of_rows(list(map(str, rows.cells(picture))), rows.where, *first, twice=True)
@@ -210,12 +198,10 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         rows, label, column_of_split = _rows_of(table, path, names, column)
         split = split or column_of_split
         for where,f,*said in rows:
-            other = [what
-                     for what,a,b in zip(('label', 'part'), found.setdefault(f, (where, *said))[1:],
-                                         said) if a != b]
-            if other:
-                raise ValueError(f'{where}: {f.name} is there a second time, with another '
-                                 f'{other[0]}; keep one of its rows.')
+            before = found.setdefault(f, (where, *said))[1:]
+            for what,a,b in zip(('label', 'part'), before, said):
+                if a != b: raise ValueError(f'{where}: {f.name} is there a second time, with '
+                                            f'another {what}; keep one of its rows.')
     names.say_left(found, tables[0].name)
     files = sorted(found)
     where, labels, said = zip(*(found[f] for f in files))
@@ -224,9 +210,7 @@ def _from_table(tables, path, root, column): # labelled pictures, as the tables 
         parts = _parts_and_classes(files, root if files[0].is_relative_to(root) else path)[0]
         kept, valid = _held_back(files, None, parts if all(parts) else [None]*len(files), path)
     else:
-        order = sorted([*held[0], *held[1]])
-        back = set(held[1])
-        kept, valid = [files[i] for i in order], [k for k,i in enumerate(order) if i in back]
+        kept, valid = _in_order(files, *held)
     of = {composed(f.relative_to(path).as_posix()): l for f,l in zip(files, labels)}
     return LabelledPictures(kept, TableLabel(path, of),
                             f'the column {label!r} of {tables[0].name}', valid)
@@ -236,10 +220,8 @@ def _or_none(f, *args):
     try: return f(*args), None
     except ValueError as e: return None, str(e)
 
-# as for `labelled_pictures`; for each file what it is for, its label, and the label in its name;
-# and 'name' or 'folder'
-def _choose(files, root, in_name, by):
-    "Where the labels are, and what each picture is for"
+def _choose(files, root, in_name, by): # as for `labelled_pictures`
+    "What each file is for, its label, the label in its name, and 'name' or 'folder'"
     parts, folders = _parts_and_classes(files, root)
     names, why = zip(*(_or_none(in_name, f) for f in files))
     def fits(rows): # are there labels in the folders, and in the names?
@@ -292,8 +274,7 @@ def labelled_pictures(
     in_name,         # takes a path, gives the label in the file's name; ValueError if it has none
     by:str=None,     # where to look: 'name', 'folder' or 'table'; None: where there is one
     column:str=None, # the table's column with the label; None: one named label, breed, class, ...
-    # FileNotFoundError or ValueError, which name file, line or value, if something is wrong
-) -> LabelledPictures:
+) -> LabelledPictures: # FileNotFoundError or ValueError, which name file, line or value
     "The pictures of a set, with a label each"
     if by not in (None, 'name', 'folder', 'table'):
         raise ValueError(f"by is {by!r}; it must be 'name', 'folder' or 'table'.")
@@ -333,12 +314,10 @@ def pets_dls(
     valid_pct:float=None,  # share for validation; None: a fifth, of synthetic pictures two thirds
     seed:int=42,           # of the split, for sets that have none of their own, as `valid_pct`
     num_workers:int=None,  # processes that read pictures; None: some for large ones on a GPU
-    # keep the validation batches in memory; None: if they take 256 MB at most
-    keep_valid:bool=None,
+    keep_valid:bool=None,  # validation batches stay in memory; None: if they take 256 MB at most
     by:str=None,           # where the breed is, as in `pet_labels`
     column:str=None,       # the table's column with the breed
-    # False: the body will be trained too; smaller pictures where that is slow
-    frozen:bool=True,
+    frozen:bool=True,      # False: the body is trained too; smaller pictures where that is slow
 ) -> DataLoaders:          # ValueError if there is one breed only, or less to train on than a batch
     "Batches of pets, presized, augmented and labelled with their breeds"
     pets = pet_labels(path, by, column).check()
@@ -382,8 +361,7 @@ def plan_report(
 # %% ../../nbs/engine/picture_labels.ipynb #ce4674e0
 def pets_learner(
     dls:DataLoaders, # batches of pictures with one label
-    # makes the network, as torchvision's `resnet34` does; None: what suits the data
-    arch=None,
+    arch=None,       # makes the network, as torchvision's `resnet34`; None: what suits the data
     saved=None,      # weights to start from, a file of `learn.save`; None: pretrained ones
     cbs=None,        # callbacks
     head:str=None,   # 'lesson' or 'plain'; None: 'plain' for real pictures without a GPU
@@ -405,8 +383,7 @@ def pets_learner(
 def fit_pets(
     learn:Learner,   # a learner of `pets_learner`
     epochs:int=None, # None: 2 for all layers after one for the head; of a frozen body, 20
-    # the largest learning rate; None: 2e-3, for a frozen body and batches of 64 5e-3
-    lr:float=None,
+    lr:float=None,   # the largest; None: 2e-3, for a frozen body and batches of 64 5e-3
     views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks
 ):

@@ -7,9 +7,7 @@ __all__ = ['normalize', 'default_workers', 'KeepBatches', 'KeepItems', 'KeepPict
 
 # %% ../../nbs/engine/picture_loaders.ipynb #65a5bc0b
 from multiprocessing import get_start_method
-from fastai.data.core import TfmdDL
-from fastai.vision.core import imagenet_stats
-from fastai.vision.data import Normalize
+from fastai.vision.all import Normalize, TfmdDL, imagenet_stats
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7c4d17b9
 def normalize(): # for `batch_tfms`
@@ -24,13 +22,22 @@ def default_workers(
     return {'num_workers': 0} if alone or get_start_method() != 'fork' else {}
 
 # %% ../../nbs/engine/picture_loaders.ipynb #69299b79
-def _same(a, b): # whether two loaders give the same items in the same batches
-    return (a.dataset is b.dataset and (a.bs, a.drop_last) == (b.bs, b.drop_last)
-            and list(a.get_idxs()) == list(b.get_idxs()))
+class _Keeping(TfmdDL):
+    "Hands what it keeps on to a loader that is made from it and gives the same"
+    keeps = 'kept', 'made_by'
+    def same(self, other): return other.dataset is self.dataset
+    def new(self, dataset=None, cls=None, **kwargs): # as `get_preds` asks for one before it begins
+        res = super().new(dataset, cls, **kwargs)
+        if isinstance(res, type(self)) and self.same(res):
+            for o in self.keeps: setattr(res, o, getattr(self, o))
+        return res
 
-class KeepBatches(TfmdDL):
+class KeepBatches(_Keeping):
     "Makes its batches once and keeps them: for validation, and where they fit into memory"
     kept = made_by = None
+    def same(self, other): # items in the same batches
+        return (super().same(other) and (self.bs, self.drop_last) == (other.bs, other.drop_last)
+                and list(self.get_idxs()) == list(other.get_idxs()))
     def __iter__(self):
         made_by = [self.device, *self.after_item.fs, *self.after_batch.fs]
         # a learner adds `Normalize`, after somebody has looked at them perhaps
@@ -41,14 +48,9 @@ class KeepBatches(TfmdDL):
                 yield b
             self.kept, self.made_by = batches, made_by
         else: yield from self.kept
-    def new(self, dataset=None, cls=None, **kwargs): # as `get_preds` asks for one before it begins
-        res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepBatches) and _same(res, self):
-            res.kept, res.made_by = self.kept, self.made_by
-        return res
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7ad59ea3
-class KeepItems(TfmdDL):
+class KeepItems(_Keeping):
     "Makes each item once and keeps it: where no item transform is random, and all fit into memory"
     kept = None # until the transforms are set up, which look at an item to do so
     def __init__(self, dataset, *args, **kwargs):
@@ -60,16 +62,11 @@ class KeepItems(TfmdDL):
             self.kept, self.made_by = {}, list(self.after_item.fs)
         if s not in self.kept: self.kept[s] = super().do_item(s)
         return self.kept[s]
-    def new(self, dataset=None, cls=None, **kwargs):
-        res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepItems) and res.dataset is self.dataset:
-            res.kept, res.made_by = self.kept, self.made_by
-        return res
 
 # %% ../../nbs/engine/picture_loaders.ipynb #7c1f03ab
-class KeepPictures(TfmdDL):
+class KeepPictures(_Keeping):
     "Keeps pictures as they were read, before any transform, as many as fit into `most` bytes"
-    most = 256e6
+    most, keeps = 256e6, ('read', 'room')
     def __init__(self, dataset, *args, **kwargs):
         self.read, self.room = {}, self.most
         super().__init__(dataset, *args, **kwargs)
@@ -80,8 +77,3 @@ class KeepPictures(TfmdDL):
         w,h = item[0].size
         if 3*w*h <= self.room: self.read[s], self.room = item, self.room - 3*w*h
         return item
-    def new(self, dataset=None, cls=None, **kwargs):
-        res = super().new(dataset, cls, **kwargs)
-        if isinstance(res, KeepPictures) and res.dataset is self.dataset:
-            res.read, res.room = self.read, self.room
-        return res

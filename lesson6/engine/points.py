@@ -18,24 +18,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
-from fastai.callback.hook import hook_output
-from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
-from fastai.data.transforms import IndexSplitter, RandomSplitter
-from fastai.learner import Learner
-from fastai.torch_core import default_device
-from fastai.vision.augment import Resize, aug_transforms
-from fastai.vision.data import ImageBlock, PointBlock
-from fastai.vision.learner import create_vision_model
-from ..data import is_synthetic, points_source
+from fastai.vision.all import (DataBlock, DataLoaders, ImageBlock, IndexSplitter, Learner,
+                               PointBlock, RandomSplitter, Resize, aug_transforms,
+                               create_vision_model, default_device, hook_output)
+from ..data import is_synthetic
 from .networks import on_laptop
 from .annotations import annotated_points, annotations_in
 from .picture_loaders import KeepItems, default_workers, normalize
-from .pictures import UprightImage, check_picture, upright_size
+from .pictures import UprightImage, check_pictures, upright_size
 from ..files import PictureNames, composed, picture_files
-from ..tables import (find_column, gap, part_of, plain_name, read_rows, read_split,
-                            short_list, split_parts, usual_columns)
+from ..tables import (find_table, gap, part_of, plain_name, read_rows, read_split, short_list,
+                            usual_columns)
 
 # %% ../../nbs/engine/points.ipynb #8dedabad
 def img2pose(
@@ -48,17 +41,14 @@ def img2pose(
     return f.with_name(f'{f.stem[:-3]}pose.txt')
 
 # %% ../../nbs/engine/points.ipynb #d08d8200
-# the numbers of each line that is not blank; none if there is anything else
-def _rows(text:str) -> list:
+def _rows(text): # the numbers of each line that is not blank; none if there is anything else
     if not text.isascii() or '_' in text: return []    # Python would read 1_000 and other digits
     try: return [[float(o) for o in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError: return []
 
 def read_centre(
     f,           # a frame
-    # (3,): right, down and away from the camera, in mm; FileNotFoundError or ValueError if it can't
-    # be read
-) -> np.ndarray:
+) -> np.ndarray: # (3,): right, down and away from the camera, in mm; errors name the file
     "The centre of the head in a frame, from its pose file"
     pose = img2pose(f)
     try: rows = _rows(pose.read_text(errors='replace'))
@@ -77,9 +67,7 @@ def read_centre(
 # %% ../../nbs/engine/points.ipynb #2ae6082a
 def read_calibration(
     path,        # an `rgb.cal` file
-    # (3, 3), in pixels: focal lengths [0,0] and [1,1], the middle [0,2] and [1,2];
-    # FileNotFoundError or ValueError if it can't be read
-) -> np.ndarray:
+) -> np.ndarray: # (3, 3), in pixels; FileNotFoundError or ValueError if it can't be read
     "The matrix of a camera, from its calibration file"
     path = Path(path)
     try: rows = _rows(path.read_text(errors='replace'))
@@ -99,9 +87,7 @@ def _kept_calibration(path:Path, changed:int): return read_calibration(path)
 
 def get_ctr(
     f,        # a frame
-    # (2,): right and down from the upper left corner of the frame, in pixels; FileNotFoundError or
-    # ValueError as its readers
-) -> Tensor:
+) -> Tensor:  # (2,): right and down from its upper left corner, in pixels; errors as its readers
     "Where the centre of the head is in a frame: a pinhole camera, calibrated for its person"
     path = Path(f).parent/'rgb.cal'
     cal = _kept_calibration(path, path.stat().st_mtime_ns if path.exists() else 0)
@@ -129,10 +115,8 @@ def published_frame(
 def posed_frames(
     files,   # pictures, in any layout
     folder,  # where the published frame is written if it is needed
-    # those that have a pose beside them, or else the published frame alone, which is said in a line
-) -> list:
+) -> list:  # those with a pose beside them, or else the published frame alone, which is said
     "Frames to show a camera with"
-    # as the lesson finds them
     posed = [f for f in files if Path(f).stem.endswith('_rgb')
              and Path(f'{str(f)[:-7]}pose.txt').exists()]
     if not posed:
@@ -141,7 +125,7 @@ def posed_frames(
     return posed or [published_frame(folder)]
 
 # %% ../../nbs/engine/points.ipynb #b846ffd6
-def _pixel(text:str, sep:str): # a number, with a decimal point or comma; None if it isn't one
+def _pixel(text, sep): # a number, with a decimal point or comma; None if it isn't one
     text = text.strip()
     if sep == ',' and re.fullmatch(r'-?\d{1,3}(,\d{3})+', text): return None # may be thousands
     rows = _rows(text.replace(',', '.'))
@@ -159,36 +143,33 @@ def _middle(box, where): # of a box, in pixels; ValueError if it is none
 # %% ../../nbs/engine/points.ipynb #909444ca
 def _point_columns(rows): # of a table: x and y, or the four of a box
     there = {plain_name(c): c for c in rows.columns}
-    xy = [find_column(rows.columns, o, rows.file, needed=False) for o in 'xy']
+    xy = [rows.find(o, needed=False) for o in 'xy']
     if None in xy and all(o in there for o in _box): return [there[o] for o in _box]
-    return [find_column(rows.columns, o, rows.file) for o in 'xy']
+    return [rows.find(o) for o in 'xy']
 
 def _not_labelled(said, seen): # the cells of a point, and of a column that says whether it is seen
     if seen.strip().lower() in ('0', '0.0', 'false', 'no', 'invisible'): return True
     return (all(o.strip().lower() in ('', 'nan') for o in said)
             or [_pixel(o, ';') for o in said] == [0, 0])
 
-# 'train', 'valid' or False, to be left out, for each row; None without a column for it
-def _parts_of(rows):
-    column = find_column(rows.columns, 'split', rows.file, needed=False)
+def _parts_of(rows): # 'train', 'valid' or False, to be left out; None without a column for it
+    column = rows.find('split', needed=False)
     split = column and read_split(rows.cells(column), rows.where, column, rows.file)
     if not split: return None
     parts = np.full(len(rows.rows), False, object)
     for part,at in zip(('train', 'valid'), split): parts[at] = part
     return parts.tolist()
 
-# {name of the picture as it is on the disk: (x, y, group)}; group is None without a column
-def _read_table(table:Path) -> dict:
+def _read_table(table): # {name of the picture on the disk: (x, y, group, or None)}
     rows, names = read_rows(table, ('fname', 'x', 'y', 'group'), 3), PictureNames(table.parent)
-    picture, columns = find_column(rows.columns, 'picture', table), _point_columns(rows)
-    group, seen = (find_column(rows.columns, o, table, needed=False) for o in ('group', 'visible'))
+    picture, columns = rows.find('picture'), _point_columns(rows)
     files = names.of_rows(rows.cells(picture), rows.where)
+    group, seen = (rows.find(o, needed=False) for o in ('group', 'visible'))
     points, found = list(zip(*map(rows.cells, columns))), {}
-    seen = rows.cells(seen) or ['']*len(files)
-    groups = rows.cells(group)
+    seen, groups = rows.cells(seen) or ['']*len(files), rows.cells(group)
     if not groups or len({*groups}) < 2: # nobody to hold out
         groups = _parts_of(rows) or groups or [None]*len(files)
-    elif split := find_column(rows.columns, 'split', table, needed=False):
+    elif split := rows.find('split', needed=False):
         warnings.warn(f'The column {split} of {table} was not used, because {group} says who is '
                       'held out.', stacklevel=5)
     asked = [i for i,o in enumerate(groups) if o is not False]
@@ -225,12 +206,10 @@ def _guess_unit(points, root, what): # as from `_read_table`
     unit = 'percent' if high > 1 else 'shares'
     warnings.warn(f'All x and y of {what} are at most {_units[unit]}, so they were taken as '
                   f'{"per cent" if high > 1 else "shares"} of width and height; pass unit="pixels" '
-                  'if they are pixels.',
-                  stacklevel=6)
+                  'if they are pixels.', stacklevel=6)
     return unit
 
-# as from `_read_table`; what the numbers are, None: what they look like
-def _in_pixels(points, root, unit, what):
+def _in_pixels(points, root, unit, what): # as from `_read_table`; None: what it looks like
     if unit not in (None, *_units):
         raise ValueError(f'unit is {unit!r}; it must be one of {", ".join(_units)}.')
     unit = unit or _guess_unit(points, root, what)
@@ -240,11 +219,9 @@ def _in_pixels(points, root, unit, what):
             for n,(x,y,group) in points.items()}
 
 # %% ../../nbs/engine/points.ipynb #5c62ecc9
-# a table, or the folder itself if annotators' files are in it; None: BIWI's poses
-def _source(path:Path) -> Path:
-    table = points_source(path)
-    if table and table.is_file(): return table
-    return path if annotations_in(path) else None
+def _source(path): # a table, or the folder if annotators' files are in it; None: BIWI's poses
+    table = find_table(path, 'points', needed=False, alone=False)
+    return table or (path if annotations_in(path) else None)
 
 def _read_source(source:Path, unit=None) -> dict: # {name of the picture: (x, y, group)}, in pixels
     if source.is_dir(): return annotated_points(source)
@@ -258,17 +235,13 @@ def _read_frames(path:Path) -> dict: # {name of the frame: (x, y, person)}
                                 'with files like frame_00003_rgb.jpg and frame_00003_pose.txt, a '
                                 'table points.csv with the columns fname, x and y, or annotations '
                                 'as Pascal VOC XML, COCO JSON or YOLO.')
-    def person(f):
-        return composed(f.parent.relative_to(path).as_posix() if f.parent != path
-                        else path.resolve().name)
-    return {f.relative_to(path).as_posix(): (*get_ctr(f).tolist(), person(f)) for f in files}
+    names = [f.relative_to(path).as_posix() for f in files]
+    people = [composed(n.rpartition('/')[0] or path.resolve().name) for n in names]
+    return {n: (*get_ctr(f).tolist(), who) for n,f,who in zip(names, files, people)}
 
 def read_points(
-    # a folder with a table of points or boxes, with annotators' files, or in BIWI's layout
-    path,
-    # of the numbers in a table: 'pixels', 'percent' or 'shares' of width and height; None: what
-    # they look like, which is said unless they are pixels
-    unit:str=None,
+    path,          # a folder with a table of points or boxes, annotators' files, or BIWI's layout
+    unit:str=None, # of a table: 'pixels', 'percent' or 'shares' of the size; None: as it looks
     # a row a picture: fname (below `path`), x and y in pixels of the upright picture, group (None:
     # there are none), width, height; and split, 'train' or 'valid', only where the set has one and
     # no groups. FileNotFoundError or ValueError naming file or line
@@ -277,8 +250,7 @@ def read_points(
     path = Path(path)
     source = _source(path)
     points = _read_source(source, unit) if source else _read_frames(path)
-    for n in tqdm(points, 'looking at the pictures', disable=len(points) < 2000, leave=False):
-        check_picture(path/n)
+    check_pictures([path/n for n in points])
     sizes = [upright_size(path/n) for n in points]
     frames = pd.DataFrame([(n, *p, *s) for (n,p),s in zip(points.items(), sizes)],
                           columns=['fname', 'x', 'y', 'group', 'width', 'height'])
@@ -290,19 +262,12 @@ def _with_split(frames, path): # groups called train, valid and test are parts, 
              for o in frames.group.unique()}
     kinds = {*parts.values()}
     if None in kinds or len(kinds) == 1 < len(parts): return frames # they are people
-    train, held, rest = split_parts(frames.group.map(parts))
-    frames['group'] = None
+    said, frames['group'] = frames.group.map(parts), None
     if len(kinds) == 1: return frames
-    if not (len(train) and len(held)):
-        use, name = ('validate', 'valid') if len(train) else ('train', 'train')
-        raise ValueError(f'{path}: the parts {short_list(parts)} leave nothing to {use} on; call '
-                         f'one of them {name}.')
+    train, held = read_split(said, None, None, path)
     frames['split'] = 'train'
     frames.loc[held, 'split'] = 'valid'
-    if len(rest):
-        warnings.warn(f'{len(rest):,} of {len(frames):,} pictures in {path} are for a test and '
-                      'were left out.', stacklevel=3)
-    return frames.drop(index=rest).reset_index(drop=True)
+    return frames.loc[sorted([*train, *held])].reset_index(drop=True)
 
 # %% ../../nbs/engine/points.ipynb #0b81971a
 def _natural(name:str) -> list: # so that 2 comes before 10
@@ -313,11 +278,8 @@ def _same(a:str, b:str) -> bool: # 2 and 02 are the same folder
 
 def kept_out(
     frames:pd.DataFrame, # as `read_points` makes it
-    # name, number or path of a person or group, or a list of them; None: 13 if there is one, else
-    # the last fifth of them, at least one
-    who=None,
-    # their names as they are in `frames.group`; empty if there aren't two to choose from;
-    # ValueError if one isn't there
+    who=None, # name, number or path of a group, or several; None: 13, or else the last fifth
+    # their names as in `frames.group`; empty if there aren't two; ValueError if one isn't there
 ) -> list:
     "Whose pictures are held out for validation"
     names = sorted(frames.group.dropna().unique(), key=_natural)
@@ -359,9 +321,7 @@ class TablePoint:
         self.table, self.unit, self.__name__ = Path(table), unit, 'TablePoint'
     def __call__(self,
         f,        # a picture
-        # (2,): right and down from the upper left corner of the upright picture, in pixels;
-        # ValueError if it has no row
-    ) -> Tensor:
+    ) -> Tensor:  # (2,): right and down, in pixels of the upright picture; ValueError without a row
         root = self.table if self.table.is_dir() else self.table.parent
         rows = _kept_table(self.table, self.table.stat().st_mtime_ns, self.unit)
         name = Path(f).relative_to(root).as_posix()
@@ -374,10 +334,9 @@ def point_of(
 ):             # takes a picture, gives its point (2,) in pixels
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
     source = _source(Path(path))
-    if source:
-        # a file in an annotated folder may have changed, and the folder's time not
-        _kept_table.cache_clear()
-    return TablePoint(source, unit) if source else get_ctr
+    if not source: return get_ctr
+    _kept_table.cache_clear() # a file in an annotated folder may have changed, and its time not
+    return TablePoint(source, unit)
 
 # %% ../../nbs/engine/points.ipynb #eb3b7415
 def fit_size(
@@ -392,13 +351,9 @@ def fit_size(
 # %% ../../nbs/engine/points.ipynb #caa66a8b
 def person_splitter(
     frames:pd.DataFrame, # as `read_points` makes it
-    # who is held out, as in `kept_out`; where nobody can be, the pictures that the set's split
-    # holds out are, or else a random fifth
-    who=None,
+    who=None,            # as in `kept_out`; where nobody can be, the set's split, or a fifth
     seed:int=42,         # of that fifth
-    # takes the pictures in the order of `frames`, gives the positions of those to train on and of
-    # those held out
-):
+):                       # takes pictures as in `frames`, gives positions to train on and held out
     "A splitter that holds out people, not pictures"
     who = kept_out(frames, who)
     if who: return IndexSplitter(np.flatnonzero(frames.group.isin(who)))
@@ -407,11 +362,9 @@ def person_splitter(
 
 def points_dls(
     path,              # a folder, as `read_points` takes it
-    # height and width that the model gets; None: `fit_size`, which for BIWI is (240, 320), without
-    # a GPU (192, 256); of synthetic frames (60, 80)
-    size=None,
-    # batch size; None: 64 for more than 5,000 training pictures; for fewer 8, because small sets
-    # need more steps, or 16 where the body is computed only once; at most a quarter of them
+    size=None,         # height, width; None: up to (240,320), on a CPU (192,256), synthetic (60,80)
+    # None: 64 for more than 5,000 training pictures; for fewer 8, because small sets need more
+    # steps, or 16 where the body is computed only once; at most a quarter of them
     bs:int=None,
     valid_group=None,  # who is held out, as for `person_splitter`
     keep:bool=None,    # keep pictures in memory, read and shrunk; None: if they need less than 1 GB
@@ -434,8 +387,8 @@ def points_dls(
         raise ValueError(f'{path} has {n_train} frames to train on, fewer than a batch of {bs}; '
                          'take a smaller bs or more frames.')
     _warn_outside(frames)
-    h,w = size or fit_size(frames, (60,80) if is_synthetic(path) else (192,256) if laptop
-                           else (240,320))
+    most = (60,80) if is_synthetic(path) else (192,256) if laptop else (240,320)
+    h,w = size or fit_size(frames, most)
     if keep is None: keep = len(frames)*3*(2*h)*(2*w) < 1e9
     kwargs = default_workers(keep or default_device().type != 'cuda') | kwargs
     block = DataBlock(blocks=(ImageBlock(UprightImage), PointBlock),
@@ -462,23 +415,17 @@ def _warn_outside(frames):
 def biwi_dls(
     path,              # folder of the set, with `01`, `02`, ...; or with `points.csv`
     valid_person=None, # whose frames are held out for validation, as in `kept_out`
-    size=None,         # height and width that the model gets; None: as in `points_dls`
-    bs:int=None,       # batch size; None: as in `points_dls`
-    # keep the frames in memory once they are read and shrunk; None: if they need less than 1 GB
-    keep:bool=None,
-    **kwargs,          # passed on to `DataBlock.dataloaders`, such as `num_workers` or `device`
-    # FileNotFoundError or ValueError, before any training, if frames can't be used
-) -> DataLoaders:
+    **kwargs,          # as for `points_dls`, such as `size`, `bs` or `num_workers`
+) -> DataLoaders:      # errors as from `points_dls`
     "DataLoaders of frames and head centres, augmented together, split by person"
-    return points_dls(path, size, bs, valid_person, keep, **kwargs)
+    return points_dls(path, valid_group=valid_person, **kwargs)
 
 # %% ../../nbs/engine/points.ipynb #8f6ed626
 class HeatCentre(nn.Module):
     "The centre of gravity of heat maps: (n, points, h, w) to (n, 2*points), from -1 to 1"
     def forward(self, heat):
         h,w = heat.shape[-2:]
-        # of each point: where is it, as probabilities
-        p = heat.float().flatten(2).softmax(-1).view(heat.shape)
+        p = heat.float().flatten(2).softmax(-1).view(heat.shape) # of each point: where is it?
         xs,ys = (torch.linspace(-1, 1, n, device=heat.device) for n in (w, h))
         return torch.stack([(p.sum(-2)*xs).sum(-1), (p.sum(-1)*ys).sum(-1)], -1).flatten(1)
 
@@ -491,8 +438,7 @@ class TwoMaps(nn.Sequential):
                 x = part(x)
                 maps[x.shape[-2:]] = x
         *_,fine,coarse = maps.values()
-        return torch.cat([fine, F.interpolate(coarse, size=fine.shape[-2:], mode='bilinear')],
-                         dim=1)
+        return torch.cat([fine, F.interpolate(coarse, fine.shape[-2:], mode='bilinear')], dim=1)
 
 def two_maps(
     body:nn.Sequential, # as `vision_learner` cuts it
@@ -537,10 +483,8 @@ def say_recipe(
 # %% ../../nbs/engine/points.ipynb #29d62c77
 def plot_function(
     f,                                # takes and returns a Tensor
-    tx:str=None, ty:str=None,         # labels of the axes
-    title:str=None,
-    min:float=-2, max:float=2,        # where to begin and to end
-    steps:int=100,
+    tx:str=None, ty:str=None, title:str=None, # words for the axes and above
+    min:float=-2, max:float=2, steps:int=100, # where to begin and to end, in how many steps
     ax=None,                          # axes to draw on; None: new ones
 ):                                    # the axes
     "Plots a function of one number"
@@ -576,9 +520,7 @@ def to_pixels(
 def pixel_point(
     learn,       # a learner that predicts a point, trained or loaded
     picture,     # a path, or an image
-    # (2,): right and down from the upper left corner of the upright picture, in its own pixels;
-    # ValueError if the learner predicts something else
-) -> Tensor:
+) -> Tensor:    # (2,): right and down, in pixels of the upright picture; ValueError for no point
     "Where a learner sees the point of a picture"
     im = UprightImage.create(picture)
     with learn.no_bar(), learn.no_logging():
@@ -587,6 +529,9 @@ def pixel_point(
         raise ValueError(f'This learner predicts {raw.numel()} numbers; a point has two.')
     return to_pixels(raw.view(2), im.size)
 
+def _spread(n, most): # positions, from the first of `n` to the last
+    return np.linspace(0, n-1, min(most, n)).round().astype(int)
+
 def show_points(
     learn,       # a learner that predicts a point
     n:int=6,     # how many pictures, spread over those kept out for validation
@@ -594,7 +539,7 @@ def show_points(
     "Pictures that the learner was not trained on, with the true point and the predicted one"
     import matplotlib.pyplot as plt
     held = learn.dls.valid_ds
-    some = np.linspace(0, len(held)-1, min(n, len(held))).round().astype(int)
+    some = _spread(len(held), n)
     files = [held.items[i] for i in some]
     with learn.no_bar(), learn.no_logging():
         preds,_ = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))
@@ -620,8 +565,7 @@ def show_heat(
     "Three pictures held out; over each, how probable the learner finds each cell of its map"
     import matplotlib.pyplot as plt
     held = learn.dls.valid_ds
-    files = [held.items[i]
-             for i in np.linspace(0, len(held)-1, min(3, len(held))).round().astype(int)]
+    files = [held.items[i] for i in _spread(len(held), 3)]
     with hook_output(learn.model[-1][-2]) as heat, learn.no_bar(), learn.no_logging():
         learn.get_preds(dl=learn.dls.test_dl(files, bs=len(files), num_workers=0))
     fig,axs = plt.subplots(1, len(files), figsize=(4*len(files), 3.2), squeeze=False)
@@ -636,15 +580,13 @@ def show_heat(
 
 # %% ../../nbs/engine/points.ipynb #15b5a075
 def point_errors(
-    learn,            # a learner that predicts a point
-    # a row for each picture kept out: file; x and y, the true point; guess_x and guess_y, the
-    # prediction; off, their distance; constant, how far off the mean of the training points is; all
-    # in pixels of the picture
+    learn, # a learner that predicts a point
+    # columns file; x and y, the true point; guess_x and guess_y, the prediction; off, their
+    # distance; constant, how far off the mean of the training points is; in pixels of the picture
 ) -> pd.DataFrame:
     "Where a learner sees the points of the pictures that it was not trained on"
     train, valid = learn.dls.train_ds, learn.dls.valid_ds
-    def points(ds):
-        # before they are scaled
+    def points(ds): # before they are scaled
         return torch.stack([o.as_subclass(Tensor).view(2) for o in ds.tls[1]])
     def sizes(ds): return torch.tensor([upright_size(f) for f in ds.items]).float()
     size, truth = sizes(valid), points(valid)

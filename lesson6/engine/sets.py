@@ -66,9 +66,7 @@ _readers = {'pets': _pets, 'pascal': _pascal, 'biwi': _biwi, 'movielens': _movie
 def read_set(
     name:str,  # one of `lesson6.data.folders`
     path,      # the folder of the set
-    # its counts, {'pictures': 7390, ...}; lines on what was found, left out and noticed; pictures
-    # that were not opened yet; FileNotFoundError or ValueError, by the reader
-) -> tuple:
+) -> tuple: # its counts; lines on what was found and noticed; pictures that were not opened yet
     "What is in a set, by the reader of its section"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
@@ -81,10 +79,6 @@ def read_set(
     return counts, lines + noticed, files
 
 # %% ../../nbs/engine/sets.ipynb #f634f7b6
-def _open(files): # ValueError, naming the first that can't be read
-    from lesson6.engine.pictures import check_picture
-    for f in files: check_picture(f)
-
 def _counted(counts): return ', '.join(f'{n:,} {what}' for what,n in counts.items())
 
 def about(
@@ -113,6 +107,8 @@ def look(
         if not path.is_dir(): return False, [f'not there, it would be {with_home(path)}']
         if own: counts, lines, files = read_set(name, path)
         else: counts, lines, files = check_dataset(name, path, expected_counts(name)), [], []
-        if files: _open(files)
+        if files:
+            from lesson6.engine.pictures import check_pictures
+            check_pictures(files)
     except (OSError, ValueError) as e: return False, [str(e)]
     return True, [f'whole: {_counted(counts)}, in {with_home(path)}', *lines]
