@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rating_scale', 'range_for', 'YRange', 'reach', 'RatingModel', 'Ratings', 'RatingsDL', 'number_of', 'say_unknown',
-           'RatingsDataLoaders', 'read_times', 'split_rows', 'batch_size', 'say_repeated', 'check_share', 'ratings_dls',
+           'RatingsDataLoaders', 'split_rows', 'batch_size', 'say_repeated', 'check_share', 'ratings_dls',
            'movielens_files', 'lowest_errors']
 
 # %% ../../nbs/engine/ratings.ipynb #13f7b334
@@ -16,11 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from fastai.data.core import DataLoaders, TfmdDL
-from fastai.losses import MSELossFlat
-from fastai.torch_core import Module, default_device, display_df
-from fastcore.basics import patch
-from fastcore.foundation import L
+from fastai.basics import DataLoaders, L, Module, MSELossFlat, TfmdDL, default_device, display_df
 from ..data import is_synthetic
 from .rating_tables import (composed_names, name_columns, not_rated_note, read_ratings,
                                           read_titles, tidy_ratings)
@@ -48,8 +44,7 @@ def rating_scale(
 # %% ../../nbs/engine/ratings.ipynb #d536a5b5
 def range_for(
     scale,   # the lowest and the highest rating
-    # the ends of a range that a sigmoid can fill: a quarter of the width below, an eighth above
-) -> tuple:
+) -> tuple: # ends that a sigmoid can reach: a quarter of the width below, an eighth above
     "The `y_range` for ratings of that scale; (0, 5.5) for 1 to 5"
     lo,hi = scale
     return lo - (hi-lo)/4, hi + (hi-lo)/8
@@ -107,8 +102,7 @@ class Ratings:
     def __init__(self,
         x:Tensor,           # numbers of user and title, (n, 2), whole
         y:Tensor,           # ratings, (n, 1), float; None if they are to be predicted
-        # {'user': names, 'title': names}; number 0 is '#na#', whoever isn't known
-        classes:dict,
+        classes:dict,       # {'user': names, 'title': names}; number 0 is '#na#', the unknown one
         seen:Tensor,        # numbers of all pairs that are rated, (m, 2), on the CPU
         scale:tuple=(1, 5), # the lowest and the highest rating
         genres:dict=None,   # {title: genres} as text, where they are known
@@ -151,37 +145,30 @@ class RatingsDL(TfmdDL):
     def __iter__(self):
         self.before_iter()
         rows = torch.as_tensor(self.get_idxs(), device=self.dataset.x.device)
-        columns = ([column.tensor_split(len(self)) for column in self.dataset[rows]] if self.n
-                   else [])
-        for batch in zip(*columns): yield self._batch(*batch)
+        columns = self.dataset[rows] if self.n else []
+        for batch in zip(*(o.tensor_split(len(self)) for o in columns)): yield self._batch(*batch)
         self.after_iter()
 
     def to(self, device):
         self.dataset.to(device)
         super().to(device)
 
-# %% ../../nbs/engine/ratings.ipynb #01d77f2b
-@patch
-def _table(self:RatingsDL, x, y, max_n, name='rating'):
-    names = {column: [self.classes[column][i] for i in x[:max_n,j].tolist()]
-             for j,column in enumerate(self.classes)}
-    return pd.DataFrame({**names, name: y[:max_n].flatten().tolist()})
+    def _table(self, x, y, max_n):
+        data = self.dataset
+        return Ratings(x[:max_n], y[:max_n], data.classes, data.seen).table()
 
-@patch
-def show_batch(self:RatingsDL, b=None, max_n=10, **kwargs):
-    "A batch as a table of names"
-    display_df(self._table(*(self.one_batch() if b is None else b), max_n))
+    def show_batch(self, b=None, max_n=10, **kwargs):
+        "A batch as a table of names"
+        display_df(self._table(*(self.one_batch() if b is None else b), max_n))
 
-@patch
-def show_results(self:RatingsDL, b, out, max_n=10, **kwargs):
-    "A batch as a table of names, with what the model predicts"
-    predicted = [round(o, 2) for o in out[:max_n].flatten().tolist()]
-    display_df(self._table(*b, max_n).assign(prediction=predicted))
+    def show_results(self, b, out, max_n=10, **kwargs):
+        "A batch as a table of names, with what the model predicts"
+        predicted = [round(o, 2) for o in out[:max_n].flatten().tolist()]
+        display_df(self._table(*b, max_n).assign(prediction=predicted))
 
-@patch
-def decode_batch(self:RatingsDL, b, max_n=9, full=True):
-    "Pairs of ((user, title), rating)"
-    return L(((*row[:-1],), row[-1]) for row in self._table(*b, max_n).itertuples(index=False))
+    def decode_batch(self, b, max_n=9, full=True):
+        "Pairs of ((user, title), rating)"
+        return L(((*row[:-1],), row[-1]) for row in self._table(*b, max_n).itertuples(index=False))
 
 # %% ../../nbs/engine/ratings.ipynb #ed17c684
 def _type_differs(names, name): # the name that was meant, where only its type differs; else None
@@ -210,8 +197,7 @@ def number_of(
 # %% ../../nbs/engine/ratings.ipynb #31babca0
 def _codes(column, names): # a Series; what the numbers stand for
     "The number of each name, (n,); 0 for one that isn't there"
-    return (pd.Index(names[1:]).get_indexer(column) + 1 if len(names) > 1
-            else np.zeros(len(column), int))
+    return pd.Index(names[1:]).get_indexer(column) + 1
 
 def say_unknown(
     x,    # numbers of user and title, (n, 2)
@@ -229,9 +215,7 @@ class RatingsDataLoaders(DataLoaders):
         rows,              # a table with the columns user and title, or a list of dicts or pairs
         with_labels=None,  # whether ratings come along; None: if there is a column of them
         **kwargs,          # of fastai's `predict`; not needed here
-        # ValueError for a user or title in a list that the model hasn't seen; in a table they count
-        # as `#na#`
-    ) -> RatingsDL:
+    ) -> RatingsDL:        # ValueError for an unknown user or title in a list; in a table: `#na#`
         "Pairs whose ratings are to be predicted"
         is_table = isinstance(rows, pd.DataFrame)
         table = pd.DataFrame(rows if is_table else list(rows))
@@ -249,21 +233,16 @@ class RatingsDataLoaders(DataLoaders):
             pairs = zip(*columns)
             x = np.array([[number_of(self.classes, c, name) for c,name in zip(self.classes, pair)]
                           for pair in pairs]).reshape(-1, 2)
-        device, labels = (self.train_ds.x.device, 'rating' in table if with_labels is None
-                          else with_labels)
+        device, y = self.train_ds.x.device, None
         x = torch.tensor(x, dtype=torch.int32, device=device)
-        y = (torch.tensor(table['rating'].to_numpy(np.float32), device=device)[:,None] if labels
-             else None)
+        if with_labels or with_labels is None and 'rating' in table:
+            y = torch.tensor(table['rating'].to_numpy(np.float32), device=device)[:,None]
         data = Ratings(x, y, self.classes, self.seen, self.scale, self.genres)
         return RatingsDL(data, bs=self.valid.bs, device=self.device)
 
 # %% ../../nbs/engine/ratings.ipynb #07696700
-def read_times(
-    times,  # what each row says: numbers, times, or dates as text
-    where,  # takes the position of a row, gives its place for a message
-):          # (n,), to be sorted by; ValueError, naming a row, for no date, or for dates that may be
-            # read in two ways
-    "Times of any kind"
+def _read_times(times, where): # numbers, times, or dates as text; gives the place of a row
+    "Times of any kind, to sort by; ValueError, naming a row, for no date, or one of two meanings"
     if pd.api.types.is_numeric_dtype(times) or pd.api.types.is_datetime64_any_dtype(times):
         read = times
     else:
@@ -303,7 +282,7 @@ def split_rows(
         times = column('timestamp')
         if times is None:
             raise ValueError("valid='time' needs a column timestamp, and the ratings have none.")
-        held[np.argsort(read_times(times, where), kind='stable')[n - int(share*n):]] = True
+        held[np.argsort(_read_times(times, where), kind='stable')[n - int(share*n):]] = True
     elif isinstance(valid, str):
         find_column(names, 'split', what, valid)
         found = read_split(column(valid), where, valid, what)
@@ -345,8 +324,7 @@ def say_repeated(
     "Counts aloud pairs that are there twice"
     if n:
         warnings.warn(f'{n:,} ratings are of a pair of user and title that is there before; all '
-                      'are kept.',
-                      stacklevel=3)
+                      'are kept.', stacklevel=3)
 
 def check_share(valid_pct):
     "Refuses a share that is none"
@@ -417,9 +395,8 @@ def ratings_dls(
 
 # %% ../../nbs/engine/ratings.ipynb #e0d7bf99
 def movielens_files(
-    path,       # what `read_ratings` reads
-    # a folder with `u.data` and `u.item`: that of MovieLens 100k itself, or a temporary one
-) -> Path:
+    path,  # what `read_ratings` reads
+) -> Path: # a folder with `u.data` and `u.item`: that of MovieLens 100k itself, or a temporary one
     "The ratings in the layout of MovieLens 100k"
     if (Path(path)/'u.data').is_file(): return Path(path)
     ratings, folder = read_ratings(path), Path(tempfile.mkdtemp())

@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import nn
-from fastai.learner import Learner
-from fastai.torch_core import Module, default_device
+from fastai.basics import Learner, Module, default_device
 from .rating_learners import FusedAdam, fused_learner
 from .rating_tables import composed_names, name_columns
 from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, batch_size, check_share,
                                     rating_scale, say_repeated, say_unknown, split_rows)
+from ..files import write_whole
 from ..mini.movielens import Truth, plant, stars, who_rates_what
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e008
@@ -33,7 +33,7 @@ def draw_ratings(
 ) -> Truth:         # what is planted; ValueError if so many ratings don't fit
     "Writes synthetic ratings, ordered by user, to a Parquet file with columns user, title, rating"
     from pyarrow.parquet import ParquetWriter
-    file, truth = Path(file), plant(n_users, n_films, seed)
+    truth = plant(n_users, n_films, seed)
     users, films = who_rates_what(truth, n_ratings, seed)
     pairs = np.sort(users*(n_films+1) + films)
     titles = pa.array([f'Film {i}' for i in range(1, n_films+1)])
@@ -45,37 +45,33 @@ def draw_ratings(
             users, films = rows//(n_films+1), rows%(n_films+1)
             # every million has moods of its own
             ratings = stars(truth, users, films, 1_000_003*seed + i)
-            columns = (users.astype(np.int32),
-                       pa.DictionaryArray.from_arrays(films.astype(np.int32)-1, titles),
-                       ratings.astype(np.float32))
-            yield pa.table(list(columns), schema)
-    tables, part = millions(), file.with_name(f'{file.name}.part')
-    try:
+            numbers = pa.DictionaryArray.from_arrays(films.astype(np.int32)-1, titles)
+            yield pa.table([users.astype(np.int32), numbers, ratings.astype(np.float32)], schema)
+    def write(part):
+        tables = millions()
         with ParquetWriter(part, schema) as out:
             while four := list(islice(tables, 4)):
                 out.write_table(pa.concat_tables(four), row_group_size=len(pairs))
-        part.replace(file)
-    finally: part.unlink(missing_ok=True)
+    write_whole(file, write)
     return truth
 
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e013
-def _open(file, dictionary=None):
-    "A Parquet file; FileNotFoundError or ValueError, naming it"
-    from pyarrow.parquet import ParquetFile
+def _names(file):
+    "What the columns of a Parquet file are called, by what they are for; errors name the file"
+    from pyarrow.parquet import read_schema
     if not Path(file).is_file():
         raise FileNotFoundError(f'{file} is missing; it must be a Parquet file with the columns '
                                 'user, title and rating.')
-    try: return ParquetFile(file, read_dictionary=dictionary)
+    try: names = read_schema(file).names
     except ValueError as e:
         raise ValueError(f'{file} cannot be read as Parquet ({e}); write it with `draw_ratings` or '
                          '`DataFrame.to_parquet`.') from None
+    return dict(zip(name_columns(pd.DataFrame(columns=names), file), names))
 
 def _column(file, name):
-    "A column of a Parquet file; FileNotFoundError or ValueError, naming it"
-    with _open(file) as parquet:
-        if name not in parquet.schema_arrow.names:
-            raise ValueError(f'{file} has no column {name}; it needs user, title and rating.')
-    with _open(file, [name]) as parquet:
+    "A column of a Parquet file; ValueError, naming it"
+    from pyarrow.parquet import ParquetFile
+    with ParquetFile(file, read_dictionary=[name]) as parquet:
         try: column = parquet.read(columns=[name]).column(0)
         except (OSError, ValueError) as e:
             raise ValueError(f'{file} is damaged in the column {name} '
@@ -84,11 +80,6 @@ def _column(file, name):
         raise ValueError(f'{file} has a gap in the column {name}, first in row '
                          f'{column.is_null().index(True)}; fill it or remove the row.')
     return column
-
-def _names(file):
-    "What the columns of a file are called, by what they are for"
-    with _open(file) as parquet: names = parquet.schema_arrow.names
-    return dict(zip(name_columns(pd.DataFrame(columns=names), file), names))
 
 def _numbers(column): # one that was read
     "The column as whole numbers, (n,), and the names that they stand for"
@@ -129,19 +120,14 @@ class SortedRatingsDL(RatingsDL):
 # %% ../../nbs/engine/ratings_at_scale.ipynb #5ca1e022
 def parquet_dls(
     file:Path,            # Parquet, columns user, title and rating; quickest if ordered by user
-    # ratings in a batch; None: a two-hundredth of the training set, at least 64 (or a quarter, if
-    # that is fewer) and at most 131,072
-    bs:int=None,
+    bs:int=None,          # None: a two-hundredth of the training set, from 64 to 131,072
     seed:int=42,          # of the split
     valid_pct:float=0.2,  # the chance of each rating to be held back for validation; 0: none is
     device=None,          # where the tensors are; None: the GPU if there is one
-    # a split of one's own: a column, positions, a second Parquet file, or 'time' (the latest
-    # `valid_pct`)
-    valid=None,
+    valid=None,           # a split: a column, positions, a second file, or 'time' (the latest)
     scale:tuple=None,     # the lowest and the highest rating; None: as in the ratings
     not_rated=None,       # a number, or several, that stands for 'not rated'; its rows are left out
-    # as from `ratings_dls`; FileNotFoundError or ValueError, naming file and column
-) -> RatingsDataLoaders:
+) -> RatingsDataLoaders:  # as from `ratings_dls`; errors name file and column
     "Loaders for as many ratings as fit into memory, 12 bytes each"
     check_share(valid_pct)
     y, columns, train, held = _columns(file, valid, seed, valid_pct, not_rated)

@@ -32,36 +32,30 @@ def _part(learn, which): # 0 for the factors of the titles, 1 for their biases
     return part.detach().cpu()
 
 def _titles(learn):
-    return list(learn.dls.classes.values())[1] if hasattr(learn.dls, 'seen') else _not_ours()
-
-def _not_ours():
+    if hasattr(learn.dls, 'seen'): return list(learn.dls.classes.values())[1]
     raise ValueError('These DataLoaders do not know who has seen what; make them with ratings_dls.')
 
-def _counts(learn, titles): return learn.dls.seen[:,1].long().bincount(minlength=len(titles)).cpu()
+def _counts(learn): # of the ratings of each title
+    return learn.dls.seen[:,1].long().bincount(minlength=len(_titles(learn))).cpu()
 
-def _with_genres(learn, table): # a table with a column title
-    "The table with the genres beside its titles, where they are known"
-    genres = getattr(learn.dls, 'genres', None)
-    if genres:
-        table.insert(table.columns.get_loc('title')+1, 'genres',
-                     table['title'].map(genres).fillna(''))
+def _table(learn, numbers, **columns): # of titles; what else is known of each
+    "A table of titles, with their genres, where these are known"
+    titles, genres = _titles(learn), getattr(learn.dls, 'genres', None)
+    table = pd.DataFrame({'title': [titles[i] for i in numbers.tolist()], **columns})
+    if genres: table.insert(1, 'genres', table['title'].map(genres).fillna(''))
     return table
 
 # %% ../../nbs/engine/recommending.ipynb #b585272f
 def extreme_items(
     learn,     # a trained Learner whose model has biases, on `ratings_dls`
     n:int=5,   # how many at each end
-    # columns title, genres (where known), bias, ratings; rows under 'best' and 'worst', the most
-    # extreme first
-) -> pd.DataFrame:
+) -> pd.DataFrame: # columns title, genres (where known), bias, ratings; first 'best', then 'worst'
     "The titles with the highest and the lowest bias"
-    titles, bias = _titles(learn), _part(learn, 1).flatten()
-    seen = _counts(learn, titles).tolist()
+    seen, bias = _counts(learn), _part(learn, 1).flatten()
     order = bias[1:].argsort(descending=True) + 1
-    rows = lambda which: pd.DataFrame(
-        [{'title': titles[i], 'bias': bias[i].item(), 'ratings': seen[i]} for i in which.tolist()])
-    return _with_genres(learn, pd.concat([rows(order[:n]), rows(order.flip(0)[:n])],
-                                         keys=['best', 'worst']))
+    ends = {'best': order[:n], 'worst': order.flip(0)[:n]}
+    return pd.concat({end: _table(learn, o, bias=bias[o].tolist(), ratings=seen[o].tolist())
+                      for end,o in ends.items()})
 
 # %% ../../nbs/engine/recommending.ipynb #b15817e7
 def factor_map(
@@ -70,51 +64,44 @@ def factor_map(
 ) -> pd.DataFrame: # columns title, genres (where known), x, y
     "The titles in the two directions in which their factors differ most, by PCA"
     from sklearn.decomposition import PCA
-    titles, factors = _titles(learn), _part(learn, 0)
-    most = _counts(learn, titles)[1:].argsort(descending=True, stable=True) + 1
+    most = _counts(learn)[1:].argsort(descending=True, stable=True) + 1
+    factors = _part(learn, 0)
     if len(most) < 3:
         raise ValueError(f'A map needs at least 3 titles; the model knows {len(most)}.')
     pca = PCA(2).fit(factors[most[:1000]].numpy())
     x, y = pca.transform(factors[most[:n]].numpy()).T
-    return _with_genres(learn,
-                        pd.DataFrame({'title': [titles[i] for i in most[:n].tolist()], 'x': x,
-                                      'y': y}))
+    return _table(learn, most[:n], x=x, y=y)
 
 # %% ../../nbs/engine/recommending.ipynb #4bdae3df
 def similar_items(
     learn,         # a trained Learner whose model has factors, on `ratings_dls`
     title:str,     # a title that the model has seen
     n:int=5,       # how many
-    # columns title, genres (where known) and cosine, the most similar first; ValueError, offering
-    # the nearest, for an unknown title
+    # columns title, genres (where known), cosine; ValueError, offering the nearest, if unknown
 ) -> pd.DataFrame:
     "The titles whose factors point most nearly the same way"
-    titles, factors = _titles(learn), _part(learn, 0)
+    n, factors = min(n, len(_titles(learn))-2), _part(learn, 0)
     this = number_of(learn.dls.classes, list(learn.dls.classes)[1], title)
     cosine = F.cosine_similarity(factors, factors[this:this+1])
     cosine[[0, this]] = -math.inf
-    order = cosine.argsort(descending=True)[:min(n, len(titles)-2)]
-    return _with_genres(learn,
-                        pd.DataFrame({'title': [titles[i] for i in order.tolist()],
-                                      'cosine': cosine[order].tolist()}))
+    order = cosine.argsort(descending=True)[:n]
+    return _table(learn, order, cosine=cosine[order].tolist())
 
 # %% ../../nbs/engine/recommending.ipynb #42663849
 def taste_agreement(
-    learn,         # a trained Learner whose model has factors, on `ratings_dls`
-    # for each pair of neighbours, and for the same number of random pairs; nan where nobody rated
-    # both
-) -> tuple:
+    learn,  # a trained Learner whose model has factors, on `ratings_dls`
+) -> tuple: # of each pair of neighbours, and of as many random pairs; nan where nobody rated both
     "How far validation ratings agree about the five neighbours of a title, and about random pairs"
     train, held = (o.table() for o in (learn.dls.train_ds, learn.dls.valid_ds))
     of = lambda column: held[column].map(train.groupby(column).rating.mean()).fillna(
         train.rating.mean())
     rest = held.rating - of('user') - of('title') + train.rating.mean()
     titles, factors = _titles(learn), F.normalize(_part(learn, 0))
-    kept = _counts(learn, titles)[1:].argsort(descending=True, stable=True)[:2000] + 1
+    kept = _counts(learn)[1:].argsort(descending=True, stable=True)[:2000] + 1
     table = (held.assign(rest=rest).pivot_table(index='user', columns='title', values='rest')
              .reindex(columns=[titles[i] for i in kept.tolist()]))
-    there, left = (torch.tensor(table.notna().to_numpy(), dtype=torch.float),
-                   torch.tensor(table.fillna(0).to_numpy(), dtype=torch.float))
+    there, left = (torch.tensor(o.to_numpy(), dtype=torch.float)
+                   for o in (table.notna(), table.fillna(0)))
     agree = (left.t()@left)/(there.t()@there)/rest.var()
     cosine = (factors[kept]@factors[kept].t()).fill_diagonal_(-math.inf)
     near = {tuple(sorted((i, j)))
@@ -138,8 +125,7 @@ def recommend(
     learn,         # a trained Learner on `ratings_dls`, or one loaded by `load_learner`
     user=None,     # a user that the model has seen; None: somebody new
     n:int=5,       # how many
-    # columns title, genres (where known) and prediction, on the scale of the ratings, the highest
-    # first; ValueError, offering the nearest, for an unknown user
+    # columns title, genres (where known), prediction; ValueError, offering the nearest, if unknown
 ) -> pd.DataFrame:
     "The titles that a user has not rated and would like best, by the model"
     if n < 1: raise ValueError(f'n is {n}; at least one title can be recommended.')
@@ -153,18 +139,17 @@ def recommend(
     with torch.no_grad(): stars = model(x).flatten().cpu()
     stars[0] = -math.inf
     if number: stars[dls.seen[dls.seen[:,0] == number, 1].long().cpu()] = -math.inf
-    return _with_genres(learn, _best(titles, stars, n))
+    return _best(learn, stars, n)
 
-# a prediction for each title, minus infinity for those that are left out
-def _best(titles, stars, n):
+def _best(learn, stars, n): # a prediction for each title, minus infinity for those left out
     wrong = int(stars.isnan().sum())
     if wrong:
         raise ValueError(f'The model predicts nan for {wrong:,} of {len(stars):,} titles, so '
                          'nothing can be recommended; train it anew, with a lower learning rate or '
                          'without gaps in its weights.')
-    order = [i for i in stars.argsort(descending=True).tolist()[:n] if stars[i] > -math.inf]
-    return pd.DataFrame({'title': [titles[i] for i in order],
-                         'prediction': [stars[i].item() for i in order]})
+    order = stars.argsort(descending=True)[:n]
+    order = order[stars[order] > -math.inf]
+    return _table(learn, order, prediction=stars[order].tolist())
 
 # %% ../../nbs/engine/recommending.ipynb #79bf6931
 def _ends(learn):
@@ -216,9 +201,7 @@ class Newcomers:
     def recommend(self,
         rated:dict, # {title: rating}, the newcomer's answers
         n:int=5,    # how many
-        # as from `recommend`; ValueError for a title that the model hasn't seen, or a rating
-        # outside the scale
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame: # as from `recommend`; ValueError for a rating outside the scale as well
         "The titles that somebody would like best who has given these ratings"
         lo, hi = self.dls.scale
         for title,stars in rated.items():
@@ -230,14 +213,12 @@ class Newcomers:
         person = self.person(numbers, torch.tensor(list(rated.values()), dtype=torch.float64))
         stars = self.predict(person, torch.arange(len(self.titles)))
         stars[0] = stars[numbers] = -math.inf
-        return _with_genres(self, _best(self.titles, stars, n))
+        return _best(self, stars, n)
 
     def errors_after(self,
         answers:int, # how many ratings are known
         most:int=10, # the ratings that are kept for answers; those after them are predicted
-        # squared errors, (n,), and whose each is, (n,): of the users with at least twice as many
-        # ratings held out
-    ):
+    ):  # squared errors, (n,), and whose each is, (n,): of users with `2*most` ratings held out
         "How well people are known whose first held-out ratings are answers, the others predicted"
         x, y = self.dls.valid_ds.x.cpu().long(), self.dls.valid_ds.y.cpu().double().flatten()
         errors, users = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
