@@ -12,17 +12,9 @@ import torch.nn.functional as F
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
-# noqa: F401, give Learner its no_bar and its fit_one_cycle
-import fastai.callback.progress, fastai.callback.schedule
-from fastai.callback.core import Callback, CancelValidException
-from fastai.data.block import DataBlock
-from fastai.data.transforms import FuncSplitter
-from fastai.learner import Learner
-from fastai.losses import MSELossFlat
-from fastai.torch_core import tensor
-from fastai.vision.augment import aug_transforms
-from fastai.vision.core import TensorImage, TensorPoint, image2tensor, imagenet_stats
-from fastai.vision.data import ImageBlock, Normalize, PointBlock
+from fastai.vision.all import (Callback, CancelValidException, DataBlock, FuncSplitter, ImageBlock,
+                               Learner, MSELossFlat, Normalize, Pipeline, PointBlock, TensorImage,
+                               TensorPoint, aug_transforms, image2tensor, imagenet_stats, tensor)
 from .picture_loaders import KeepItems
 from .pictures import UprightImage
 from .points import point_of, read_points
@@ -32,8 +24,7 @@ def dots(
     n:int=32,               # how many pictures
     size:tuple=(60,80),     # (height, width) in pixels
     generator=None,         # a `torch.Generator`; default: torch's own
-    # pictures (n, 3, h, w) with one bright dot each, and the dots' places (n, 1, 2) in -1..1
-) -> tuple:
+) -> tuple:                 # pictures (n, 3, h, w), and the dots' places (n, 1, 2) in -1..1
     "Dark pictures with one soft bright dot each, within the middle half, and where it is"
     h,w = size
     p = torch.rand(n, 1, 2, generator=generator) - 0.5
@@ -57,8 +48,7 @@ def find_dots(
 # %% ../../nbs/engine/augmentation.ipynb #19451b06
 def affine_picture(
     x:Tensor,    # pictures, (n, c, h, w)
-    # (2, 3) or (n, 2, 3): for each place of the new picture, where to look in the old one, in -1..1
-    mat:Tensor,
+    mat:Tensor,  # (2, 3) or (n, 2, 3): where each place of the new picture is in the old, in -1..1
 ) -> Tensor:     # (n, c, h, w); what comes from outside is mirrored in
     "Rotates, shifts, zooms or mirrors pictures"
     mat = mat.expand(len(x), 2, 3).to(x)
@@ -68,9 +58,7 @@ def affine_picture(
 def affine_points(
     points:Tensor,  # (n, ..., 2), each (x, y) in -1..1
     mat:Tensor,     # the same matrix that moved the pictures
-    # the same shape: where the points are in the new pictures; ValueError if the map can't be
-    # inverted
-) -> Tensor:
+) -> Tensor:        # in the new pictures, the same shape; ValueError if there is no inverse
     "Moves points as `affine_picture` moves pixels"
     mat = mat.expand(len(points), 2, 3).to(points)
     A,t = mat[:,:,:2], mat[:,:,2]
@@ -83,15 +71,12 @@ def affine_points(
 # %% ../../nbs/engine/augmentation.ipynb #60710e80
 def point_drift(
     tfms:list,           # batch transforms, as `aug_transforms` makes them
-    # the type of the targets: `TensorPoint` from `PointBlock`, a plain tensor from
-    # `RegressionBlock`
-    kind=TensorPoint,
+    kind=TensorPoint,    # of the targets, as from `PointBlock`; `RegressionBlock`: a plain tensor
     n:int=64,            # how many dots
     size:tuple=(60,80),  # (height, width) of the pictures in pixels
     generator=None,      # a `torch.Generator` for the dots; the transforms use the global ones
 ) -> Tensor:             # (n,) pixels between each dot and its target afterwards
     "How far targets end from the pixels that they belong to, when a batch is augmented"
-    from fastai.torch_basics import Pipeline
     x,p = dots(n, size, generator)
     x,p = Pipeline(tfms, split_idx=0)((TensorImage(x), kind(p)))
     x,p = torch.Tensor(x).as_subclass(Tensor), torch.Tensor(p).as_subclass(Tensor)
@@ -124,8 +109,7 @@ class FewFrames:
                     for f in _spread(people[who], max(1, n//len(names)))]
         seen, unseen = take(halves[0], n), take(halves[1], n_unseen)
         self.seen, self.unseen = [f for f,_ in seen], [f for f,_ in unseen]
-        # of the frames to validate on; None: unknown
-        self.people = [who for _,who in unseen] if by == 'group' else None
+        self.people = [who for _,who in unseen] if by == 'group' else None # None: unknown
         self.never_seen = f"{'frames' if self.people is None else 'people'} never seen"
         self.n_people = len({who for _,who in seen}), len({who for _,who in unseen})
         self.pictures, self.points, self.sizes = {}, {}, {}
@@ -185,9 +169,7 @@ def train_on_few_frames(
     block,            # of the target, for `FewFrames.dls`
     tfms,             # batch transforms
     epochs:int=50,    # how many
-    # two arrays: how far off the model is on each frame of `few.seen` and of `few.unseen`, in
-    # pixels of the whole frame
-) -> tuple:
+) -> tuple: # how far off, in pixels of the whole frame, on each of `few.seen` and of `few.unseen`
     "Trains a model on a few frames, and measures it on these and on the people never seen"
     learn = Learner(few.dls(block, tfms), model, loss_func=MSELossFlat())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3, cbs=_OnlyTrain())

@@ -30,8 +30,7 @@ def plain(
 def show_with_data(
     figure,    # of matplotlib, or axes of one
     kind:str,  # what the site makes of it, such as `threshold`
-    # what that needs, as `plain` takes it; left out, and said so, where it is more than 300 kB
-    data:dict,
+    data:dict, # what that needs, as `plain` takes it; left out, and said so, above 300 kB
 ):
     "Shows a figure as a notebook does, and puts the data beside its picture"
     import matplotlib.pyplot as plt
@@ -82,8 +81,7 @@ def confusion_data(
     targs,        # classes, (n,)
     files,        # the n pictures
     most:int=200, # pictures in all, at most
-    # vocab, fields (actual, guess, count, pictures as [place on the sheet, probability]), sheet
-) -> dict:
+) -> dict: # vocab, fields (actual, guess, count, pictures as [place, probability]), sheet
     "What is in each field of a confusion matrix"
     sure, guess = torch.as_tensor(preds).as_subclass(torch.Tensor).cpu().max(1)
     actual = torch.as_tensor(targs).as_subclass(torch.Tensor).cpu().flatten()
@@ -142,8 +140,8 @@ def map_data(
     ratings,       # the table that it was trained on, with user, title, rating
     n:int=100,     # titles on the map, those with the most ratings
     users:int=12,  # those with the most ratings
-    # titles (title, x, y, mean, ratings, near: [title, cosine]), users (user, liked: [title,
-    # rating], shown: [title, prediction])
+    # titles (title, x, y, mean, ratings, near) and users (user, rated, liked, shown): near, liked
+    # and shown are lists of [title, number]
 ) -> dict:
     "What the map of titles shows"
     user, title, rating = (ratings[c] for c in ('user', 'title', 'rating'))
@@ -152,7 +150,7 @@ def map_data(
                'ratings': int(found['size'][row.title]),
                'near': [[str(o.title), o.cosine]
                         for o in similar_items(learn, row.title).itertuples()]}
-                        for row in factor_map(learn, n).itertuples()]
+              for row in factor_map(learn, n).itertuples()]
     people = []
     for who in user.value_counts(sort=True).index[:users]:
         best = ratings[user == who].nlargest(5, 'rating', keep='first')

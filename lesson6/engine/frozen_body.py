@@ -16,16 +16,9 @@ import psutil
 import torch
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from fastai.callback.progress import ProgressCallback # noqa: F401, gives Learner.no_bar
-import fastai.callback.schedule # noqa: F401, gives Learner.fit_one_cycle
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader, SkipItemException
-from fastai.layers import AdaptiveConcatPool2d, Flatten
-from fastai.learner import Learner
-from fastai.torch_core import to_device
-from fastcore.basics import chunked
-from fastcore.foundation import L
-from .training import Checkpoint, StopAtNaN, device_of
+from fastai.vision.all import (AdaptiveConcatPool2d, DataLoader, DataLoaders, Flatten, L, Learner,
+                               SkipItemException, chunked, to_device)
+from .training import Checkpoint, StopAtNaN, device_of, time_on
 
 # %% ../../nbs/engine/frozen_body.ipynb #eb023dd9
 _functions = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d,
@@ -48,15 +41,14 @@ def _gb(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.1f} MB'
 def _stores(ns, shape, device):
     "Room for features, a tensor for each of `ns`, and where it is; OSError if there is none"
     need = sum(ns)*math.prod(shape)*4
+    def empty(**kwargs): return [torch.empty(n, *shape, **kwargs) for n in ns]
     if device.type == 'cuda' and need < torch.cuda.mem_get_info(device)[0]/4:
-        return [torch.empty(n, *shape, device=device)
-                for n in ns], f"{_gb(need)} of the GPU's memory"
+        return empty(device=device), f"{_gb(need)} of the GPU's memory"
     room,free = psutil.virtual_memory().available/2, psutil.disk_usage(tempfile.gettempdir()).free
-    if need <= room: return [torch.empty(n, *shape) for n in ns], f'{_gb(need)} of memory'
+    if need <= room: return empty(), f'{_gb(need)} of memory'
     need //= 2
     if need <= room:
-        return [torch.empty(n, *shape, dtype=torch.half)
-                for n in ns], f'{_gb(need)} of memory, in 16 bits instead of 32'
+        return empty(dtype=torch.half), f'{_gb(need)} of memory, in 16 bits instead of 32'
     if need > free:
         raise OSError(f'The features would take {_gb(need)}; there are {_gb(room)} of memory and '
                       f'{_gb(free)} in {tempfile.gettempdir()}: take fewer views or smaller '
@@ -74,16 +66,12 @@ def _compute(body, x, pool=None):
         with torch.no_grad(): return body(o) # which a thread has to say for itself
     return torch.cat([*(pool.map if pool else map)(part, x.split(few))])
 
-def _clock(device):
-    if device.type == 'cuda': torch.cuda.synchronize(device)
-    return time.perf_counter()
-
 def _seconds(body, x): # for a picture
     some = x[:16]
     _compute(body, some[:2])              # the first call prepares
-    start = _clock(x.device)
+    start = time_on(x.device)
     _compute(body, some)
-    return (_clock(x.device)-start)/len(some)
+    return (time_on(x.device)-start)/len(some)
 
 def _faster_layout(body, x):
     "The layout of memory in which `body` is faster (on a CPU), and its seconds for a picture"
@@ -152,9 +140,8 @@ def _with_bar(batches, train, valid, views):
 def body_features(
     learn:Learner, # a network of body and head, and pictures; it stays as it was
     views:int=1,   # how many augmented versions of each training picture
-    # [(features, targets...), (features, targets...)], of the training and of the validation
-    # pictures, in their order, one view after another; ValueError if the learner has no body and
-    # head or its items are no pictures, OSError if the features find no room
+    # (features, targets...) of the training pictures, one view after another, and of those for
+    # validation; ValueError for no body and head or no pictures, OSError if there is no room
 ) -> list:
     "What the frozen body makes of every picture, computed once, in evaluation mode"
     body,_ = _parts(learn)
@@ -207,16 +194,12 @@ class FeaturesDL(DataLoader):
 
 # %% ../../nbs/engine/frozen_body.ipynb #ff8d2851
 def fit_head(
-    # a network of body and head, as `vision_learner` makes it, with pictures in its loaders
-    learn:Learner,
+    learn:Learner,  # of body and head, as `vision_learner` makes it, with pictures in its loaders
     epochs:int,     # how often the head sees the stored features
     lr:float=None,  # the largest learning rate; None: the learner's own
-    # how many augmented versions of each training picture; an epoch sees all of them
-    views:int=1,
+    views:int=1,    # augmented versions of each training picture; an epoch sees all of them
     cbs=None,       # callbacks for the training of the head
-    # ValueError if there is nothing to train or too little to train on, FloatingPointError if the
-    # training diverges
-):
+):  # ValueError for nothing to train, or on; FloatingPointError if the training diverges
     "Trains the head: the body runs once over every picture; interrupted, `learn` is as it was"
     _,head = _parts(learn)
     if views < 1: raise ValueError(f'views is {views}; each picture needs at least one.')
@@ -230,11 +213,10 @@ def fit_head(
     dls = DataLoaders(FeaturesDL(x, *y, bs=bs, train=True),
                       FeaturesDL(valid_x, *valid_y, bs=max(bs, 256)), device=device_of(learn))
     inner = Learner(dls, deepcopy(head).to(dls.device), learn.loss_func, learn.opt_func, learn.lr,
-                    metrics=learn.metrics, wd=learn.wd,
-                    wd_bn_bias=learn.wd_bn_bias, moms=learn.moms, cbs=StopAtNaN())
+                    metrics=learn.metrics, wd=learn.wd, wd_bn_bias=learn.wd_bn_bias,
+                    moms=learn.moms, cbs=StopAtNaN())
     inner.logger = learn.logger
-    # these count the epochs of the head too
-    kept = [cb for cb in learn.cbs if isinstance(cb, Checkpoint)]
+    kept = [cb for cb in learn.cbs if isinstance(cb, Checkpoint)] # it counts these epochs too
     with nullcontext() if hasattr(learn, 'progress') else inner.no_bar():
         inner.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept])
     for cb in kept: cb.learn = learn # which `inner` has taken away

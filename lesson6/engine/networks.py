@@ -15,9 +15,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 import torch
 from torch import nn
-from fastai.torch_core import default_device
-from fastai.vision.core import imagenet_stats
-from fastai.vision.learner import model_meta
+from fastai.vision.all import default_device, imagenet_stats, model_meta
 from ..data import is_synthetic, profile
 
 # %% ../../nbs/engine/networks.ipynb #9992a07e
@@ -29,9 +27,7 @@ _weights = {
 
 def imagenet_weights(
     name:str, # efficientnet_lite0 or efficientnet_lite2
-    # {name: tensor}; ModuleNotFoundError if the package is missing, ValueError if its file is
-    # another one
-) -> dict:
+) -> dict:    # {name: tensor}; ModuleNotFoundError without the package, ValueError for another file
     "ImageNet's weights of a network, from the package that holds them"
     package, file, digest = _weights[name]
     try: path = files(package.replace('-', '_'))/'models'/file
@@ -128,10 +124,8 @@ def _check_torchvision(name, models):
 def lesson_arch(
     name:str,             # the network that the lesson uses, as torchvision spells it
     folder=None,          # where the pictures are; None: where LESSON6_DATA says
-    # False: its weights will not be needed; else ConnectionError if they can't be had
-    pretrained:bool=True,
-    # a function that makes it, as `vision_learner` takes it; ValueError for an unknown name
-):
+    pretrained:bool=True, # its weights are needed; ConnectionError if they can't be had
+):                        # makes it, as `vision_learner` takes it; ValueError for an unknown name
     "The network for `name`: what suits pictures and machine, unless `LESSON6_ARCH` names another"
     deeper, chosen = name == 'resnet50', os.environ.get('LESSON6_ARCH')
     synthetic = profile.drawn if folder is None else is_synthetic(folder)
@@ -150,17 +144,14 @@ def lesson_arch(
     return getattr(models, chosen)
 
 # %% ../../nbs/engine/networks.ipynb #2d88e563
-# pixels, about an eighth more than each was trained at
-_sizes = {efficientnet_lite0: 256, efficientnet_lite2: 288}
+_sizes = {efficientnet_lite0: 256, efficientnet_lite2: 288} # an eighth more than when trained
 
 def lesson_size(
-    arch,        # the network, such as `lesson_arch` gives
-    size:int,    # pixels, the side of a picture in the lesson
-    folder=None, # where the pictures are; None: some folder of real ones
+    arch,             # the network, such as `lesson_arch` gives
+    size:int,         # pixels, the side of a picture in the lesson
+    folder=None,      # where the pictures are; None: some folder of real ones
     frozen:bool=True, # False: the body is trained too
-    # 64 for synthetic pictures and the network that saw only those; else `size`, or more; 128 if
-    # without a GPU the body is trained too
-) -> int:
+) -> int: # 64 for synthetic pictures, 128 to train the body without a GPU; else `size`, or more
     "How large a picture should be when it reaches the network"
     drawn = is_synthetic(folder) or getattr(arch, '__name__', '') in ('drawnet10', 'drawnet18')
     if drawn: return 64
@@ -175,9 +166,7 @@ def on_laptop(
     return torch.device(device or default_device()).type == 'cpu' and not is_synthetic(folder)
 
 def stays_frozen(
-    # loaders that know the folder of their pictures as `dls.folder`, as a section's recipe makes
-    # them
-    dls,
+    dls,   # loaders that know the folder of their pictures as `dls.folder`
 ) -> bool:
     "Whether to compute the body once for its head: for real pictures without a GPU"
     return on_laptop(getattr(dls, 'folder', None), dls.device)

@@ -14,34 +14,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from fastai.callback.core import Callback, CancelEpochException
-from fastai.callback.progress import ProgressCallback # noqa: F401, gives Learner.no_bar
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import LRFinder # noqa: F401, gives Learner.lr_find
-from fastai.learner import Learner
-from fastcore.foundation import L
-from fastai.torch_core import (default_device, get_random_states, no_random, set_random_states,
+from fastai.vision.all import (Callback, CancelEpochException, L, Learner, MixedPrecision,
+                               default_device, get_random_states, no_random, set_random_states,
                                to_float)
 from ..files import write_whole
 
 # %% ../../nbs/engine/training.ipynb #43f3dd43
 class StopAtNaN(Callback):
     "Ends a training with FloatingPointError as soon as its loss is infinite or no number"
-    order = -9
-    def __init__(self,
-        # on a GPU, how many losses are looked at together, because each look waits for the device;
-        # on a CPU each is looked at by itself
-        every:int=20,
-    ): self.every, self.losses = every, []
-
+    order, losses = -9, ()
     def before_epoch(self): self.losses = []
 
     def after_loss(self):
         if not self.training or not len(self.yb) or hasattr(self.learn, 'lr_finder'): return
         self.losses.append(self.loss.detach().mean())
         on_cpu, last = self.loss.device.type == 'cpu', self.iter == self.n_iter-1
-        if on_cpu or last or len(self.losses) == self.every:
-            self._look()
+        if on_cpu or last or len(self.losses) == 20: self._look() # each look waits for a GPU
 
     def _look(self):
         losses, self.losses = torch.stack(self.losses).float().cpu(), []
@@ -49,20 +37,18 @@ class StopAtNaN(Callback):
         at = int(losses.isfinite().logical_not().nonzero()[0])
         raise FloatingPointError(f'The loss became {float(losses[at])} in epoch {self.epoch}, '
                                  f'batch {self.iter-len(losses)+1+at}: the training has diverged '
-                                 'and was stopped; make a new learner '
-                                 'and take a lower learning rate than '
-                                 f'{max(h["lr"] for h in self.opt.hypers):.2g}, or look for '
-                                 'numbers in the data that are none.')
+                                 'and was stopped; make a new learner and take a lower learning '
+                                 f'rate than {max(h["lr"] for h in self.opt.hypers):.2g}, or look '
+                                 'for numbers in the data that are none.')
 
 # %% ../../nbs/engine/training.ipynb #72cc9a1e
 class Checkpoint(Callback):
     "Keeps all that a training needs in `path` after every epoch: at most one epoch is ever lost"
     order = 70 # after the recorder and the progress bar
     def __init__(self,
-        path:Path,          # the file
-        # what the training was asked for; a checkpoint of another training is refused
-        settings:dict,
-        writes:bool=True,   # False in all but the first of several processes
+        path:Path,        # the file
+        settings:dict,    # of the training; a checkpoint of another training is refused
+        writes:bool=True, # False in all but the first of several processes
     ):
         self.path, self.settings, self.writes, self.history = Path(path), settings, writes, []
         self.kept, self.done = None, 0 # what was read; epochs done or skipped, over all fits
@@ -97,9 +83,11 @@ class Checkpoint(Callback):
         self.history.append([float(v) for v in self.learn.recorder.values[-1]])
         if not self.writes: return
         smooth, state = self.learn.recorder.smooth_loss, get_random_states()
+        on_mps = torch.backends.mps.is_available()
         kept = {'settings': self.settings, 'history': self.history,
-                'model': self._model.state_dict(),
-                'opt': self.learn.opt.state_dict(), 'random': state, 'mps': _mps_state(),
+                'model': self._model.state_dict(), 'opt': self.learn.opt.state_dict(),
+                # fastai leaves out the one of Apple's GPU
+                'random': state, 'mps': torch.mps.get_rng_state() if on_mps else None,
                 'order': [o.rng.getstate() for o in self._loaders],
                 'smooth': (smooth.count, smooth.val.as_subclass(Tensor))}
         write_whole(self.path, lambda part: torch.save(_plain(kept), part))
@@ -112,8 +100,8 @@ class Checkpoint(Callback):
     def _model(self): return getattr(self.learn.model, 'module', self.learn.model)
 
     @property
-    # on several GPUs fastai wraps them
-    def _loaders(self): return [vars(o).get('dl', o) for o in self.learn.dls.loaders]
+    def _loaders(self): # on several GPUs fastai wraps them
+        return [vars(o).get('dl', o) for o in self.learn.dls.loaders]
 
     def _restore(self):
         kept, self.kept = self.kept, None
@@ -130,13 +118,9 @@ class Checkpoint(Callback):
         set_random_states(**kept['random'])
         if kept['mps'] is not None: torch.mps.set_rng_state(kept['mps'])
 
-def _mps_state(): # which fastai leaves out
-    return torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-
 def _words(settings): return ', '.join(f'{k} {v}' for k,v in settings.items())
 
-# without NumPy, whose numbers and arrays torch would not load again without running a pickle's code
-def _plain(o):
+def _plain(o): # without NumPy, whose arrays torch would only load by running a pickle's code
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple, L)):
         return (tuple if isinstance(o, tuple) else list)(map(_plain, o))
@@ -165,12 +149,8 @@ def training_time(
     learn:Learner,   # what would be trained, frozen or not as it is
     epochs:float=1,  # how many epochs
     batches:int=3,   # how many batches are timed, after one that is not
-    # 'all', or only 'load' (reading and augmenting) or 'step' (forward, backward and the
-    # optimizer's step)
-    part:str='all',
-    # seconds, about; with worker processes loading goes on beside the steps, and the slower of the
-    # two sets the pace
-) -> float:
+    part:str='all',  # or only 'load' (reading and augmenting) or 'step' (and the optimizer's)
+) -> float:          # seconds, about; with workers, of loading and steps the slower sets the pace
     "How long a training will take on this device, from a few batches; `learn` stays as it was"
     if part not in ('all', 'load', 'step'):
         raise ValueError(f"part is {part!r}; it must be 'all', 'load' or 'step'.")
@@ -179,8 +159,7 @@ def training_time(
     workers = learn.dls.train.fake_l.num_workers
     return max(load/workers, step) if workers else load+step
 
-# seconds that an epoch spends on loading in one process, and on steps
-def _load_and_step(learn, batches):
+def _load_and_step(learn, batches): # seconds of an epoch: loading in one process, and steps
     dls, device = learn.dls, device_of(learn)
     model = deepcopy(learn.model).to(device)
     opt = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.)
@@ -213,8 +192,7 @@ def suggest_lr(
     learn:Learner,    # a learner, which stays as it was
     num_it:int=100,   # how many batches to try, at least 20
     start_lr:float=1e-7, end_lr:float=10., # the rates to try, from, to
-    # a learning rate; ValueError if there is no batch to try, or no rate that lowers the loss
-) -> float:
+) -> float:           # ValueError if there is no batch to try, or no rate that lowers the loss
     "The learning rate that the finder suggests (its `valley`), without a figure or files"
     if num_it < 20:
         raise ValueError(f'num_it is {num_it}; the learning rate finder needs at least 20 batches '
@@ -244,11 +222,8 @@ _in_optimizers = [L, np._core.multiarray.scalar, np.dtype,
 def load_weights(
     learn:Learner,  # a learner
     file:str|Path,  # weights, as `learn.save` writes them
-    # what the learner is, for the sentence that says why the file doesn't fit
-    of:str='this network',
-    # the same one; FileNotFoundError if the file isn't there, ValueError if it can't be read or
-    # doesn't fit
-) -> Learner:
+    of:str='this network', # what a message calls the learner
+) -> Learner:       # the same one; FileNotFoundError, or ValueError if the file doesn't fit
     "Takes a learner's weights from a file, all of them or none"
     file = Path(file)
     if not file.is_file():
@@ -309,7 +284,6 @@ class CPUMixedPrecision(Callback):
 
 def mixed_precision(
     learn:Learner, # a learner
-    # the same one; from now on it computes in 16 bits: float16 on CUDA, bfloat16 elsewhere
-) -> Learner:
+) -> Learner:      # the same one; now it computes in 16 bits: float16 on CUDA, bfloat16 elsewhere
     "Mixed precision as the learner's device can do it"
     return learn.to_fp16() if device_of(learn).type == 'cuda' else learn.add_cb(CPUMixedPrecision())

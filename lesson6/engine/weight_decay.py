@@ -76,9 +76,7 @@ def wd_sweep(
 class SideBySide(Module):
     "`n` copies of several models like `DotProductBias`, as one that predicts a column for each"
     def __init__(self,
-        # of one width, with `user_factors`, `user_bias`, `movie_factors`, `movie_bias` and
-        # `y_range`
-        models,
+        models, # of one width, with the tables of a `DotProductBias` and `y_range`
         n:int,  # how many copies
     ):
         self.n, self.y_range = n, models[0].y_range
@@ -87,7 +85,7 @@ class SideBySide(Module):
                                            for m in models]))
         self.users, self.user_biases = table('user_factors'), table('user_bias')
         self.movies, self.movie_biases = table('movie_factors'), table('movie_bias')
-        rows = torch.tensor([[m.user_factors.weight.shape[0], m.movie_factors.weight.shape[0]]
+        rows = torch.tensor([[len(m.user_factors.weight), len(m.movie_factors.weight)]
                              for m in models])
         self.ends = rows.cumsum(0)
         # what is added to the numbers of user and film of each model
@@ -106,8 +104,7 @@ class SideBySide(Module):
         return torch.cat([t.detach()[rows].chunk(self.n, dim=1)[copy].flatten()
                           for t,rows in tables])
 
-    # of all of them: batches with `starts` added; what decay leaves, for each copy
-    def step(self, opt, x, y, keep):
+    def step(self, opt, x, y, keep): # batches with `starts` added; what decay leaves of each copy
         preds = self(x)
         # so that the gradient is each one's own
         loss = self.n*len(self.starts)*F.mse_loss(preds, y.expand_as(preds))
@@ -118,16 +115,12 @@ class SideBySide(Module):
         opt.zero_grad()
 
 def ratings_sweep(
-    # takes a seed, makes a fresh learner of a `DotProductBias` or of a model like it; called once
-    # for each seed
-    make,
+    make,               # takes a seed, makes a fresh learner of a `DotProductBias` or one like it
     wds,                # the values to try; ValueError unless each is at least 0 and below 1/lr
     seeds=(42,),        # what `make` is called with
     n_epoch:int=5,      # epochs
     lr:float=5e-3,      # the highest learning rate, as in `fit_one_cycle`
-    # DataFrame of seed, wd, train_loss and valid_loss (mean squared errors after the training) and
-    # size, the weights' root mean square; ValueError for another model
-):
+):  # DataFrame of seed, wd, train_loss, valid_loss, size, as `wd_sweep`; ValueError if not like it
     "Trains a rating model with several weight decays and seeds side by side, as `fit_one_cycle`"
     import pandas as pd
     wds, learns, batches = _check_sweep(wds, lr), [], []
