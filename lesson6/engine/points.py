@@ -264,6 +264,9 @@ def _with_split(frames, path): # groups called train, valid and test are parts, 
     if None in kinds or len(kinds) == 1 < len(parts): return frames # they are people
     said, frames['group'] = frames.group.map(parts), None
     if len(kinds) == 1: return frames
+    if 'train' not in kinds:
+        raise ValueError(f'{path}: the parts {short_list(parts)} leave nothing to train on; call '
+                         'one of them train.')
     train, held = read_split(said, None, None, path)
     frames['split'] = 'train'
     frames.loc[held, 'split'] = 'valid'

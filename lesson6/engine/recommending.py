@@ -36,7 +36,8 @@ def _titles(learn):
     raise ValueError('These DataLoaders do not know who has seen what; make them with ratings_dls.')
 
 def _counts(learn): # of the ratings of each title
-    return learn.dls.seen[:,1].long().bincount(minlength=len(_titles(learn))).cpu()
+    n = len(_titles(learn))
+    return learn.dls.seen[:,1].long().bincount(minlength=n).cpu()
 
 def _table(learn, numbers, **columns): # of titles; what else is known of each
     "A table of titles, with their genres, where these are known"
