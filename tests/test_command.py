@@ -103,7 +103,9 @@ def test_run_makes_pages(nbs, environment, capsys):
 def test_run_some(nbs, environment, capsys):
     for name in '00_one', '01_two': notebook(nbs/f'{name}.ipynb', '1')
     assert lesson6(environment, 'run', 'two') == 0
-    assert '1/1 01_two' in capsys.readouterr().out and not Path('_site/00_one.html').exists()
+    out = capsys.readouterr().out
+    assert '1/1 01_two' in out and out.rstrip().endswith('Open _run/01_two.html in a browser.')
+    assert [p.name for p in sorted(Path().rglob('*.html'))] == ['01_two.html']
 
 
 def test_saved_outputs_name_no_folder_of_this_machine(nbs, environment):

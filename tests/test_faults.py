@@ -138,12 +138,12 @@ def test_a_run_is_killed(environment, tmp_path):
     def look():
         saved = nbformat.read(nbs/'01_small.ipynb', as_version=4) # a valid notebook at any moment
         assert [c.source for c in saved.cells] == [c.source for c in nb.cells]
-        page = here/'_site'/'01_small.html'
+        page = here/'_run'/'01_small.html'
         if not page.exists(): return None
         assert page.read_text().rstrip().endswith('</html>'), 'half a page'
         return 'whole'
     def left(): return [*here.rglob('*.part')]
-    def clear(): shutil.rmtree(here/'_site'); (nbs/'01_small.ipynb').write_text(source)
+    def clear(): shutil.rmtree(here/'_run'); (nbs/'01_small.ipynb').write_text(source)
     def alive(pid):
         try: return Path(f'/proc/{pid}/stat').read_text().split()[2] not in 'ZX'
         except OSError: return False

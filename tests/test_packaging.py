@@ -133,8 +133,9 @@ def test_wheel_runs_a_section(away):
     done = lesson6('run', 'collab')
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'claims hold.' in done.stdout and 'FAILS' not in done.stdout
-    assert ((folder/'work'/'_site'/'index.html').exists()
-            and (folder/'work'/'_site'/'04_collab.html').exists())
+    assert (folder/'work'/'_run'/'04_collab.html').exists()
+    assert lesson6('site').returncode == 0
+    assert all((folder/'work'/'_site'/f'{o}.html').exists() for o in ('index', '04_collab'))
 
 
 # One place for each fact

@@ -1,8 +1,7 @@
 """The site: what stands on its pages, and how they behave in a browser.
 
-It is built once, by `make run NB=book/running` in a folder of its own, so one notebook is freshly
-run and the others are as they are stored. The browser is Chromium or Chrome; where there is none,
-those tests are skipped.
+It is built once, by `make docs` in a folder of its own, of the notebooks as they are stored.
+The browser is Chromium or Chrome; where there is none, those tests are skipped.
 """
 import json
 import os
@@ -36,12 +35,12 @@ def checkout(folder):
 
 @pytest.fixture(scope='session')
 def made(tmp_path_factory):
-    "What `make run NB=book/running` printed, and where the site is."
+    "What `make docs` printed, and where the site is."
     folder = checkout(tmp_path_factory.mktemp('checkout'))
     # A kernel that sees this variable lets through what the kernels it has started write while they
     # end, which is more than a user sees.
     env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
-    done = subprocess.run(['make', 'run', 'NB=book/running'], cwd=folder, env=env,
+    done = subprocess.run(['make', 'docs'], cwd=folder, env=env,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
@@ -93,7 +92,7 @@ print(asked, result.error_in_exec or '')
 # What is on the pages
 
 @pytest.mark.ci
-def test_run_ends_on_the_front_page(made):
+def test_the_site_begins_on_the_front_page(made):
     out, folder = made
     assert out.strip().splitlines()[-1].endswith('Open _site/index.html in a browser.')
     assert (folder/'index.html').exists()
@@ -109,7 +108,7 @@ def test_every_notebook_has_a_page(pages):
 
 
 @pytest.mark.ci
-def test_pages_show_what_ran(pages):
+def test_pages_show_outputs(pages):
     text = pages['book/running.html'].get_text()
     assert 'bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError' in text
     for name in ('book/running.html', 'data/datasets.html'):

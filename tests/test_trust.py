@@ -175,7 +175,7 @@ def test_read_only_no_home_and_a_strange_path(environment, tmp_path):
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-3000:]
     assert 'movielens: made on this machine' in r.stdout
     assert before == {p: p.read_bytes() for p in to.rglob('*') if p.is_file()}
-    assert (work/'_site'/'index.html').is_file()
+    assert (work/'_run'/'01_small.html').is_file()
     kept('Trust', 'Installed read-only, without a home folder, under a path with spaces and other '
                   'letters', 'all modules imported, a twin drawn, `lesson6 run` on a small '
                              'notebook, the package lying in a folder that cannot be written, HOME '

@@ -174,8 +174,8 @@ def _(answer):
 # %% ../../nbs/exercises/regularisation.ipynb #bb2eb659
 @exercise('reg-6', 'a function', '''
     Write `stopped_after(losses, patience)`. The `losses` are the validation losses that a
-    full training *would* have, one for each epoch. Early stopping ends the training as soon
-    as the loss has not fallen below its lowest value so far for `patience` epochs in a row.
+    full training *would* have, one for each epoch. Early stopping ends the training after
+    `patience` epochs in a row without a new lowest loss.
     Return the number of epochs that are run. If the training is never ended early, that is all
     of them.''',
     hint='''Walk through the losses and keep two numbers: the lowest so far, and how many
