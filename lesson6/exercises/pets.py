@@ -111,9 +111,9 @@ def _(answer):
 @exercise('pets-4', 'a function', '''
     A network that has learnt only how common each breed is gives every picture the same
     probabilities: each breed's share of the pictures. Write
-    `loss_of_guessing(counts)`: the network's mean cross-entropy, from a list of each breed's number of pictures.
-    (If the *validation* loss is near this number, the network has probably learnt
-    nothing from the pictures.)''',
+    `loss_of_guessing(counts)`: the network's mean cross-entropy, from a list of each
+    breed's number of pictures. (If the *validation* loss is near this number, the network has
+    probably learnt nothing from the pictures.)''',
     hint='''Cross-entropy is minus the natural logarithm of the probability given to the right
     breed, averaged over the pictures. How many pictures have the same probability?''',
     solution='''
