@@ -23,7 +23,7 @@ written += (re.findall(r'^\| `([^`]+)` \|', readme, re.M)
 # A command, and the place that runs it: a file, and what stands there.
 run_by = {
     'make run': ('.github/workflows/docs.yaml', '- run: make run'),
-    'make run NB=04_collab': ('tests/test_site.py', "['make', 'run', 'NB=book/running']"),
+    'make run NB=04_collab': ('tests/test_site.py', "'run', 'NB=book/running'"),
     'make run NB=01_pet_breeds DATA=/path/to/data': ('tests/test_command.py', "make('run', "
                                                      "'NB=04_collab', 'DATA=/my data')"),
     'make run DATA=/path/to/data': ('tests/test_command.py',

@@ -33,18 +33,22 @@ def checkout(folder):
     return folder
 
 
+def make(folder, *words):
+    "What it printed."
+    # A kernel that sees this variable lets through what the kernels it has started write while they
+    # end, which is more than a user sees.
+    env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
+    done = subprocess.run(['make', *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope='session')
 def made(tmp_path_factory):
     "What `make docs` printed, and where the site is."
     folder = checkout(tmp_path_factory.mktemp('checkout'))
-    # A kernel that sees this variable lets through what the kernels it has started write while they
-    # end, which is more than a user sees.
-    env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
-    done = subprocess.run(['make', 'docs'], cwd=folder, env=env,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr, done.stderr
-    return done.stdout, folder/'_site'
+    return make(folder, 'docs'), folder/'_site'
 
 
 @pytest.fixture(scope='session')
@@ -105,6 +109,15 @@ def test_every_notebook_has_a_page(pages):
         name = path.relative_to(notebooks_path()).with_suffix('.html').as_posix()
         if name == 'index.html': continue # JupyterLab's start page; the site's is the README
         assert pages[name].h1, f'{name} has no title'
+
+
+@pytest.mark.ci
+def test_one_notebook_is_run_and_has_a_page_of_its_own(tmp_path):
+    out = make(checkout(tmp_path), 'run', 'NB=book/running')
+    assert out.strip().splitlines()[-1].endswith('Open _run/book/running.html in a browser.')
+    page = (tmp_path/'_run'/'book'/'running.html').read_text(encoding='utf-8')
+    assert 'bad.ipynb, code cell 2 of 2 failed with ZeroDivisionError' in page
+    assert not (tmp_path/'_site').exists()
 
 
 @pytest.mark.ci
