@@ -317,8 +317,8 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     if each < 5: raise NotAsked(f'{each:.0f} validation pictures a breed are too few to judge by')
     if not n: raise NotAsked('there are no mistakes')
     ranked = sorted((p for p in both if both[p]), key=lambda p: -both[p])
-    takes = sorted((both[p] for p in alike), reverse=True)
-    k, chance, most = sum(takes), len(alike)/len(both), takes[0]
+    takes = [both[p] for p in alike]
+    k, chance, most = sum(takes), len(alike)/len(both), max(takes)
     others = max((both[p] for p in both if p not in alike), default=0)
     p = stats.binomtest(k, n, chance).pvalue
     # two counts, and the standard error of their difference
@@ -326,9 +326,8 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     verdict = (FAILS if p <= .05 and k/n < chance or told and others > most else HOLDS
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
-    counts = ' + '.join(map(str, takes))
     return verdict, (f'{first}; {len(alike)} of {len(both)} pairs look alike; both directions '
-                     f'added, they take {counts} = {k} of {n} mistakes ({k/n:.0%}; at random '
+                     f'added, they take {k} of {n} mistakes ({k/n:.0%}; at random '
                      f'{chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
@@ -354,7 +353,8 @@ def _(model, other, untrained): # two with pretrained weights, one without, each
         f'{len(random)} weight matrices of the head; without pretraining, {len(fresh)} of the body '
         'differ')
 
-@statement('pets-frozen', 'Frozen, only the new head and the BatchNorm layers move', of='pets')
+@statement('pets-frozen', 'Body frozen, only the new head and the BatchNorm layers move',
+           of='pets')
 def _(before, after): # a model before and after training, `[body, head]`
     norm, moved = _batchnorm(before[0]), _moved(before[0], after[0])
     head, total = _moved(before[1], after[1]), sum(1 for _ in before[1].parameters())
@@ -480,14 +480,14 @@ def _(targs, points, size):
                       for o in (targs, points*2/size - 1))
     off = float((targs-by_hand).abs().max()) if targs.shape == by_hand.shape else float('inf')
     return (off < 1e-4 and float(targs.abs().max()) <= 1, f'from {float(targs.min()):.2f} to '
-            f'{float(targs.max()):.2f}, at most {off:.0e} from scaling by hand')
+            f'{float(targs.max()):.2f}, off by at most {off:.0e} from scaling by hand')
 
 @statement('pose-augmentation', 'Points move with the pixels under augmentation', of='biwi')
 def _(light): # at each point that is inside the picture, from 0 to 1
     if not len(light): raise NotAsked('no point is inside the picture')
     worst, median = float(light.min()), float(light.median())
     return worst > .85, (f'at the worst of {len(light)} points the spot is {worst:.0%} as bright '
-                         f'as in its middle, at the median one {median:.0%}')
+                         f'as in its middle, at the median {median:.0%}')
 
 # %% ../nbs/claims.ipynb #714a10e7
 @statement('pose-y-range', '`y_range` is a scaled sigmoid')
@@ -495,8 +495,8 @@ def _(activations, answers, by_hand):
     off = float((answers-by_hand).abs().max())
     return (off < 1e-5 and float(answers.abs().max()) <= 1, 'activations from '
             f'{float(activations.min()):.1f} to {float(activations.max()):.1f} become answers '
-            f'from {float(answers.min()):.2f} to {float(answers.max()):.2f}, at most {off:.0e} '
-            'from the sigmoid by hand')
+            f'from {float(answers.min()):.2f} to {float(answers.max()):.2f}, off by at most '
+            f'{off:.0e} from the sigmoid by hand')
 
 @statement('pose-loss', 'The default loss is the mean squared error')
 def _(loss_func, by_hand, loss):
@@ -630,7 +630,8 @@ def _(bias, held_out): # of each film: its bias, and the mean of its validation 
             f'rank correlation {rho:.2f} over {len(both)} titles (p = {p:.1g})')
 
 # %% ../nbs/claims.ipynb #8a8e911e
-@statement('collab-neighbours', 'Neighbours in factor space are alike', of='movielens')
+@statement('collab-neighbours', 'Neighbours in factor space agree more than random pairs',
+           of='movielens')
 # agreement of taste of each pair: neighbours, and titles picked at random; nan: nobody rated both
 def _(near, far):
     near, far = (o[~np.isnan(o)] for o in map(_numbers, (near, far)))

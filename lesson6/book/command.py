@@ -69,7 +69,8 @@ def _pages(out:Path, work:Path, warm:bool) -> Path: # the front page
 
 def _name(path): return path.relative_to(notebooks_path()).with_suffix('').as_posix()
 
-def _run(jobs, n, warm, save, work, times): # the jobs, and how many run at the same time
+# the jobs, how many run at the same time, and whether each gets a page of its own
+def _run(jobs, n, warm, save, work, times, pages):
     "The executed notebooks by their paths, each kept in `work` as it ends; and why one failed"
     import nbformat
     from tqdm import tqdm
@@ -79,9 +80,10 @@ def _run(jobs, n, warm, save, work, times): # the jobs, and how many run at the 
         kept, ran[path] = work/f'{_name(path)}.ipynb', nb
         write_whole(kept, nbformat.writes(nb)+'\n')
         if save and not why: store(path, nb)
-        if path.stem in sections and len(ran) < len(jobs) and not why: # the others still run
-            page = kept.with_suffix('.html')
-            plain_page(nb, page)
+        page = kept.with_suffix('.html')
+        early = path.stem in sections and len(ran) < len(jobs) and not why # the others still run
+        if pages or early: plain_page(nb, page)
+        if early:
             tqdm.write(f'{" "*6}{os.path.relpath(page)} can be read.', file=sys.stdout)
     return ran, failed
 
@@ -95,14 +97,14 @@ def _jobs(paths, n, timeout): # as `run_together` takes them, `n` at the same ti
 def run(
     *notebooks:str,      # Notebooks, such as collab or engine/pictures; none: all of them
     data:str='',         # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
-    out:str='_site',     # Folder for the pages; the executed notebooks go into _run beside it
+    out:str='_site',     # Folder for the site; the executed notebooks go into _run beside it
     timeout:int=0,       # Seconds that one cell may take; 0: no limit
     save:bool=False,     # Write the outputs back into the notebooks
     keep:str='',         # File that keeps what was claimed, such as docs/runs/real.json
     at_once:int=0,       # Notebooks that run at the same time; 0: as many as there is room for
     cold:bool=False,     # Let each kernel import the libraries itself
 ):
-    "Run notebooks from top to bottom, each in a Jupyter kernel of its own, and make their pages"
+    "Run notebooks, each in a Jupyter kernel of its own; make a page of each named, or the site"
     _need_book()
     from lesson6.claims import read_claims
     from lesson6.data import profile
@@ -120,15 +122,16 @@ def run(
     if synthetic:
         print(f'{len(jobs)} notebook{"s"*(len(jobs)!=1)}, {n} at a time: about '
               f'{minutes(times.left())} on this machine.', flush=True)
-    ran, failed = _run(jobs, n, warm, save, work, times)
+    ran, failed = _run(jobs, n, warm, save, work, times, pages=bool(notebooks))
     if rows := [v for path in paths if path in ran for v in read_claims(ran[path])]:
         print(); print_claims(rows)
     if synthetic and not failed: keep_times(times.took)
     if keep and not failed: keep_run(Path(keep), ran.values())
     if failed: print(f'\n{failed}\n')
     ended = f'{len(ran)} notebook{"s"*(len(ran)!=1)}, {time.time()-began:.0f} s.'
-    page = _pages(out, work, warm)
-    print(f'\n{ended} Open {os.path.relpath(page)} in a browser.')
+    pages = ([work/f'{_name(path)}.html' for path in ran] if notebooks
+             else [_pages(out, work, warm)])
+    print(f'\n{ended} Open {", ".join(map(os.path.relpath, pages))} in a browser.')
     if failed: raise CliError(str(failed).split('\n')[0])
 
 # %% ../../nbs/book/command.ipynb #0376e725
