@@ -385,7 +385,8 @@ def _(shallow, deep): # of each: its layers, and the seconds of several timings 
 
 @statement('pets-deeper-better',
            'After the same number of epochs a deeper network makes fewer mistakes', of='pets',
-           lesson='5.41 % with resnet34; about the same, 5.5 %, with resnet50 in mixed precision')
+           lesson='5.41 % with resnet34 after 3 + 12 epochs; 5.5 % with resnet50 after 3 + 6, in '
+                  'mixed precision')
 def _(shallow, deep): # errors on the same pictures
     return _together(compare(deep, shallow, ('the deeper', 'the other'), **_pictures))
 

@@ -62,7 +62,7 @@ def pose_learner(
 
 def fit_pose(
     learn,           # as `pose_learner` makes it, or another learner for points
-    epochs:int=None, # of the head, if the body is frozen; None: more for fewer batches
+    epochs:int=None, # None: more for fewer batches
     lr:float=None,   # the largest learning rate; None: the lesson's, 1e-2
     views:int=None,  # augmented versions of each picture for a frozen body; None: 2
     cbs=None,        # callbacks
