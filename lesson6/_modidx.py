@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lesson6.book.options': { 'lesson6.book.options.CliError': ('book/options.html#clierror', 'lesson6/book/options.py'),
                                       'lesson6.book.options.command_parser': ( 'book/options.html#command_parser',
                                                                                'lesson6/book/options.py'),
+                                      'lesson6.book.options.ends_with': ('book/options.html#ends_with', 'lesson6/book/options.py'),
                                       'lesson6.book.options.run_command': ('book/options.html#run_command', 'lesson6/book/options.py')},
             'lesson6.book.predict': { 'lesson6.book.predict._digest': ('book/predict.html#_digest', 'lesson6/book/predict.py'),
                                       'lesson6.book.predict._learner_file': ('book/predict.html#_learner_file', 'lesson6/book/predict.py'),

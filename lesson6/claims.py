@@ -69,7 +69,7 @@ class Verdict:
         asked = self.verdict != UNASKED
         found = f'Measured: {code(self.measured)}' if asked else f'Why: {self.measured}'
         notes = [f'lesson: {code(self.lesson)}']*bool(self.lesson)
-        notes += [code(self.planted)]*bool(self.planted and asked)
+        notes += [f'here {code(self.planted)}']*bool(self.planted and asked)
         return f': {self.says}. {found}' + f' ({"; ".join(notes)})'*bool(notes)
 
     def __str__(self): return self.verdict + self._said()
@@ -327,7 +327,7 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
     return verdict, (f'{first}; {len(alike)} of {len(both)} pairs look alike; both directions '
-                     f'added, they take {k} of {n} mistakes ({k/n:.0%}; at random '
+                     f'added, these {len(alike)} take {k} of {n} mistakes ({k/n:.0%}; at random '
                      f'{chance:.0%}, p = {p:.2g})')
 
 # %% ../nbs/claims.ipynb #71b623f2
@@ -350,8 +350,8 @@ def _(model, other, untrained): # two with pretrained weights, one without, each
     random = {n for n,p in model[1].named_parameters() if p.ndim > 1}
     return not body and random <= head and bool(fresh), (
         f'between two learners, {len(body)} tensors of the body differ and {len(head & random)} of '
-        f'{len(random)} weight matrices of the head; without pretraining, {len(fresh)} of the body '
-        'differ')
+        f'{len(random)} weight matrices of the head; without pretraining, {len(fresh)} body '
+        'tensors differ')
 
 @statement('pets-frozen', 'Body frozen, only the new head and the BatchNorm layers move',
            of='pets')
@@ -436,9 +436,10 @@ def _(preds, targs): # probabilities; zeros and ones; (n, labels) both
 def _(one, many): # (2, pictures) each
     one, many = (o[0]-o[1] for o in map(_numbers, (one, many)))
     if one.size < 10: raise NotAsked(f'{one.size} validation pictures are too few to halve')
-    names = 'accuracy where chosen minus elsewhere, one threshold', 'one for each label'
+    names = 'accuracy lost elsewhere, one threshold', 'one for each label'
     return _together(compare(one, many, names, trainings=False, **_pictures),
-                     compare(one, .005, (names[0], 'our limit'), trainings=False, **_pictures))
+                     compare(one, .005, (names[0], 'the most we allow'), trainings=False,
+                             **_pictures))
 
 @statement('multilabel-nothing', 'Accuracy flatters when most labels are absent: answering '
                                  '"nothing" scores high, and knows nothing', of='pascal')

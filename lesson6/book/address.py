@@ -8,7 +8,7 @@ __all__ = ['parts', 'set_address', 'main']
 # %% ../../nbs/book/address.ipynb #ae4fd7be
 import json, re
 from pathlib import Path
-from .options import CliError, run_command
+from .options import ends_with, run_command
 from .running import sections
 from ..files import write_whole
 from .site import first_cell, open_links
@@ -86,13 +86,13 @@ def _line(text, pattern, new, before): # what matches is replaced, or the new pu
     return text[:at] + new + text[at:]
 
 # %% ../../nbs/book/address.ipynb #5a84b678
+@ends_with(ValueError, OSError)
 def main(
     # The address of the repository, such as https://git.example.org/our/lesson6; none takes it out
     url:str='',
 ):
     "Write the address of the repository into every place that has to spell it out"
-    try: changed = set_address(url)
-    except (ValueError, OSError) as e: raise CliError(str(e)) from None
+    changed = set_address(url)
     for f in changed: print(f)
     print(f'{len(changed)} files changed: look at them with git diff, then commit.' if changed
           else 'Nothing to change.')

@@ -9,7 +9,7 @@ __all__ = ['parts_of', 'assignment', 'class_copy', 'write_course', 'main']
 import ast
 from dataclasses import replace
 from pathlib import Path
-from .options import CliError
+from .options import CliError, ends_with
 from .running import section_name, sections
 from ..files import write_whole
 
@@ -104,6 +104,7 @@ def write_course(
         written.append(path)
     return written
 
+@ends_with(ValueError, FileNotFoundError)
 def main(
     folder:str,        # Folder of the course; written if it isn't there
     *sections:str,     # Sections to mark, such as pets; none: all of them
@@ -139,6 +140,4 @@ def main(
             print(said or f'{student} is marked.', flush=True)
             wrong += bool(said)
         if wrong: raise CliError(f'{wrong} student{"s"*(wrong != 1)} could not be marked.')
-    if report:
-        try: print(grading.report(folder))
-        except FileNotFoundError as e: raise CliError(str(e)) from None
+    if report: print(grading.report(folder))

@@ -11,7 +11,7 @@ import os, platform, shutil, sys, textwrap, time, warnings
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from .options import CliError, run_command
+from .options import CliError, ends_with, run_command
 from ..files import write_whole
 from lesson6.book.running import (Times, expected_seconds, find_notebooks, keep_run, keep_times,
     long_ones_first, minutes, notebooks_at_once, notebooks_path, run_together, section_name,
@@ -94,6 +94,7 @@ def _jobs(paths, n, timeout): # as `run_together` takes them, `n` at the same ti
             for i,path in enumerate(long_ones_first(paths), 1)]
 
 # %% ../../nbs/book/command.ipynb #86a015c7
+@ends_with(FileNotFoundError)
 def run(
     *notebooks:str,      # Notebooks, such as collab or engine/pictures; none: all of them
     data:str='',         # mini, full or a folder with the data sets; default: LESSON6_DATA, or mini
@@ -111,8 +112,7 @@ def run(
     if at_once < 0:
         raise CliError(f'--at-once {at_once}: give how many notebooks may run at the same time, '
                        'or 0.')
-    try: paths = list(dict.fromkeys(find_notebooks(notebooks)))
-    except FileNotFoundError as e: raise CliError(str(e)) from None
+    paths = list(dict.fromkeys(find_notebooks(notebooks)))
     _choose_data(data)
     out, began = Path(out), time.time()
     work, n = out.resolve().parent/'_run', at_once or notebooks_at_once(len(paths))

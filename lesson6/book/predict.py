@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import fastai.callback.progress # noqa: F401, gives Learner its no_bar
-from .options import CliError
+from .options import CliError, ends_with
 from tqdm import tqdm
 from ..data import cache_path
 from ..engine.pictures import check_picture, upright_size
@@ -129,6 +129,7 @@ def _said(learn, files): # what the network answers
                                                     num_workers=0))[0].cpu()
 
 # %% ../../nbs/book/predict.ipynb #0932e8fd
+@ends_with(ValueError, OSError)
 def main(
     learner:str,      # The file of a trained learner, such as runs/pets/learner.pkl, or its folder
     *items:str,       # For a learner of pictures: pictures, or folders of them
@@ -138,16 +139,13 @@ def main(
     csv:bool=False,   # Print CSV
 ):
     "Predict with a trained learner: pictures, or titles for a user"
-    try:
-        learn = open_learner(learner)
-        if hasattr(learn.dls, 'seen'): table = _recommended(learn, user, n, items)
-        elif not items:
-            raise ValueError(f'{learner} predicts pictures: name one or more of them, or a folder.')
-        elif user:
-            raise ValueError(f'{learner} predicts pictures, so --user means nothing to it; leave '
-                             'it out.')
-        else: table = predict_pictures(learn, items)
-    except (ValueError, OSError) as e: raise CliError(str(e)) from None
+    learn = open_learner(learner)
+    if hasattr(learn.dls, 'seen'): table = _recommended(learn, user, n, items)
+    elif not items:
+        raise CliError(f'{learner} predicts pictures: name one or more of them, or a folder.')
+    elif user:
+        raise CliError(f'{learner} predicts pictures, so --user means nothing to it; leave it out.')
+    else: table = predict_pictures(learn, items)
     if json: return print(dumps(table.to_dict('records'), ensure_ascii=False))
     if 'labels' in table:
         table['labels'] = [', '.join(f'{l} {p:.0%}' for l,p in o.items()) or '(nothing)'

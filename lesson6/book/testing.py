@@ -8,7 +8,7 @@ __all__ = ['test_notebook', 'start_test', 'test_together', 'main']
 # %% ../../nbs/book/testing.ipynb #4382cbc3
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from .options import CliError, run_command
+from .options import CliError, ends_with, run_command
 from .kernels import Forked, ServerDied, can_fork
 from .running import find_notebooks, long_ones_first
 
@@ -71,6 +71,7 @@ def test_together(
     return ended
 
 # %% ../../nbs/book/testing.ipynb #f606dc47
+@ends_with(FileNotFoundError)
 def main(
     *notebooks:str,   # Notebooks, or folders with notebooks
     at_once:int=2,    # How many are tested at the same time
@@ -83,8 +84,7 @@ def main(
     paths = []
     for name in map(Path, notebooks):
         if not name.exists(): raise CliError(f'There is no {name}.')
-        try: paths += [name] if name.is_file() else long_ones_first(find_notebooks(folder=name))
-        except FileNotFoundError as e: raise CliError(str(e)) from None
+        paths += [name] if name.is_file() else long_ones_first(find_notebooks(folder=name))
     paths = list(dict.fromkeys(paths))
     if not paths: raise CliError('Name the notebooks to test, or their folders.')
     os.environ.setdefault('OMP_NUM_THREADS', '1')

@@ -15,7 +15,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import default_device, set_seed
-from .options import CliError
+from .options import ends_with
 from .predict import remember_learner
 from .running import section_name
 from ..data import lesson_path, profile
@@ -171,6 +171,7 @@ def _export(learn, path):
     remember_learner(path)
 
 # %% ../../nbs/book/train.ipynb #862e8a06
+@ends_with(ValueError, OSError, FloatingPointError)
 def main(
     # pets, multilabel, head_pose, collab or regularisation; the name of its file will do too
     section:str,
@@ -181,10 +182,7 @@ def main(
     out:str='runs',   # Folder for the checkpoint and the exported learner
 ):
     "Train a section of the lesson; run it again to go on where it stopped"
-    try: history = train_section(section, epochs, bs, lr, seed, out)
-    except (ValueError, OSError, FloatingPointError) as e:
-        # fastai puts a line before what a callback raises
-        raise CliError(str(e).splitlines()[-1].strip()) from None
+    history = train_section(section, epochs, bs, lr, seed, out)
     if int(os.environ.get('RANK', 0)) == 0:
         by = int(os.environ.get('WORLD_SIZE', 1))
         print(f'validation loss {history[-1][1]:.4f} after {len(history)} epochs, trained by {by} '
