@@ -185,7 +185,8 @@ def read_rows(
 def _as_numbers(column):
     "A column of text, of pyarrow, as numbers if that loses nothing"
     import pyarrow as pa, pyarrow.compute as pc
-    def like(pattern): return pc.any(pc.match_substring_regex(column, pattern)).as_py()
+    each = column.unique()
+    def like(pattern): return pc.any(pc.match_substring_regex(each, pattern)).as_py()
     if like('^-?0[0-9]|[eE_]'): return column
     filled = pc.if_else(pc.equal(column, ''), None, column)
     try: return filled.cast(pa.int64())
