@@ -64,7 +64,7 @@ def fit_pose(
     learn,           # as `pose_learner` makes it, or another learner for points
     epochs:int=None, # None: more for fewer batches
     lr:float=None,   # the largest learning rate; None: the lesson's, 1e-2
-    views:int=None,  # augmented versions of each picture for a frozen body; None: 2
+    views:int=None,  # augmented versions of each picture; None: 2 if the body is frozen
     cbs=None,        # callbacks
 ):
     "Fine-tune; or, with `views` or for real pictures without a GPU, train the head"

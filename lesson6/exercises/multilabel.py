@@ -287,13 +287,12 @@ def _honest(preds, targs, t, first, second):
 
 # %% ../../nbs/exercises/multilabel.ipynb #dc127049
 @exercise('multi-8', 'an experiment of a minute', '''
-    Does the weighted loss of `multi-4` find more? Train our `multilabel_learner` twice by one
-    recipe (`fit_head(learn, 10, 3e-3)` from `lesson6.engine.frozen_body`, ten epochs of
-    the head, will do) and from the same
-    seed: once as it is, once with a loss in which a present label counts 10 times
-    (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both learners, the plain one
-    first. The check compares the share of the present labels that each of them finds at a
-    threshold of 0.5. Then look at what else the second one "finds".''',
+    Does training with the loss of `multi-4` find more labels? Train our `multilabel_learner`
+    twice with the same recipe and seed (`fit_head(learn, 10, 3e-3)` from
+    `lesson6.engine.frozen_body` will do): once as it is, once with a loss in which a present
+    label counts 10 times (`BCEWithLogitsLossFlat(pos_weight=tensor(10.))`). Hand in both
+    learners, the plain one first. The check compares the share of the present labels that each
+    of them finds at a threshold of 0.5. Then look at what else the second one "finds".''',
     hint='''`multilabel_learner(..., loss_func=...)` takes a loss; the weight must be on the
     same device as the data. Make the `DataLoaders` once.''',
     solution='''
