@@ -43,8 +43,8 @@ def half(environment, monkeypatch):
 
 def test_a_claim_that_holds_is_said_and_kept(half, capsys):
     assert claims.claim('example-half', 2) is None
-    assert (capsys.readouterr().out == 'holds: Half of four is two. Measured: 2 * (lesson: 2; four '
-                                       'was planted)\n')
+    assert capsys.readouterr().out == ('holds: Half of four is two. Measured: 2 * (lesson: 2; here '
+                                       'four was planted)\n')
     kept = claims.verdicts['example-half']
     assert (kept.verdict, kept.data, kept.numbers) == (HOLDS, 'mini', []) and kept.device
     shown = kept._repr_mimebundle_()
