@@ -593,3 +593,17 @@ def test_blanks_around_a_cell_make_no_second_title(tmp_path):
     (tmp_path/'r.csv').write_text('user,title,rating\n1, Alien, 5\n2, Alien ,4\n3,Alien,3\n')
     table, _ = read_frame(tmp_path/'r.csv')
     assert table.title.tolist() == ['Alien']*3 and table.rating.tolist() == [5, 4, 3]
+
+
+def test_quotes_after_a_blank_are_quotes(tmp_path):
+    from lesson6.tables import read_rows
+    (tmp_path/'r.csv').write_text('user, "title", "rating"\n1, "Alien, again", 5\n')
+    rows = read_rows(tmp_path/'r.csv')
+    assert rows.columns == ['user', 'title', 'rating'] and rows.cells('title') == ['Alien, again']
+
+
+def test_a_first_line_that_is_missing_is_spelt_out(tmp_path):
+    from lesson6.tables import read_rows
+    (tmp_path/'p.csv').write_text('1,2,3,4,5\n')
+    with pytest.raises(ValueError, match='such as fname,x,y'):
+        read_rows(tmp_path/'p.csv', ('fname', 'x', 'y'), 3)
