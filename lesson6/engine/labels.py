@@ -120,6 +120,8 @@ def fit_multilabel(
         learn.fit_one_cycle(head_epochs, lr, cbs=cbs)
 
 # %% ../../nbs/engine/labels.ipynb #f333d22e
+_thresholds = torch.linspace(0.05, 0.95, 29)
+
 def threshold_curve(
     preds:Tensor,       # probabilities, (n, labels)
     targs:Tensor,       # zeros and ones, the same shape
@@ -133,7 +135,7 @@ def threshold_curve(
     if not (preds.numel() and 0 <= preds.min() and preds.max() <= 1):
         raise ValueError('The predictions are not probabilities between 0 and 1; '
                          'apply sigmoid to activations first.')
-    xs = torch.linspace(0.05, 0.95, 29) if thresholds is None else torch.as_tensor(thresholds)
+    xs = _thresholds if thresholds is None else torch.as_tensor(thresholds)
     right = [accuracy_multi(preds, targs, thresh=float(t), sigmoid=False) for t in xs]
     return xs, torch.tensor(right)
 
@@ -174,8 +176,8 @@ def choose_on_half(
     "What a threshold chosen on half of the pictures, 200 times at random, is worth on both halves"
     preds, targs = (torch.as_tensor(o).as_subclass(Tensor).cpu() for o in (preds, targs))
     rng, n = np.random.default_rng(42), len(preds)
-    tries = torch.linspace(0.05, 0.95, 29)
-    right = torch.stack([(preds > t) == targs.bool() for t in tries]).float() # (tries, n, labels)
+    # (thresholds, n, labels)
+    right = torch.stack([(preds > t) == targs.bool() for t in _thresholds]).float()
     total, times, labels = torch.zeros(2, n), torch.zeros(2, n), torch.arange(preds.shape[1])
     for _ in range(200):
         order = torch.as_tensor(rng.permutation(n))
