@@ -1100,3 +1100,11 @@ def test_a_row_is_said_to_be_counted_without_those_that_are_not_rated(tmp_path):
     for dls in (lambda: ratings_dls(table, valid='part', not_rated=0),
                 lambda: parquet_dls(tmp_path/'t.parquet', valid='part', not_rated=0)):
         with pytest.raises(ValueError, match='without what is not rated, row 14'): dls()
+
+
+def test_times_of_several_zones_are_sorted_by_the_moment():
+    zones = ['2024-05-13T10:00:00+02:00', '2024-05-13T09:00:00Z', '2024-05-13T07:30:00-02:00']
+    table = pd.DataFrame({'user': list('aabbcc'), 'title': list('xyyzzx'),
+                          'rating': [1, 2, 3, 1, 2, 3], 'timestamp': zones*2})
+    dls = ratings_dls(table, valid='time', valid_pct=.34, bs=2, device='cpu')
+    assert [rating for *_, rating in held(dls)] == [3, 3]

@@ -633,3 +633,17 @@ def test_the_head_is_sized_without_asking_for_weights(twin):
     assert {str(a) for a in asked} and not any(kw.get('pretrained') or any(args)
                                                for args, kw in asked) and len(asked) == 2
     assert sum(type(cb) is Callback for cb in learn.cbs) == 1 and hasattr(learn, 'stop_at_na_n')
+
+
+def test_a_frame_of_the_real_set_shows_the_camera_only_where_there_are_no_poses(tmp_path, capsys):
+    frame = points.published_frame(tmp_path)
+    assert points.posed_frames([frame], tmp_path) == [frame] and not capsys.readouterr().out
+    assert points.posed_frames([tmp_path/'photo.jpg'], tmp_path) == [frame]
+    assert 'no poses' in capsys.readouterr().out
+
+
+def test_pixels_beside_the_corner_are_no_shares(tmp_path):
+    for i in range(8): Image.new('RGB', (40, 30)).save(tmp_path/f'{i}.jpg')
+    rows = ''.join(f'{i}.jpg,{i/5 - .5:.1f},.5\n' for i in range(8))
+    (tmp_path/'points.csv').write_text(f'fname,x,y\n{rows}'.replace('7.jpg,0.9', '7.jpg,1.9'))
+    assert read_points(tmp_path).x.agg(['min', 'max']).tolist() == [-.5, 1.9]
