@@ -2,6 +2,7 @@
 pictures, and what is wrong in them is named."""
 import csv
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -275,3 +276,21 @@ def test_names_that_begin_with_a_slash_are_those_of_the_set(tmp_path):
     (folder/'annotations'/'instances_all.json').write_text(json.dumps(told))
     with warnings.catch_warnings(action='ignore'): found = read_annotations(folder)
     assert {o.file for o in found} == {folder/p/'a.jpg' for p in ('train', 'val')}
+
+
+def test_a_picture_in_no_part_of_the_split_is_left_out_and_named(tmp_path):
+    pictures = made_up(tmp_path)
+    left = min(pictures)
+    folder = write('VOC', tmp_path/'VOC', pictures | {left: (*pictures[left][:1], None,
+                                                             *pictures[left][2:])})
+    with pytest.warns(UserWarning, match=f'^1 of {len(pictures)} .* the first is {left.name}'):
+        found = read_annotations(folder)
+    assert [a.file.name for a in found] == sorted(f.name for f in pictures if f != left)
+
+
+def test_a_point_of_a_picture_whose_size_is_not_said_is_in_pixels(tmp_path):
+    folder = write('VOC', tmp_path/'VOC', made_up(tmp_path), split=False)
+    before = annotated_points(folder)
+    for f in folder.glob('Annotations/*.xml'):
+        f.write_text(re.sub('<size>.*</size>', '', f.read_text(encoding='utf-8')), encoding='utf-8')
+    assert annotated_points(folder) == before
