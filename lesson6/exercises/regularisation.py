@@ -278,8 +278,8 @@ def _counts(left): # how many of 50 were kept, in each of 200 calls; by chance t
 
 # %% ../../nbs/exercises/regularisation.ipynb #3a73a62d
 @exercise('reg-8', 'an experiment of five minutes', '''
-    Make the rating model better. Train `DotProductBias` with the lesson's recipe and only
-    fastai's own weight decay of 0.01: 50 factors, batches of 64, `fit_one_cycle(5, 5e-3)`.
+    Make the rating model better. Train `DotProductBias` with only fastai's own weight decay
+    of 0.01 and the lesson's recipe: 50 factors, batches of 64, `fit_one_cycle(5, 5e-3)`.
     Then train a second model on the same `DataLoaders` with whatever you have learnt here, be
     it weight decay, dropout, early stopping or fewer factors. Hand in both learners, the
     plain one first. The second must have a lower validation error by more than three standard
