@@ -54,7 +54,8 @@ def lesson6(monkeypatch, *words):
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what runs in the background
 from pathlib import Path
 from lesson6.book import command, running
 command.notebooks_path = running.notebooks_path = lambda: Path('nbs')
