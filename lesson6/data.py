@@ -117,7 +117,8 @@ def _check_movielens(path:Path):
     counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
     if (path/'u.info').exists():
         words = [l.split() for l in read_text(path/'u.info').splitlines()]
-        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()}
+        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()
+                and len(w[0]) < 10}
         for what,key in ('ratings', 'ratings'), ('films', 'items'):
             if counts[what] < said.get(key, 0):
                 raise FileNotFoundError(f'{path} holds {counts[what]:,} of {said[key]:,} {what}.')

@@ -636,7 +636,7 @@ def test_the_same_mistake_gets_the_same_sentence(what, change, says, kinds, tmp_
 
 
 def test_all_mistakes_are_told():
-    assert len({(s, w) for s, w, *_ in table}) == len(table)
+    assert len(table) >= 60 and len({(s, w) for s, w, *_ in table}) == len(table)
     if len(said) == len(table) + sum(len(kinds) for *_, kinds in same):
         kept('Bad input', 'A mistake gets one sentence',
              f"mistakes in {', '.join(dict.fromkeys(s for s, *_ in said.values()))}, as listed "
@@ -966,6 +966,30 @@ def test_any_ratings(files):
     assert all(re.fullmatch(r' *[-+]?[0-9.]+ *', o, re.ASCII) for r in rows(files[0], '\t')
                for o in r) and df.rating.between(1, 5).all() and len(df)
     outcome('ratings', True)
+
+
+@fuzz
+@given(table=labels_file(),
+       info=st.one_of(st.binary(max_size=60),
+                      st.lists(st.tuples(
+    st.one_of(number, st.just('9'*5000), st.integers(0, 30).map(str)),
+    st.sampled_from(['users', 'items', 'ratings', 'x'])), max_size=4)
+                      .map(lambda rows: '\n'.join(map(' '.join, rows)).encode())))
+def test_any_folder_of_data(table, info):
+    "What is counted before a section reads it: the tables that name the pictures, and `u.info`."
+    from lesson6.data import check_dataset
+    p = folder()/'counted'
+    if not p.is_dir():
+        for i in range(8): picture(p/'train'/f'{i:06d}.jpg', (2, 2))
+        for name, text in ('u.data', good_data), ('u.item', good_item): (p/name).write_text(text)
+    (p/'train.csv').write_bytes(table)
+    (p/'u.info').write_bytes(info)
+    for name in 'pascal', 'movielens':
+        try: counts = check_dataset(name, p)
+        except Exception as e: clear(e, p); outcome('data folders', False); continue
+        if name == 'movielens': assert counts == {'ratings': 20, 'films': 5}
+        else: assert 0 < counts['pictures'] <= 9 and counts.get('labels', 0) <= 16, (table, counts)
+        outcome('data folders', True)
 
 
 def test_what_the_parsers_made_of_it():

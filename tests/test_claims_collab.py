@@ -12,6 +12,12 @@ from test_collab import loaders, planted, sizes
 from lesson6.claims import UNASKED
 from lesson6.collab import DotProductBias, create_params
 from test_claims import holds, verdict
+from functools import cache
+from fastai.learner import Learner
+from fastai.torch_core import set_seed
+from lesson6.claims import EVEN, FAILS, HOLDS
+from lesson6.collab import ratings_dls, ratings_learner
+from lesson6.mini.movielens import best_guess, truth
 
 
 def test_by_hand():
@@ -77,6 +83,60 @@ def test_own_embedding(cls, right):
                          if k.endswith('.weight')})
     x, y = loaders().valid_ds.x[:64], loaders().valid_ds.y[:64]
     assert holds('collab-own-embedding', model, own, x, y) == right
+
+
+@cache
+def fast(seed, epochs=5):
+    """Trained in large batches, from the weights and in the order of a seed; the split is the same
+    for all"""
+    large = ratings_dls(planted(), bs=1024, seed=42, device='cpu')
+    set_seed(seed, reproducible=True)
+    learn = ratings_learner(large)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2, wd=[.6, 0.])
+    return learn
+
+
+@pytest.mark.parametrize('id', ['collab-replacement', 'collab-range', 'collab-bias-overfits',
+                                'collab-factors', 'collab-faster', 'reg-penalty-in-loss'])
+def test_the_same_from_other_seeds_cannot_be_told_apart(id):
+    for a, b in ((1, 2), (2, 3), (3, 1)): assert verdict(id, fast(a), fast(b)) == EVEN
+    # two epochs against five
+    short = verdict(id, fast(1), fast(1, 2)), verdict(id, fast(1, 2), fast(1))
+    assert set(short) == {HOLDS, FAILS}
+
+
+def test_floor():
+    floor, y = ((best_guess(truth(), *(ids(c) for c in ('user', 'title')))[0]
+                 - valid().flatten())**2, valid().flatten())
+    assert (verdict('collab-floor', fast(1), floor) == HOLDS
+            and verdict('collab-floor', fast(1), None) == UNASKED)
+    # the same guess for all
+    assert verdict('collab-floor', (y-y.mean())**2, floor) == FAILS
+    # validated on what it was trained on
+    assert verdict('collab-floor', 0*floor, floor) == FAILS
+
+
+def valid(): return fast(1).dls.valid_ds.y.float().numpy()
+
+
+def ids(column):
+    return np.array([int(fast(1).dls.classes[column][i]) for i in fast(1)
+                     .dls.valid_ds.x[:,'user title'.split().index(column)].tolist()])
+
+
+def test_biases():
+    of = lambda learn: pd.Series(learn.model.movie_bias.weight.detach()[1:,0].cpu(),
+                                 index=learn.dls.classes['title'][1:])
+    mean = (pd.Series(valid().flatten(),
+                      index=[fast(1).dls.classes['title'][i] for i in fast(1)
+                             .dls.valid_ds.x[:,1].tolist()]).groupby(level=0).mean())
+    assert verdict('collab-biases', of(fast(1)), mean) == HOLDS
+    assert verdict('collab-biases', -of(fast(1)), mean) == FAILS
+    # untrained
+    assert verdict('collab-biases', of(Learner(loaders(), DotProductBias(*sizes(loaders()), 50))),
+                   mean) == EVEN
+    assert (verdict('collab-biases', of(fast(1))[:5], mean)
+            == verdict('collab-biases', 0*of(fast(1)), mean) == UNASKED)
 
 
 def test_not_asked():

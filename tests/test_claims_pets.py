@@ -8,6 +8,7 @@ from torch import nn
 
 from lesson6.pets import cross_entropy
 from test_claims import holds, verdict
+from lesson6.claims import EVEN, FAILS, HOLDS
 
 
 @pytest.fixture
@@ -86,3 +87,63 @@ def test_what_look_alikes_cannot_be_asked_of():
                           (np.diag([9]*3), list('abc'))):
         assert verdict('pets-look-alikes', matrix, vocab, pairs) == 'not asked'
     assert verdict('pets-deeper', (10, [1., 1, 1]), (10, [2., 2, 2])) == 'not asked'
+
+
+class Patterns(torch.utils.data.Dataset):
+    "Noisy 16×16 pictures of `n` kinds; a kind is a pattern, the same for every seed"
+    def __init__(self, size, strength=1., n=8, seed=0):
+        kinds = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(99))
+        g = torch.Generator().manual_seed(seed)
+        self.y = torch.randint(n, (size,), generator=g)
+        self.x = strength*kinds[self.y] + torch.randn(size, 3, 16, 16, generator=g)
+
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i): return self.x[i], self.y[i]
+
+
+def pattern_learner(n_layers=2, strength=1., seed=0):
+    "A learner with a small body of `n_layers` convolutions and a head, in three groups"
+    from fastai.callback import progress, schedule  # noqa: F401, for learners
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.torch_core import params, set_seed
+    # the body is the same for every seed, as a pretrained one is
+    set_seed(0)
+    conv = lambda i: nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1),
+                                   nn.BatchNorm2d(8), nn.ReLU())
+    body = nn.Sequential(*[conv(i) for i in range(n_layers)])
+    set_seed(seed)
+    model = nn.Sequential(body,
+                          nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 8)))
+    # no workers: from Python 3.14 on each of them would import fastai anew, every epoch
+    dls = DataLoaders.from_dsets(Patterns(400, strength), Patterns(200, strength, seed=1), bs=25,
+                                 num_workers=0, device='cpu')
+    first = lambda m: [params(m[0][0]), params(m[0][1:]), params(m[1])]
+    return Learner(dls, model, loss_func=nn.CrossEntropyLoss(), splitter=first)
+
+
+def errors(seed, epochs=10, lr=1e-2, strength=.5, unfrozen=0):
+    """Right or wrong on the validation pictures, after frozen epochs and as many unfrozen as are
+    asked for"""
+    from lesson6.claims import item_errors
+    learn = pattern_learner(strength=strength, seed=seed)
+    learn.freeze()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, lr)
+        if unfrozen: learn.unfreeze(); learn.fit_one_cycle(unfrozen, slice(1e-3, 1e-2))
+    return item_errors(learn)
+
+
+def test_real_trainings():
+    """The same from other seeds can't be told apart; a rate that wrecks, and layers that were let
+    go, can"""
+    seeds = [errors(s) for s in range(3)]
+    for a, b in zip(seeds, seeds[1:]+seeds[:1]):
+        assert {verdict('pets-discriminative', a, b), verdict('pets-deeper-better', a, b),
+                verdict('pets-lr', a, b, 7/8)} == {EVEN}
+    unfrozen, wrecked = errors(0, unfrozen=10), errors(0, epochs=2, lr=30.)
+    assert (verdict('pets-discriminative', seeds[0], unfrozen) == HOLDS
+            and verdict('pets-discriminative', unfrozen, seeds[0]) == FAILS)
+    assert (verdict('pets-lr', wrecked, unfrozen, 7/8) == HOLDS
+            and verdict('pets-lr', unfrozen, wrecked, 7/8) == FAILS)
+    assert verdict('pets-lr', wrecked, wrecked, 7/8) != HOLDS

@@ -11,6 +11,7 @@ from lesson6.claims import EVEN, HOLDS, UNASKED
 from lesson6.engine.augmentation import affine_picture, affine_points, dots, find_dots, point_drift
 from lesson6.engine.weight_decay import l2_penalty, weight_decay_step
 from test_claims import holds, verdict
+from lesson6.claims import FAILS
 
 
 # Ratings made up here, few enough to train on in a second: 60 users, 40 films, two planted factors,
@@ -159,6 +160,47 @@ def test_points_move():
     there = torch.cat([p, torch.ones(16, 1, 1)], 2) @ turn.t()
     # moved the wrong way: by the map, not by its inverse
     assert not holds('reg-points-move', drift(there), forgotten)
+
+
+@pytest.fixture(scope='module')
+def pose():
+    """Pixels off (on the dots trained on, on others) of a small network that finds dots mirrored
+    never, with their points, or without them, from any seed"""
+    g = torch.Generator().manual_seed(0)
+    x, p = dots(160, (24, 32), g)
+    x, p = x[:,:1] + .25*torch.randn(160, 1, 24, 32, generator=g), p[:,0]
+    mirror, seen, others = torch.tensor([[-1., 0, 0], [0, 1, 0]]), range(20), range(80, 160)
+    def train(move=None, seed=0):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(1, 8, 5, 2, 2), nn.ReLU(), nn.Flatten(),
+                            nn.Linear(8*12*16, 2))
+        opt = torch.optim.AdamW(net.parameters(), 2e-3)
+        for _ in range(150):
+            xb, pb = x[seen], p[seen]
+            if move:
+                shift = torch.rand(len(seen), 2)*.6 - .3
+                flip = torch.where(torch.rand(len(seen), 1, 1) < .5, mirror, torch.eye(2, 3))
+                mats = torch.cat([flip[:,:,:2], shift[...,None]], 2)
+                xb, pb = affine_picture(xb, mats), affine_points(pb, mats) if move == 'both' else pb
+            opt.zero_grad()
+            nn.functional.mse_loss(net(xb), pb).backward()
+            opt.step()
+        with torch.no_grad():
+            return [((net(x[o])-p[o])*torch.tensor([16., 12])).norm(dim=1) for o in (seen, others)]
+    return train
+
+
+def test_augmentation_and_forgotten_points(pose):
+    "From another seed nothing can be told apart"
+    plain, again, moved, moved_again, forgotten = (pose(), pose(seed=1), pose('both'),
+                                                   pose('both', 1), pose('picture'))
+    def both(a, b, people=None):
+        return verdict('reg-augmentation', a[0], b[0], a[1], b[1], people or range(len(a[1])))
+    assert verdict('reg-augmentation', *plain, *moved, None) == 'not asked'
+    assert [both(plain, o) for o in (moved, again)] == [HOLDS, EVEN] and both(moved, plain) == FAILS
+    assert ([verdict('reg-point-forgotten', moved[1], o[1]) for o in (forgotten, moved_again)]
+            == [HOLDS, EVEN])
+    assert verdict('reg-point-forgotten', forgotten[1], moved[1]) == FAILS
 
 
 # Dropout and early stopping

@@ -17,6 +17,10 @@ from lesson6.book.confined import unprotected
 from lesson6.book.running import sections
 from lesson6.exercises import check, exercises, hint, judge, progress, solution
 from lesson6.exercises.record import progress_file
+import contextlib
+import io
+import time
+from test_exercises import experiments
 
 with_nbgrader = pytest.mark.skipif(not find_spec('nbgrader'), reason='this takes the extra `class`')
 
@@ -174,6 +178,78 @@ def test_a_submission_harms_itself_only(course):
             in (course/'feedback'/'bert'/'regularisation'/'regularisation.html').read_text())
     assert (course/'source'/'regularisation'/'regularisation.ipynb').read_bytes() == before
     assert (course/'autograded'/'anna'/'regularisation'/'regularisation.ipynb').stat().st_size < 3e6
+
+
+def students():
+    """Thirty: twelve right in three ways, nine wrong, three empty, two that loop, two that crash,
+    two that are greedy; {name: (exercise -> code)}"""
+    known = (f'import sys; sys.path.append({str(Path(__file__).parent)!r}); from test_exercises '
+             'import right, wrong\n')
+    def name(id): return id.replace('-', '_')
+    def other(k):
+        return (lambda id: solved(id) if id in experiments or k%3 == 0
+                else f"{known}{name(id)} = right['{id}']()[{k} % len(right['{id}']())]")
+    def wrongly(k):
+        def answer(id):
+            if id not in experiments:
+                return f"{known}{name(id)} = wrong['{id}']()[{k} % len(wrong['{id}']())][0]"
+            return f'{name(id)} = {k}'
+        return answer
+    # in one exercise of each section; the experiment is left out, the rest is right
+    def bad_once(code, k):
+        return (lambda id: code.replace('NAME', name(id)) if id.endswith(f'-{k}')
+                else f'{name(id)} = ...' if id in experiments else solved(id))
+    return {**{f'right{k:02}': other(k) for k in range(12)},
+            **{f'wrong{k}': wrongly(k) for k in range(9)},
+            **{f'empty{k}': lambda id: '' for k in range(3)},
+            'loop0': bad_once('while True: pass', 3),
+            'loop1': bad_once('def NAME(*args):\n    while True:\n        try:\n            while '
+                              'True: pass\n        except BaseException: pass', 2),
+            'crash0': bad_once('import os; os._exit(1)', 2), 'crash1': bad_once('1/0', 4),
+            'greedy0': bad_once('import numpy; NAME = numpy.ones(10*2**27)', 3),
+            'greedy1': bad_once('import os\nwhile True: os.fork()', 4)}
+
+
+def alone(id, code):
+    "What `check` itself says of an answer, without nbgrader; None: the code must not be run here"
+    if any(o in code for o in ('while True', '_exit', '10*2**27', '1/0')): return None
+    name = id.replace('-', '_')
+    scope = {name: ...}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(parts_of(exercises[id].solution)[0] + '\n' + code, scope)
+    return judge(id, scope[name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(unprotected()), reason='this system confines nothing')
+def test_thirty_students(course, capsys):
+    "All sections within ten minutes on two cores, and the marks are those that `check` gives."
+    people = students()
+    assert len(people) == 30
+    for name,code in people.items():
+        for section in sections.values(): hand_in(course, name, section, code)
+    nbgrader(course, *(('ZipCollect', section) for section in sections.values()))
+    began = time.time()
+    call(course, tools/'lesson6', 'class', '.', '--grade')
+    took = time.time() - began
+    with capsys.disabled(): print(f'\n30 students, five sections: {took:.0f} s')
+    nbgrader(course, ('Export',))
+    rows = {r['student']: r for r in csv.DictReader((course/'grades.csv').open())}
+    assert set(rows) >= set(people) and len(next(iter(rows.values()))) == 39
+    differ, compared, known = [], 0, {}
+    for name,code in people.items():
+        for id in exercises:
+            text = code(id)
+            if (id, text) not in known: known[id, text] = alone(id, text)
+            said, here = known[id, text], verdict(course, name, id)
+            points = float(rows[name][id])
+            if said is None: fine = points == 0
+            else: fine = points == said.solved and (id in experiments or str(said) in here)
+            compared += 1
+            if not fine: differ.append((name, id, points, here, str(said)))
+    with capsys.disabled():
+        print(f'{compared - len(differ)} of {compared} marks agree with check')
+    assert differ == [] and compared == 30*37
 
 
 # Progress

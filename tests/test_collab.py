@@ -34,6 +34,8 @@ from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
 from lesson6.engine.ratings_at_scale import parquet_dls
 from lesson6.engine.recommending import taste_agreement
 from lesson6.mini.movielens import film_similarity, truth, who_rates_what, stars
+from fastai.tabular.core import TabDataLoader
+from lesson6.mini.movielens import best_guess
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
 seed = int(os.environ.get('LESSON6_SEED', 42))
@@ -96,15 +98,36 @@ def small():
 def pairs(x): return sorted((a, b) for a, b in x.tolist())
 
 
-def assert_once(dls):
+def assert_once(dls, epochs=2):
     "That every epoch draws every training rating exactly once"
-    for _ in range(2): assert pairs(torch.cat([b[0] for b in dls.train])) == pairs(dls.train_ds.x)
+    held = pairs(dls.train_ds.x if hasattr(dls.train_ds, 'x')
+                 else torch.tensor(dls.train_ds.cats.to_numpy()))
+    for _ in range(epochs):
+        drawn = pairs(torch.cat([b[0] for b in dls.train]))
+        # compared here, because in CI pytest would spend hours on showing how 32,000 rows differ
+        once = drawn == held
+        assert once, (
+            f'{len(held) - len(set(drawn)):,} of {len(held):,} ratings were not drawn in an epoch')
 
 
 @pytest.mark.parametrize('n', [300, 299, 162, 161])
 @pytest.mark.parametrize('bs', [1, 7, 16, 64, 129])
 def test_an_epoch_draws_every_rating_once(small, n, bs):
     assert_once(ratings_dls(small[:n], bs=bs, device='cpu'))
+
+
+def test_an_epoch_of_the_twin_draws_every_rating_once(): assert_once(loaders())
+
+
+@pytest.mark.ci
+def test_an_epoch_of_fastai_does_not():
+    """The fault that `ratings_dls` is for. If this fails, fastai has been mended, and the notebook
+    has something to tell."""
+    stock = CollabDataLoaders.from_df(planted(), item_name='title', rating_name='rating', bs=64,
+                                      seed=seed, device='cpu')
+    with pytest.raises(AssertionError): assert_once(stock, epochs=1)
+    drawn = len(set(pairs(torch.cat([b[0] for b in stock.train]))))
+    assert drawn/len(stock.train_ds) == pytest.approx(1 - 1/np.e, abs=.02)
 
 
 def test_epochs_differ_and_can_be_repeated(small):
@@ -123,6 +146,16 @@ def test_no_small_last_batch(small, n, bs):
     lengths = [len(b[0]) for b in dls.train]
     assert (len(lengths) == len(dls.train) and max(lengths) - min(lengths) <= 1
             and max(lengths) <= bs and sum(lengths) == len(dls.train_ds))
+
+
+def test_split_is_that_of_fastai(small):
+    theirs = CollabDataLoaders.from_df(small, item_name='title', rating_name='rating', bs=16,
+                                       seed=3, dl_type=TabDataLoader, device='cpu')
+    ours = ratings_dls(small, bs=16, seed=3, device='cpu')
+    held_back = small.loc[theirs.valid_ds.items.index]
+    assert ours.valid_ds.y.flatten().tolist() == held_back.rating.tolist()
+    assert ([ours.classes['user'][i] for i in ours.valid_ds.x[:,0].tolist()]
+            == held_back.user.tolist())
 
 
 def test_the_split_leaves_the_global_generator_alone(small):
@@ -205,6 +238,20 @@ def test_create_params():
     p = create_params([2000, 5])
     assert isinstance(p, torch.nn.Parameter) and p.requires_grad and p.shape == (2000, 5)
     assert p.std().item() == pytest.approx(.01, rel=.1) and abs(p.mean().item()) < 1e-3
+
+
+def floor_of(dls):
+    "MSE on the validation ratings of somebody who knows all that is planted"
+    users, films = (np.array([int(dls.classes[c][i]) for i in dls.valid_ds.x[:,j].tolist()])
+                    for j, c in enumerate(('user', 'title')))
+    return float(((dls.valid_ds.y.flatten().numpy() - best_guess(truth(), users, films)[0])**2)
+                 .mean())
+
+
+def test_error_comes_within_a_tenth_of_what_is_possible(learn):
+    floor, mse = floor_of(loaders()), final(learn)[1]
+    print(f'validation MSE {mse:.4f}, lowest possible {floor:.4f}, {mse/floor-1:.1%} above')
+    assert .95*floor < mse < 1.1*floor
 
 
 # What was planted, found
@@ -385,6 +432,17 @@ def test_the_fast_optimizer_tells_its_hyperparameters(small):
     assert [h['wd'] for h in learn.opt.hypers] == [.6, 0.]
 
 
+def test_the_fast_learner_is_exported_too(small, tmp_path):
+    dls = ratings_dls(small, bs=64, device='cpu')
+    learn = ratings_learner(dls, 5, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2, wd=[.6, 0.])
+    learn.export('fast.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'fast.pkl')
+    assert recommend(again, 3).equals(recommend(learn, 3))
+
+
 def test_the_fast_learner_decays_the_factors_and_not_the_biases(small):
     "Without a gradient, decay alone moves the parameters"
     learn = ratings_learner(ratings_dls(small, bs=64, device='cpu'), 5)
@@ -428,6 +486,16 @@ def test_forgiven(folder):
             and table.dtypes[:4].eq('int64').all())
 
 
+def test_half_stars_are_read(folder):
+    table = read_ratings(folder(good.replace('\t3\t8', '\t2.5\t8')))
+    assert table.rating.tolist() == [2.5, 5, 4]
+
+
+def test_another_scale(folder):
+    table = read_ratings(folder(good.replace('\t3\t8', '\t10\t8')), scale=(1, 10))
+    assert table.rating.tolist() == [10, 5, 4]
+
+
 @pytest.mark.parametrize('change, kw, says', [
     (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
     (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
@@ -469,6 +537,31 @@ def test_bad_tables(small, change, kw, says):
 def test_unknown_names(small, ask, says):
     dls = ratings_dls(small, bs=16, device='cpu')
     with pytest.raises(ValueError, match=says): ask(Learner(dls, DotProductBias(*sizes(dls), 5)))
+
+
+def family(to, ratings, form):
+    "The same ratings as MovieLens 1M, as MovieLens 25M, and as a table of any kind"
+    to.mkdir(exist_ok=True)
+    four = ratings[['user', 'movie', 'rating', 'timestamp']]
+    titles = ratings.drop_duplicates('movie')[['movie', 'title']]
+    if form == '1m':
+        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row))
+                                                for row in four.itertuples(index=False)) + '\n')
+        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama'
+                                               for i, t in titles.itertuples(index=False)) + '\n',
+                                     encoding='latin-1')
+    elif form == '25m':
+        four = four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
+        four.to_csv(to/'ratings.csv', index=False)
+        titles.set_axis(['movieId', 'title'],
+                        axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
+        (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
+    elif form == 'tsv':
+        ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars',
+                                'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
+    elif form == 'utf-16': ratings.to_csv(to/'sheet.csv', sep=';', index=False, encoding='utf-16')
+    elif form == 'parquet': ratings.to_parquet(to/'all.parquet')
+    return to
 
 
 # The forms that ratings come in
@@ -542,6 +635,14 @@ def named():
                             title='"Café", ' + planted().title + ' (1950)')
 
 
+@pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
+def test_the_forms_are_read_alike(tmp_path, named, form):
+    table = read_ratings(family(tmp_path/form, named, form))
+    if form in ('1m', '25m'): assert (table.pop('genres') == 'Comedy, Drama').all()
+    pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
+    pd.testing.assert_frame_equal(read_ratings(named), table)
+
+
 def test_the_names_of_columns_can_be_given(tmp_path):
     (tmp_path/'log.csv').write_text('\ufeffwho,what,how much,when\nAnn,Tea,4,2020-01-01\n'
                                     'Bob,Rum,7.5,2021-01-01\n', encoding='utf-8')
@@ -554,6 +655,22 @@ def test_the_names_of_columns_can_be_given(tmp_path):
         read_ratings(tmp_path/'log.csv')
     with pytest.raises(ValueError, match="log.csv has no column 'whom'; it has who"):
         read_ratings(tmp_path/'log.csv', user='whom')
+
+
+def test_identifiers_that_begin_with_zero_stay_text(tmp_path):
+    (tmp_path/'books.csv').write_text('User-ID;ISBN;Book-Rating\n7;0155061224;5\n8;155061224;3\n')
+    table = read_ratings(tmp_path)
+    assert (table.title.tolist() == ['0155061224', '155061224'] and table.user.tolist() == [7, 8]
+            and table.rating.tolist() == [5, 3])
+
+
+def test_what_was_looked_for_and_found(tmp_path):
+    (tmp_path/'notes.txt').write_text('')
+    with pytest.raises(FileNotFoundError, match=r'u\.data is missing, and so are ratings\.dat and '
+                                                r'ratings\.csv; there is notes\.txt'):
+        read_ratings(tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere is missing'):
+        read_ratings(tmp_path/'nowhere')
 
 
 def test_one_title_with_several_numbers_is_counted(folder):
@@ -618,6 +735,38 @@ def test_identifiers_that_a_gap_has_made_floats_are_whole_numbers_again(small):
             known = ratings_dls(small.assign(user=user), device='cpu').classes['user'][1:]
         assert {str(u) for u in known} == {str(u) if u%3 or user.dtype == float else f'u{u}'
                                            for u in range(1, 13)}
+
+
+def test_the_range_of_the_lesson(): assert range_for((1, 5)) == (0, 5.5)
+
+scaled = pytest.mark.parametrize('scale, step', [((1, 5), 1), ((.5, 5), .5), ((1, 10), 1),
+                                                 ((-10, 10), .1), ((0, 1), 1), ((0, 100), 1)])
+
+
+@scaled
+def test_any_scale_is_learnt(scale, step, capsys):
+    """Predictions span the scale, and the error is below that of always saying the mean, for each
+    model and with fastai's own `Learner`"""
+    lo, hi = scale
+    r = np.random.default_rng(0)
+    good = r.normal(size=60)
+    pairs = r.permutation(60*60)[:2400]
+    rating = (lo+hi)/2 + (hi-lo)/4*(good[pairs%60] + .4*r.normal(size=2400))
+    table = pd.DataFrame({'user': pairs//60, 'title': [f'T{i}' for i in pairs%60],
+                          'rating': np.clip(np.round(rating/step)*step, lo, hi).round(1)})
+    dls = ratings_dls(table, device='cpu')
+    assert dls.y_range == pytest.approx(range_for(scale))
+    said = capsys.readouterr().out
+    assert (f'Ratings from {lo:g} to {hi:g}' in said) == (scale != (1, 5))
+    set_seed(1, reproducible=True)
+    for cls in Learner, LeanLearner:
+        learn = cls(dls, DotProductBias(*sizes(dls), 10), loss_func=MSELossFlat())
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 2e-2, wd=.1)
+        preds, targs = learn.get_preds()
+        assert ((preds - targs)**2).mean() < .6*targs.var()
+        assert preds.max() - preds.min() > .55*(hi - lo)
+        best = recommend(learn, 3, 60).prediction
+        assert best.between(*range_for(scale)).all()
 
 
 # Scales
@@ -776,6 +925,11 @@ def test_the_recipe_reaches_what_is_promised(which, most, request):
     assert learn.recorder.values[-1][1] < most
 
 
+def test_a_small_set_gets_small_batches(small):
+    assert (ratings_dls(small[:40], device='cpu').train.bs == 8
+            and ratings_dls(small, device='cpu').train.bs == 60)
+
+
 def test_decoded_batches_are_pairs_and_their_rating(small):
     dls = ratings_dls(small, bs=16, device='cpu')
     (x, y), stars = dls.valid.one_batch(), small.set_index(['user', 'title']).rating
@@ -888,6 +1042,13 @@ def test_rows_in_a_list_may_bring_their_ratings_along(learn, small):
     assert learn.dls.test_dl(pairs).one_batch()[1].flatten().tolist() == [4, 2]
     assert (len(learn.dls.test_dl(pairs, with_labels=False).one_batch())
             == len(learn.dls.test_dl([{'user': 1, 'title': '010'}]).one_batch()) == 1)
+
+
+def test_newcomers_are_the_average_user_before_they_answer(learn):
+    newcomers = Newcomers(learn)
+    ours, theirs = newcomers.recommend({}, 240), recommend(learn, None, 240)
+    assert (ours.title.tolist() == theirs.title.tolist()
+            and ours.prediction.tolist() == pytest.approx(theirs.prediction.tolist(), abs=1e-4))
 
 
 # Newcomers
@@ -1015,6 +1176,19 @@ def real_four(path, split):
     three = [final(train(dls, lambda model=model: model(*sizes(dls), 50)))[1]
              for model in (NoRange, DotProduct, DotProductBias)]
     return *three, final(real_learner(path, split))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split',
+                         [42, *(pytest.param(split,
+                                             marks=pytest.mark.xfail(strict=True, reason=seen))
+                                for split, seen in (
+(1, 'dot product 0.8803, range 0.8824'), (2, 'dot product 0.8870, range 0.8893')))])
+def test_real_order(real, split):
+    "The four models fall in the lesson's order"
+    dot, in_range, biases, decayed = real_four(real/'ml-100k', split)
+    print(f'split {split}: {dot:.4f}, {in_range:.4f}, {biases:.4f}, {decayed:.4f}')
+    assert biases > dot > in_range > decayed
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lesson6.book import command, running, site
 from lesson6.book.running import to_store
+from lesson6.book.options import CliError
 
 root = Path(__file__).parent.parent
 
@@ -109,6 +110,12 @@ def test_run_some(nbs, environment, capsys):
     assert [p.name for p in sorted(Path().rglob('*.html'))] == ['01_two.html']
 
 
+def test_save(nbs, environment):
+    notebook(nbs/'00_one.ipynb', '20 + 1')
+    assert lesson6(environment, 'run', '--save') == 0
+    assert nbformat.read(nbs/'00_one.ipynb', 4).cells[1].outputs[0].data['text/plain'] == '21'
+
+
 def test_saved_outputs_name_no_folder_of_this_machine(nbs, environment):
     source = f'# {nbs}/c\nfrom pathlib import Path\nprint(Path.cwd()/"a", Path.home()/"b")'
     notebook(nbs/'00_one.ipynb', source)
@@ -178,10 +185,31 @@ def test_a_failing_notebook_stops_those_beside_it(nbs, environment, capsys):
 
 
 @pytest.mark.ci
+def test_dead_kernel(nbs, environment, capsys):
+    notebook(nbs/'00_dies.ipynb', '1', 'import os; os._exit(9)')
+    assert lesson6(environment, 'run') == 1
+    assert ('00_dies.ipynb, code cell 2 of 2 failed with an end of the '
+            'kernel' in capsys.readouterr().err)
+
+
+@pytest.mark.ci
 def test_timeout(nbs, environment, capsys):
     notebook(nbs/'00_slow.ipynb', 'import time; time.sleep(60)')
     assert lesson6(environment, 'run', '--timeout', '1') == 1
     assert '00_slow.ipynb, code cell 1 of 1 failed with' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, says',
+                         [(('run', 'poetry'), "There is no notebook 'poetry'; there are 00_one."),
+                          (('run', '--data', 'nowhere'),
+                           '--data nowhere: that is neither mini, nor full, nor a folder.'),
+                          (('data', 'cats'), "There is no section and no data set 'cats'; there "
+                                             "are pets, multilabel, head_pose, collab, "
+                                             "regularisation, pascal, biwi, movielens.")])
+def test_wrong_words(words, says, nbs, environment, capsys):
+    notebook(nbs/'00_one.ipynb', '1')
+    assert lesson6(environment, *words) == 1
+    assert capsys.readouterr().err.strip() == says
 
 
 def test_data_reaches_the_kernel(nbs, environment, tmp_path):
@@ -479,3 +507,8 @@ def test_make_refuses_an_old_python(tmp_path):
                           text=True)
     assert (done.returncode != 0 and 'lesson6 needs Python 3.11 or newer' in done.stderr
             and not (tmp_path/'.venv').exists())
+
+
+def test_commands_can_be_called_from_python(nbs):
+    notebook(nbs/'00_one.ipynb', '1/0')
+    with pytest.raises(CliError): command.run('00_one')

@@ -52,6 +52,13 @@ def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, c
     with pytest.raises(FileNotFoundError, match=says): check_dataset('movielens', tmp_path)
 
 
+def test_the_published_sizes_of_the_sets():
+    assert full_counts == {'pets': {'pictures': 7_390, 'breeds': 37},
+                           'pascal': {'pictures': 5_011, 'labels': 20},
+                           'biwi': {'frames': 15_678, 'people': 24},
+                           'movielens': {'ratings': 100_000, 'films': 1_682}}
+
+
 def test_what_ends_like_a_picture():
     from lesson6.files import picture_endings
     assert ({'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'} <= picture_endings()
@@ -340,6 +347,12 @@ def test_an_archive_without_a_folder_of_its_own(full, server, twins, tmp_path):
     assert not list((tmp_path/'home').rglob('*.part'))
 
 
+def test_a_set_that_fastai_already_has_asks_no_server(full, server, twins, tmp_path):
+    full.setitem(full_counts, 'pets', check_dataset('pets', twins['pets']))
+    shutil.copytree(twins['pets'], tmp_path/'home'/'data'/'oxford-iiit-pet')
+    assert lesson_path('pets') and server.asked == 0
+
+
 # What a bad server may do: (answer, what the sentence must say). `good` is the right archive.
 
 def half_then(what):
@@ -587,6 +600,15 @@ def test_settings_of_fastai_that_are_half_written(full, server, twins, tmp_path)
     (tmp_path/'home').mkdir()
     (tmp_path/'home'/'config.ini').write_text('')
     assert lesson_path('movielens') == tmp_path/'home'/'data'/'ml-100k'
+
+
+def test_a_packed_table_that_is_damaged_is_named(tmp_path):
+    import gzip
+    from lesson6.files import read_text
+    whole = gzip.compress(b'user,title,rating\n1,Alien,5\n'*200)
+    (tmp_path/'u.csv.gz').write_bytes(whole[:14] + bytes([whole[14] ^ 255]) + whole[15:])
+    with pytest.raises(ValueError, match='u.csv.gz cannot be unpacked'):
+        read_text(tmp_path/'u.csv.gz')
 
 
 def test_blanks_around_a_cell_make_no_second_title(tmp_path):

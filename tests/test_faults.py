@@ -331,6 +331,22 @@ def test_the_disk_is_full_while_drawing(environment, tmp_path):
          f'no file is left; the sentence: "{said[-1].replace(str(tmp_path), "...")}"')
 
 
+def test_files_may_not_grow(environment, tmp_path):
+    "As a full disk, without the right to mount one: a limit on the size of a file."
+    pytest.importorskip('resource')
+    r = python('''
+        import resource, signal
+        from lesson6.data import lesson_path
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try: lesson_path('movielens')
+        except OSError as e: print(e)
+        ''')
+    assert 'could not be written' in r.stdout and 'set LESSON6_CACHE' in r.stdout, (
+        r.stdout + r.stderr)
+    assert files(Path(os.environ['LESSON6_CACHE'])) == []
+
+
 @pytest.mark.ci
 def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):
     server, body = Server(), pack_folder(twins['pascal'], 'tgz')

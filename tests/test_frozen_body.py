@@ -27,6 +27,10 @@ from lesson6.engine.frozen_body import body_features, fit_head
 from lesson6.engine.networks import efficientnet_lite0, efficientnet_lite2
 from lesson6.head_pose import point_head
 from lesson6.mini.network import drawnet10
+from fastai.vision.all import FuncSplitter
+from sklearn.metrics import average_precision_score
+from lesson6.head_pose import get_ctr
+from lesson6.multilabel import multilabel_dls, read_labels, threshold_curve
 
 # Sets of forty small pictures, a bright square on a dark one: which half it is in, both its halves,
 # or where it is
@@ -412,3 +416,70 @@ plain = dict(lin_ftrs=[], first_bn=False, concat_pool=False, ps=.25)
                           (efficientnet_lite0, 128, 1, {'pretrained': False}, (.8, 1))])
 def test_real_pets(real, arch, size, views, kwargs, between):
     assert between[0] <= five_folds(real, arch, size, views, **kwargs) <= between[1]
+
+
+@pytest.mark.slow
+def test_real_pets_deeper(real):
+    assert five_folds(real, efficientnet_lite2, 288, 2) <= .11
+
+
+@pytest.mark.slow
+def test_real_pets_with_random_weights(real):
+    assert five_folds(real, efficientnet_lite0, 128, 1, pretrained=False) > .8
+
+
+@pytest.mark.slow
+def test_real_labels(real):
+    "Several labels, the set's own split"
+    path = real/'pascal_2007'
+    set_seed(42)
+    dls = multilabel_dls(read_labels(path), path, size=256, bs=64)
+    learn = vision_learner(dls, efficientnet_lite0)
+    start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging():
+        fit_head(learn, 10, 5e-3)
+        seconds = time.perf_counter()-start
+        probs, targets = learn.get_preds()
+    n, best = len(dls.train_ds)+len(dls.valid_ds), threshold_curve(probs, targets)[1].max()
+    found = average_precision_score(targets, probs, average='macro')
+    print(f'\nVOC: accuracy {best:.1%} at the best threshold, mean average precision {found:.3f}, '
+          f'{seconds:.0f} s, {1000*seconds/n:.0f} ms a picture')
+    assert best >= .963 and found >= .79
+
+
+def pixels(learn, dl):
+    "How far off the points are, on average, of frames 640 pixels wide and 480 high"
+    guess, truth = learn.get_preds(dl=dl)
+    return (((guess.reshape(-1, 2)-truth.reshape(-1, 2))*torch.tensor([320, 240])).norm(dim=1)
+            .mean().item())
+
+
+@pytest.mark.slow
+def test_heads_in_frames_of_640_by_480(twins):
+    "A person never seen: half the error of the constant guess, and the frozen epochs beside it"
+    def learner():
+        set_seed(42)
+        frames = get_image_files(twins['biwi']).filter(lambda f: f.stem.endswith('_rgb')).sorted()
+        dls = (DataBlock((ImageBlock, PointBlock), get_y=get_ctr,
+                         splitter=FuncSplitter(lambda f: f.parent.name == '13'),
+                         item_tfms=Resize((240, 320), method='squish'),
+                         batch_tfms=aug_transforms(size=(240, 320)))
+               .dataloaders(frames, bs=32, num_workers=0))
+        return vision_learner(dls, efficientnet_lite0, custom_head=point_head(1280),
+                              loss_func=MSELossFlat())
+    ways = {'fit_head, ten epochs': lambda learn: fit_head(learn, 10, 1e-2),
+            'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}
+    found = {}
+    for name, train in ways.items():
+        learn = learner()
+        start = time.perf_counter()
+        with learn.no_bar(), learn.no_logging():
+            train(learn)
+            seconds = time.perf_counter()-start
+            found[name] = pixels(learn, learn.dls.valid)
+        print(f'\n{name}: {found[name]:.1f} pixels, {seconds:.0f} s')
+    centres, truth = (torch.stack([get_ctr(f) for f in ds.items])
+                      for ds in (learn.dls.train_ds, learn.dls.valid_ds))
+    constant = (truth-centres.mean(0)).norm(dim=1).mean().item()
+    print(f'the constant guess: {constant:.1f} pixels')
+    assert found['fit_head, ten epochs'] <= constant/2

@@ -20,6 +20,7 @@ from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, 
                                points_dls, pose_learner, read_calibration, read_centre, read_points,
                                show_points, sigmoid_range)
 from lesson6.mini import biwi
+import io
 
 REAL_CAL = ('517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 '
             '0 \n\n640 480 \n')
@@ -65,6 +66,17 @@ def test_the_twin_has_the_layout_of_the_real_set(twin, frames):
     assert {Image.open(f).size for f in frames[::20]} == {(640, 480)}
 
 
+def test_a_frame_is_drawn_alike_whenever_it_is_drawn(frames):
+    "To the byte, and whatever was drawn before it"
+    for f in (frames[200], frames[3], frames[117]):
+        pose = biwi.find_pose(f)
+        who = biwi.person(pose.person)
+        bytes_ = io.BytesIO()
+        Image.fromarray(biwi.render(who, pose, biwi.calibration(pose.person),
+                                    biwi.room(who))[0]).save(bytes_, 'JPEG', quality=70)
+        assert bytes_.getvalue() == f.read_bytes()
+
+
 def test_another_seed_gives_other_people_and_poses():
     assert biwi.person(1, 42) == biwi.person(1, 42) != biwi.person(1, 43)
     assert not np.allclose(biwi.poses(1, 42)[0].centre, biwi.poses(1, 43)[0].centre)
@@ -78,6 +90,15 @@ def test_no_two_people_look_alike():
 def test_the_planted_centre_is_where_get_ctr_says(frames):
     assert max(np.abs(biwi.planted_centre(biwi.find_pose(f)) - get_ctr(f).numpy()).max()
                for f in frames) <= .5
+
+
+def test_the_camera_of_person_01_is_wrong_for_others(frames):
+    "So the test above would notice a get_ctr that takes it for everybody"
+    cal = biwi.calibration(1)
+    f = next(f for f in frames if f.parent.name == '13')
+    x, y, z = read_centre(f)
+    taken_from_01 = np.array([x*cal[0,0]/z + cal[0,2], y*cal[1,1]/z + cal[1,2]])
+    assert np.abs(biwi.planted_centre(biwi.find_pose(f)) - taken_from_01).max() > 2
 
 
 def test_the_head_is_in_the_pixels_where_it_was_planted(frames):
@@ -102,6 +123,54 @@ def test_the_head_is_in_the_pixels_where_it_was_planted(frames):
         assert changed[~near].mean() < .001
 
 
+@pytest.fixture(scope='session')
+def heads(frames):
+    "200 frames in which the head is white and all else black, with the point of each"
+    chosen = np.random.default_rng(0).choice(len(frames), 200, replace=False)
+    return [(biwi.silhouette(biwi.find_pose(frames[i])), get_ctr(frames[i])) for i in chosen]
+
+
+def augmented(dls, heads, Point):
+    "How white the augmented picture is at the augmented point, for each of them"
+    from fastai.vision.core import PILImage
+    items = [
+        dls.train.after_item((PILImage.create(np.repeat(mask[...,None], 3, 2).astype(np.uint8)*255),
+                              Point(p))) for mask, p in heads]
+    xb, yb = dls.train.after_batch(dls.train.create_batch(items))
+    x, y = (xb.as_subclass(torch.Tensor).mean(1, keepdim=True),
+            yb.as_subclass(torch.Tensor).reshape(-1, 1, 1, 2))
+    at = (torch.nn.functional.grid_sample(x, y.float(), mode='nearest',
+                                          align_corners=False)[:, 0, 0, 0])
+    lo, hi = x.amin((1, 2, 3)), x.amax((1, 2, 3))
+    return (at-lo)/(hi-lo), xb, yb
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize('size', [(60, 80), (120, 160)])
+def test_every_augmented_point_lands_on_the_head(twin, heads, size):
+    from fastai.torch_core import set_seed
+    from fastai.vision.core import TensorPoint
+    set_seed(0)
+    dls = biwi_dls(twin, size=size, bs=16, num_workers=0)
+    white, xb, yb = augmented(dls, heads, TensorPoint.create)
+    assert len(white) == 200 and xb.shape[-2:] == size
+    assert (white > .5).all()
+    before = torch.stack([p for _, p in heads])/torch.tensor([320., 240.]) - 1
+    # most points did move
+    assert (((yb.as_subclass(torch.Tensor).view(-1, 2) - before).norm(dim=1) > .05).float()
+            .mean() > .5)
+
+
+@pytest.mark.ci
+def test_a_point_that_fastai_does_not_know_for_one_falls_off(twin, heads):
+    "The test above can fail: the same numbers, but not as a TensorPoint, stay where they are"
+    from fastai.torch_core import set_seed
+    set_seed(0)
+    dls = biwi_dls(twin, size=(60, 80), bs=16, num_workers=0)
+    white, *_ = augmented(dls, heads, lambda p: p/torch.tensor([320., 240.]) - 1)
+    assert (white < .5).float().mean() > .2
+
+
 # Points and pixels
 
 def test_validation_frames_are_not_augmented(twin):
@@ -110,6 +179,21 @@ def test_validation_frames_are_not_augmented(twin):
     assert torch.equal(x1, x2) and torch.equal(y1, y2)
     by_hand = torch.stack([get_ctr(f) for f in dls.valid_ds.items])/torch.tensor([320., 240.]) - 1
     torch.testing.assert_close(y1.as_subclass(torch.Tensor).cpu().view(-1, 2), by_hand[:len(y1)])
+
+
+def test_get_ctr_on_a_frame_of_the_real_set(person):
+    """09/frame_00667: both its centre in mm and its point in pixels were printed in fast.ai's
+    lesson 3 of 2019"""
+    f = person('187.332 40.3892 893.135 \n', folder='09', frame='frame_00667')
+    np.testing.assert_allclose(get_ctr(f), (428.5814, 263.9104), atol=1e-4)
+
+
+def test_get_ctr_gives_the_numbers_of_the_notes(person):
+    """13/frame_00349. Its millimetres were not printed: here they are worked out backwards, for a
+    head 900 mm away"""
+    x, y, z = (384.6370-320)*900/517.679, (259.4787-240.5)*900/517.679, 900
+    f = person(f'{x:.4f} {y:.4f} {z} \n', folder='13', frame='frame_00349')
+    np.testing.assert_allclose(get_ctr(f), (384.6370, 259.4787), atol=1e-4)
 
 
 # Reading
@@ -133,6 +217,12 @@ def test_the_calibration_is_kept_but_not_when_it_changes(person, monkeypatch):
     np.testing.assert_allclose(before - get_ctr(f), (20, 0), atol=1e-4)
 
 
+def test_get_ctr_can_be_pickled(person):
+    f = person()
+    get_ctr(f)
+    assert torch.equal(pickle.loads(pickle.dumps(get_ctr))(f), get_ctr(f))
+
+
 def test_each_direction_has_a_focal_length_of_its_own(person):
     """BIWI's two are alike, so that a formula that takes one of them for both passes everything
     above"""
@@ -140,10 +230,25 @@ def test_each_direction_has_a_focal_length_of_its_own(person):
     np.testing.assert_allclose(get_ctr(f), (500*.1 + 310, 400*.05 + 250), atol=1e-4)
 
 
+def test_an_ending_may_have_any_length():
+    assert (img2pose('01/frame_00003_rgb.jpeg').as_posix()
+            == img2pose('01/frame_00003_rgb.PNG').as_posix() == '01/frame_00003_pose.txt')
+
+
 def test_windows_line_ends_and_missing_last_newline(person):
     f = person('112.78 48.95 900', cal=REAL_CAL.replace('\n', '\r\n'))
     np.testing.assert_allclose(read_centre(f), (112.78, 48.95, 900))
     assert read_calibration(f.parent/'rgb.cal').shape == (3, 3)
+
+
+def test_the_middle_of_a_cropped_picture_may_lie_outside_it_but_a_focal_length_is_above_zero(
+    person):
+    f = person(cal=REAL_CAL.replace(' 320 ', ' -8 ').replace('240.5', '-3.5'))
+    assert read_calibration(f.parent/'rgb.cal')[:2,2].tolist() == [-8, -3.5]
+    for cal in (REAL_CAL.replace('517.679 0 320', '0 0 320'),
+                REAL_CAL.replace('0 517.679 240.5', '0 0 240.5')):
+        f = person(cal=cal)
+        with pytest.raises(ValueError, match='rgb.cal'): read_calibration(f.parent/'rgb.cal')
 
 
 def test_the_middle_of_a_cropped_picture_may_lie_outside_it(person):
@@ -165,6 +270,12 @@ def test_nobody_is_in_both_sets(few):
     dls = biwi_dls(few, valid_person='02', size=(24, 32), bs=2, num_workers=0)
     assert ([f.parent.name for f in dls.train_ds.items] == ['01']*6
             and [f.parent.name for f in dls.valid_ds.items] == ['02']*6)
+
+
+def test_a_person_may_be_a_name_a_number_or_a_path(few):
+    for who in '02', '2', 2, few/'02', str(few/'02'):
+        assert kept_out(read_points(few), who) == ['02']
+    assert {f.parent.name for f in biwi_dls(few, 2, size=(24, 32)).valid_ds.items} == {'02'}
 
 
 @pytest.mark.parametrize('there, chosen', [(['01', '13', '24'], '13'), (['1', '2', '10'], '10'),
@@ -227,6 +338,23 @@ def test_frames_without_folders(person, tmp_path):
         assert len(biwi_dls(tmp_path, size=(24, 32)).valid_ds) == 2
 
 
+def contents(path):
+    return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
+            for p in path.rglob('*')}
+
+
+def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
+    "Not by the loaders, and not by a learner of them, whose finder writes into its folder"
+    from fastai.callback import schedule  # noqa: F401
+    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
+    before = contents(few)
+    from lesson6.mini.network import drawnet10
+    learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
+    assert contents(few) == before
+
+
 @pytest.mark.xfail(sys.version_info >= (3, 14), strict=True,
                    reason="Python 3.14 can't pickle fastai's TensorPoint.create")
 def test_loaders_can_be_pickled(few, table):
@@ -275,6 +403,14 @@ def table(tmp_path):
 def as_read(path): return [tuple(r) for r in read_points(path)[['fname', 'x', 'y', 'group']].values]
 
 
+def test_a_table(table):
+    frames = read_points(table())
+    assert (len(frames) == 10 and set(frames.group) == {'a', 'b'}
+            and set(zip(frames.width, frames.height)) == {(80, 60)})
+    row = frames[frames.fname == 'p3.jpg'].iloc[0]
+    assert (row.x, row.y, row.group) == (13.5, 23, 'b')
+
+
 @pytest.mark.parametrize('name, text, encoding', [
     ('semicolons and decimal commas', lambda ls: 'fname;x;y;group\n'
      + '\n'.join(l.replace(',', ';').replace('.5', ',5') for l in ls), 'utf-8-sig'),
@@ -307,6 +443,17 @@ def test_a_group_is_kept_out_together_and_without_groups_a_fifth(table, recwarn)
     path = table(lambda ls: 'fname,x,y\n' + '\n'.join(l[:-2] for l in ls))
     assert len(points_dls(path).valid_ds) == 2
     with pytest.raises(ValueError, match='no column group'): points_dls(path, valid_group='a')
+    assert not [w for w in recwarn if 'random' in str(w.message)]
+
+
+def test_a_column_for_the_split_holds_out_its_rows(table, recwarn):
+    part = ['train', 'valid', 'test']
+    path = table(lambda ls: 'fname,x,y,split\n'
+                 + '\n'.join(f'{l[:-2]},{part[i % 3]}' for i, l in enumerate(ls)))
+    dls = points_dls(path, bs=2)
+    assert ({f.name for f in dls.valid_ds.items} == {'p1.jpg', 'p4.jpg', 'p7.jpg'}
+            and len(dls.train_ds) == 4)
+    assert any('3 of 10 rows' in str(o.message) for o in recwarn)
     assert not [w for w in recwarn if 'random' in str(w.message)]
 
 
@@ -567,6 +714,27 @@ def test_errors_are_those_of_the_predictions(few):
     assert ([a.get_title() for a in show_points(learn, 3).axes]
             == [f'{e.file.name}: {e.off:.0f} pixels off'
                 for e in errors.iloc[[0, 2, 5]].itertuples()])
+
+
+@pytest.mark.ci
+def test_importing_the_section_is_no_dearer_than_fastai():
+    "Nothing is trained, drawn or read; no module of another section or of a twin comes along"
+    code = ('import sys, lesson6.head_pose; print({m for m in sys.modules if '
+            'm.startswith("lesson6")})')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
+                          text=True, check=True)
+    assert eval(done.stdout) == {'lesson6', 'lesson6.data', 'lesson6.files', 'lesson6.head_pose',
+                                 'lesson6.tables', 'lesson6.engine',
+                                 *(f'lesson6.engine.{m}'
+                                   for m in ('annotations', 'frozen_body', 'networks',
+                                             'picture_loaders', 'pictures', 'points', 'training'))}
+
+
+def test_what_was_importable_still_is():
+    from lesson6 import head_pose
+    for name in ('img2pose', 'read_centre', 'read_calibration', 'get_ctr', 'sigmoid_range',
+                 'plot_function', 'pixel_error', 'point_head', 'biwi_dls'):
+        assert hasattr(head_pose, name)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

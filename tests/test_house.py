@@ -233,6 +233,22 @@ def test_layers_hold():
     assert done.returncode == 0, done.stdout[-2000:]
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize('module, line',
+                         [('pets', 'import lesson6.book.running'),
+                          ('engine/pictures', 'from lesson6.pets import breed'),
+                          ('data', 'from lesson6.engine import pictures')])
+def test_a_wrong_import_is_noticed(module, line, tmp_path):
+    import shutil
+    shutil.copytree(root/'lesson6', tmp_path/'lesson6')
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    with open(tmp_path/'lesson6'/f'{module}.py', 'a', encoding='utf-8') as f: f.write(f'\n{line}\n')
+    done = subprocess.run([Path(sys.executable).parent/'lint-imports'], cwd=tmp_path,
+                          env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and 'is not allowed to import' in done.stdout, done.stdout[-2000:]
+
+
 @pytest.mark.parametrize('wing', ['exercises', 'engine', 'data', 'book'])
 def test_the_page_of_a_wing_names_every_notebook_in_it(wing):
     page = ''.join(source(c) for c in cells(f'{wing}/index'))
@@ -287,6 +303,17 @@ print(json.dumps(changed))
 def test_importing_changes_nothing():
     "Neither fastai's defaults, nor the environment, nor the filters of warnings."
     assert json.loads(python(LOOK, *modules).stdout) == {}
+
+
+def test_a_change_is_noticed(tmp_path):
+    (tmp_path/'careless.py').write_text('import os, warnings; os.environ["X"] = "1"; '
+                                        'warnings.filterwarnings("ignore", "no such"); from '
+                                        'fastcore.basics import defaults; '
+                                        'defaults.callbacks.append(print)')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', LOOK, 'careless'], cwd=tmp_path,
+                          env={'PYTHONPATH': str(tmp_path), 'PATH': ''}, capture_output=True,
+                          text=True, check=True)
+    assert json.loads(done.stdout) == {'careless': ['defaults', 'environ', 'filters']}
 
 
 # What could be imported from a section before the engine had a wing of its own, and what the README

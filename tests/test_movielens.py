@@ -8,6 +8,9 @@ import pytest
 from lesson6.mini import movielens
 from lesson6.mini.movielens import (best_guess, draw, film_similarity, film_titles, film_years,
                                     plant, stars, truth, who_rates_what)
+import os
+import subprocess
+import sys
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +68,20 @@ def test_ratings(twin):
 def digest(path):
     return hashlib.sha256(b''.join((path/n).read_bytes()
                                    for n in sorted(p.name for p in path.iterdir()))).hexdigest()
+
+
+def test_the_same_bytes_in_another_process(twin, tmp_path):
+    code = f'from lesson6.mini.movielens import draw; draw({str(tmp_path)!r})'
+    subprocess.run([sys.executable, '-c', code], check=True,
+                   env={**os.environ, 'PYTHONHASHSEED': '7'})
+    assert digest(tmp_path) == digest(twin)
+
+
+def test_no_global_state(tmp_path):
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    draw(tmp_path, seed=5)
+    assert np.random.get_state()[1].tolist() == before
 
 
 @pytest.mark.parametrize('seed', [0, 1, 7])

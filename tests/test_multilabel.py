@@ -17,6 +17,10 @@ from torch import nn
 
 from lesson6 import multilabel as ml
 from lesson6.mini import pascal
+import pickle
+import subprocess
+import sys
+import textwrap
 
 head = 'fname,labels,is_valid\n'
 good = ['000012.jpg,car,False', '000013.jpg,car person,False', '000014.jpg,dog,True']
@@ -151,6 +155,49 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
     assert sorted(y.sum().item() for _,y in dls.train_ds) == [1, 2]
 
 
+def test_a_fifth_is_a_fifth(tmp_path):
+    (tmp_path/'train').mkdir()
+    for i in range(30): Image.new('RGB', (8, 8)).save(tmp_path/'train'/f'{i}.png')
+    write(tmp_path, [f'{i}.png,{("car", "dog")[i%2]}' for i in range(30)], header='fname,labels\n')
+    with pytest.warns(UserWarning, match='6 of its 30 pictures, sampled with seed 42') as told:
+        assert ml.read_labels(tmp_path)['is_valid'].sum() == 6
+    assert told[0].filename == __file__
+
+
+def test_validation_batches_are_kept_only_on_demand(folder):
+    "On a large set they would fill the memory"
+    from lesson6.engine.picture_loaders import KeepBatches
+    for keep in False, True:
+        dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=keep)
+        assert isinstance(dls.valid, KeepBatches) == keep and not isinstance(dls.train, KeepBatches)
+
+
+def test_a_number_among_the_labels_of_a_table_is_told_and_names_are_not(folder):
+    df = pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'],
+                       'labels': ['car', 'car person', 'car'], 'is_valid': [False, False, True]})
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        ml.multilabel_dls(df, folder, size=16, bs=2)
+        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2,
+                          vocab=['7', 'car'])
+    with pytest.warns(UserWarning, match=r'row 1 has the label 7, a number; it counts as a name'):
+        ml.multilabel_dls(df.replace('car person', 'car 7'), folder, size=16, bs=2)
+
+
+def test_quotes_everywhere_or_where_they_are_needed_mean_nothing(folder):
+    write(folder, ['"000012.jpg","car dog","False"', '"000013.jpg","car","True"'],
+          header='"fname","labels","is_valid"\n')
+    assert ml.read_labels(folder)['labels'].tolist() == ['car dog', 'car']
+    write(folder, ['000012.jpg,"sports car",False', '000013.jpg,car,True'])
+    assert ml.read_labels(folder, label_delim=' ')['labels'].tolist() == ['sports car', 'car']
+    write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
+    assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], (
+        'one word is one label, in quotes or not')
+    write(folder, ['000012.jpg,"",False', '000013.jpg,car,True'])
+    assert ml.read_labels(folder, empty_ok=True)['labels'].tolist() == ['', 'car'], (
+        'no word is no label, in quotes or not')
+
+
 def test_quotes_around_one_word_or_none_mean_nothing(folder):
     write(folder, ['000012.jpg,"car",False', '000013.jpg,car dog,True'])
     assert ml.read_labels(folder)['labels'].tolist() == ['car', 'car dog'], (
@@ -171,12 +218,37 @@ def test_without_a_split_a_fifth_is_sampled_and_said(tmp_path):
     assert not one.equals(other)
 
 
+def test_test_is_a_word_for_validation_unless_there_is_another(folder):
+    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test'], header='fname,labels,split\n')
+    assert ml.read_labels(folder)['is_valid'].tolist() == [False, True]
+    write(folder, ['000012.jpg,car,train', '000013.jpg,car,test', '000014.jpg,car,valid'],
+          header='fname,labels,split\n')
+    with pytest.warns(UserWarning, match='1 of 3 rows of .*train.csv are for a test'):
+        table = ml.read_labels(folder)
+    assert (table.fname.tolist() == ['000012.jpg', '000014.jpg']
+            and table.is_valid.tolist() == [False, True])
+
+
 # --- a DataFrame of one's own
 
 def frame(**columns):
     return pd.DataFrame({'fname': ['000012.jpg', '000013.jpg', '000014.jpg'],
                          'labels': ['car', 'car person', 'dog'], 'is_valid': [False, False, True],
                          **columns})
+
+
+def test_a_dataframe_goes_through_the_same_checks(folder):
+    for bad,says in ((frame(labels=['car', 'car,dog', 'dog']), r"row 1 has the label 'car,dog'"),
+                     (frame(fname=['000012.jpg', '000013.jpg', '99.jpg']),
+                      "row 2: there is no picture '99.jpg'"),
+                     (frame(is_valid=[False, 'perhaps', True]), r"row 1: the column is_valid"),
+                     (frame(is_valid=False), 'nothing to validate on'),
+                     (frame(fname=['000012.jpg', '000012.jpg', '000014.jpg']), 'second time'),
+                     (frame().drop(columns='labels'), 'The table has no column for the labels'),
+                     (frame()[:0], 'no rows')):
+        with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
+            ml.multilabel_dls(bad, folder, size=16, bs=1)
+        assert '\n' not in str(e.value) and str(e.value).endswith('.')
 
 
 def test_nan_is_background_and_numbers_are_names_and_both_are_said(folder):
@@ -206,6 +278,12 @@ def test_a_list_of_labels_of_two_words_is_not_torn(folder):
         ml.multilabel_dls(df, folder, size=16, bs=2)
     assert (list(ml.multilabel_dls(df, folder, size=16, bs=2, label_delim=',').vocab)
             == ['dog', 'person', 'sports car'])
+
+
+def test_nothing_is_written_into_the_folder(folder):
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
+    ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2).train.one_batch()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob('*')} == before
 
 
 # --- the recipe: what suits the pictures and the machine, unless an argument says otherwise
@@ -317,6 +395,34 @@ def test_real_pictures_on_a_laptop(real):
     assert accuracy >= .963 and precision >= .79
 
 
+def test_loaders_can_be_sent_to_other_processes(folder):
+    dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=True)
+    for dl in dls.loaders: assert len(pickle.loads(pickle.dumps(dl)).one_batch()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_a_script_trains_where_processes_do_not_fork(folder, method, tmp_path):
+    "By itself, because each worker would import fastai in each epoch"
+    (tmp_path/'script.py').write_text(textwrap.dedent(f"""
+        import multiprocessing
+        def main():
+            from fastai.vision.all import defaults, vision_learner
+            from lesson6.mini.network import drawnet10
+            from lesson6.multilabel import multilabel_dls, read_labels
+            defaults.cpus = 1
+            multiprocessing.set_start_method({method!r}, force=True)
+            dls = multilabel_dls(read_labels({str(folder)!r}), {str(folder)!r}, size=32, bs=2)
+            learn = vision_learner(dls, drawnet10)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
+            print('trained with', dls.train.fake_l.num_workers, 'workers')
+        if __name__ == '__main__': main()
+        """))
+    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py'],
+                          capture_output=True, text=True)
+    assert done.stdout == 'trained with 0 workers\n', done.stderr[-2000:]
+
+
 # --- batches
 
 
@@ -325,6 +431,16 @@ def test_a_label_that_only_validation_has_is_in_the_vocabulary(folder):
     assert list(dls.vocab) == ['car', 'dog', 'person']
     x, y = dls.valid.one_batch()
     assert x.shape == (1, 3, 16, 16) and y.tolist() == [[0., 1., 0.]]
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30).filter(lambda v: any(v) and not all(v)),
+       st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_the_splitter_returns_positions_whatever_the_index(valid, random):
+    index = random.sample(range(1000), len(valid))
+    train_rows, valid_rows = ml.splitter(pd.DataFrame({'is_valid': valid}, index=index))
+    assert sorted(train_rows+valid_rows) == list(range(len(valid)))
+    assert all(valid[i] for i in valid_rows) and not any(valid[i] for i in train_rows)
 
 
 # --- encodings, loss and threshold
@@ -501,6 +617,20 @@ def test_a_picture_that_is_not_there_is_named():
 def drawn(twins): return twins['pascal']
 
 
+def test_the_drawn_set_is_whole_and_in_the_real_ones_layout(drawn):
+    df = ml.read_labels(drawn)
+    assert (len(df) == pascal.expected['pictures']
+            and df['is_valid'].sum() == pascal.expected['valid'])
+    assert {p.name for p in drawn.iterdir()} == {'train', 'train.csv'}
+    assert sorted(p.name for p in (drawn/'train').iterdir()) == sorted(df['fname'])
+    assert df['fname'].str.fullmatch(r'\d{6}\.jpg').all()
+    labels = df['labels'].str.split()
+    assert labels.str.len().between(1, 4).all() and labels.map(lambda l: l == sorted(set(l))).all()
+    assert sorted(set(labels.explode())) == ml.voc_labels == pascal.vocab
+    for rows in df[df['is_valid']], df[~df['is_valid']]:
+        assert rows['labels'].str.split().explode().nunique() == 20
+
+
 def test_each_part_of_the_drawn_set_has_all_labels(drawn):
     df = ml.read_labels(drawn)
     assert df['is_valid'].sum() == pascal.expected['valid'] and ml.voc_labels == pascal.vocab
@@ -511,6 +641,21 @@ def test_each_part_of_the_drawn_set_has_all_labels(drawn):
 def test_its_table_reads_like_the_real_one(drawn, real):
     a, b = (pd.read_csv(p/'train.csv') for p in (drawn, real/'pascal_2007'))
     assert list(a.columns) == list(b.columns) and list(a.dtypes) == list(b.dtypes)
+
+
+def test_drawing_is_repeatable_and_another_seed_draws_another_set(drawn, tmp_path, monkeypatch):
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    few = dict(pascal.expected, pictures=12, valid=3)
+    monkeypatch.setattr(pascal, 'expected', few)
+    sets = []
+    for name,seed in ('a', 7), ('b', 7), ('c', 8):
+        (tmp_path/name).mkdir()
+        pascal.draw(tmp_path/name, seed=seed)
+        sets.append({p.relative_to(tmp_path/name): p.read_bytes()
+                     for p in (tmp_path/name).rglob('*') if p.is_file()})
+    assert sets[0] == sets[1] and sets[0] != sets[2]
+    assert (np.random.get_state()[1] == before).all(), 'global random state is left alone'
 
 
 def test_another_seed_draws_another_set(tmp_path, monkeypatch):

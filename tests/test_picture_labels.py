@@ -63,6 +63,21 @@ def test_an_empty_line_between_two_is_no_end(tmp_path):
         (tmp_path/name).unlink()
 
 
+def test_a_split_with_a_gap_is_not_passed_over(tmp_path):
+    names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
+    draw(tmp_path, *names)
+    rows = [f'{n},{n[:3]},{"train" if i%3 else "valid"}' for i, n in enumerate(names)]
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + '\n'.join(rows) + '\n')
+    assert len(pet_labels(tmp_path).valid) == 2
+    rows[4] = f'{names[4]},cor,'
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n' + '\n'.join(rows) + '\n')
+    with pytest.raises(ValueError, match='metadata.csv, line 6 has no split; fill it in'):
+        pet_labels(tmp_path)
+    (tmp_path/'metadata.csv').write_text('file_name,label,split\n'
+                                         + ''.join(f'{n},{n[:3]},\n' for n in names))
+    assert pet_labels(tmp_path).valid is None, 'a column that says nothing at all'
+
+
 def test_a_split_that_says_nothing_at_all_is_none(tmp_path):
     names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
     draw(tmp_path, *names)
@@ -81,6 +96,17 @@ def test_tables_in_the_folders_of_a_split(inside, tmp_path):
     found = pet_labels(tmp_path)
     assert (sorted(found.files[i].parent.name for i in found.valid) == ['valid']*3
             and len(found) == 9)
+
+
+@pytest.mark.parametrize('words', [('0.0', '1.0'), ('False', 'True'), ('0', '1'), ('train', 'val')])
+def test_words_for_a_split(words, tmp_path):
+    names = [f'{b}_{i}.png' for b in ('pug', 'corgi') for i in range(3)]
+    draw(tmp_path, *names)
+    (tmp_path/'metadata.csv').write_text('file_name,label,is_valid\n'
+                                         + ''.join(f'{n},{n[:3]},{words[i%3 == 0]}\n'
+                                                   for i, n in enumerate(names)))
+    assert (sorted(pet_labels(tmp_path).files[i].name for i in pet_labels(tmp_path).valid)
+            == ['corgi_0.png', 'pug_0.png'])
 
 
 def test_a_link_to_a_folder_above_shows_nothing_twice(tmp_path):
@@ -126,6 +152,14 @@ def test_a_split_in_folders_is_used(held, tmp_path):
             and {f.parts[-3] for f in dls.train_ds.items} == {'train'})
 
 
+def test_a_split_with_breeds_in_the_names(tmp_path):
+    draw(tmp_path, *(f'{part}/{b}_{i}.jpg' for part in ('train', 'test') for b in ('a', 'b')
+                     for i in range(4)))
+    found = labelled_pictures(tmp_path, breed)
+    assert (found.vocab == ['a', 'b'] and len(found.valid) == 8 and found.where == 'the names of '
+            'the files')
+
+
 def test_beside_a_validation_set_the_test_set_is_left_out(tmp_path):
     draw(tmp_path, *(f'{part}/{b}/{i}.jpg' for part in ('train', 'valid', 'test')
                      for b in ('a', 'b') for i in range(3)))
@@ -137,6 +171,37 @@ def test_train_alone_is_no_split(tmp_path):
     draw(tmp_path, *(f'train/{b}/{i}.jpg' for b in ('a', 'b') for i in range(3)))
     found = labelled_pictures(tmp_path, breed)
     assert found.vocab == ['a', 'b'] and found.valid is None
+
+
+@pytest.mark.parametrize('coding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('sep', [',', ';', '\t'])
+def test_a_table(sep, coding, tmp_path):
+    draw(tmp_path, *(f'deep/{i}.png' for i in range(4)))
+    rows = [('file_name', 'Breed', 'note'),
+            *((f'deep/{i}.png', ('pug', 'Bär')[i%2], '"a, b; c"') for i in range(4))]
+    (tmp_path/'metadata.csv').write_text('\n'.join(sep.join(r) for r in rows), encoding=coding)
+    found = labelled_pictures(tmp_path, breed)
+    assert (truth(found) == {'0.png': 'pug', '1.png': 'Bär', '2.png': 'pug', '3.png': 'Bär'}
+            and 'Breed' in found.where)
+
+
+def test_a_table_of_json_lines_with_a_split(tmp_path):
+    draw(tmp_path, *(f'{i}.png' for i in range(6)))
+    (tmp_path/'metadata.jsonl').write_text(
+        '\n'.join(json.dumps({'file_name': f'{i}.png', 'label': i%2,
+                              'split': ('train', 'validation')[i > 3]}) for i in range(6)))
+    found = labelled_pictures(tmp_path, breed)
+    assert found.labels == ['0', '1']*3 and found.valid == [4, 5]
+
+
+def test_a_table_in_each_folder_of_the_split(tmp_path):
+    for part in ('train', 'test'):
+        draw(tmp_path, *(f'{part}/{i}.png' for i in range(4)))
+        (tmp_path/part/'metadata.csv').write_text('file_name,label\n'
+                                                  + ''.join(f'{i}.png,{"ab"[i%2]}\n'
+                                                            for i in range(4)))
+    found = labelled_pictures(tmp_path, breed)
+    assert len(found) == 8 and [found.files[i].parts[-2] for i in found.valid] == ['test']*4
 
 
 def test_a_table_that_names_pictures_in_images(tmp_path):
@@ -182,6 +247,13 @@ def test_pictures_that_the_table_leaves_out(tmp_path):
     (tmp_path/'metadata.csv').write_text('file_name,label\na.png,x\nb.png,y\n')
     with pytest.warns(UserWarning, match='1 of 3 pictures .* have no row .*c.png'):
         assert len(labelled_pictures(tmp_path, breed)) == 2
+
+
+def test_nothing_is_written_into_the_set(tmp_path):
+    draw(tmp_path, *(f'{b}/{i}.jpg' for b in ('a', 'b') for i in range(10)))
+    before = sorted(tmp_path.rglob('*'))
+    pets_dls(tmp_path, 24, 16).one_batch()
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 # The split
@@ -278,3 +350,20 @@ def test_a_plausible_set_can_be_trained_on(seed, tmp_path):
     learn = pets_learner(dls, small_net, pretrained=False, path=tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
     with learn.no_bar(): assert learn.predict(picture_files(tmp_path/'set')[0])[0] in dls.vocab
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(10))
+def test_the_section_runs_to_its_end(seed, tmp_path):
+    from lesson6.book.running import find_notebooks, run_notebook
+    from lesson6.claims import read_claims, statements
+    plausible(seed, tmp_path/'oxford-iiit-pet')
+    env = {'LESSON6_DATA': str(tmp_path), 'LESSON6_ARCH': 'drawnet10', 'OMP_NUM_THREADS': '1'}
+    nb = run_notebook(find_notebooks(['pets'])[0], env=env, progress=False)
+    assert not any(o.output_type == 'error' for c in nb.cells if c.cell_type == 'code'
+                   for o in c.outputs)
+    claims = {v.id: v.verdict for v in read_claims(nb)}
+    assert claims.keys() == {c for c in statements if c.startswith('pets-')}
+    assert {claims[f'pets-{c}']
+            for c in ('cross-entropy', 'diagonal', 'transfer', 'frozen', 'slice')} == {'holds'}
+    assert claims['pets-look-alikes'] == claims['pets-deeper'] == 'not asked'

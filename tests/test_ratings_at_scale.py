@@ -126,6 +126,15 @@ def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
                        strict=True)) and len(names(mixed)) > 19_000)
 
 
+def test_what_is_exported_has_no_ratings(file, tmp_path):
+    "Only the names and who has seen what, on the CPU"
+    learn = fit(large_ratings_learner, parquet_dls(file, device='cpu'), path=tmp_path)
+    learn.export('large.pkl')
+    held = sum(o.numel()*o.element_size() for o in [*learn.model.parameters(), learn.dls.seen])
+    assert (tmp_path/'large.pkl').stat().st_size < held + 4*20_000, (
+        'as many bytes as the ratings themselves')
+
+
 # A table of another kind
 
 def table(file, **columns): return pd.read_parquet(file).assign(**columns)
@@ -209,6 +218,12 @@ def test_nothing_half_written_is_left_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         draw_ratings(tmp_path/'ratings.parquet', 1_200_000, 3000, 2000, progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_seed_makes_the_same_ratings(file, tmp_path):
+    draw_ratings(tmp_path/'same', 20_000, 300, 200, seed=42)
+    draw_ratings(tmp_path/'other', 20_000, 300, 200, seed=43)
+    assert (tmp_path/'same').read_bytes() == file.read_bytes() != (tmp_path/'other').read_bytes()
 
 
 def test_a_pair_that_is_there_twice_is_counted(file, tmp_path):

@@ -172,6 +172,19 @@ def test_what_changed_is_gathered(pages):
 
 
 @pytest.mark.ci
+def test_no_page_asks_a_server(made, pages):
+    "No script, style, font or picture comes from elsewhere. (Links may lead there.)"
+    for name,page in pages.items():
+        for tag,key in (('script', 'src'), ('link', 'href'), ('img', 'src'), ('iframe', 'src'),
+                        ('source', 'src'), ('video', 'src')):
+            for t in page.find_all(tag, attrs={key: True}):
+                assert not re.match(r'(https?:)?//', t[key]), f'{name}: {t}'
+    for css in made[1].rglob('*.css'):
+        assert not re.search(r'(@import|url\()\s*["\']?(https?:)?//',
+                             css.read_text(encoding='utf-8')), css
+
+
+@pytest.mark.ci
 def test_internal_links(made, pages):
     "Each leads to a file, and its #part to something on that page."
     ids = {n: {t['id'] for t in p.find_all(id=True)}
@@ -188,6 +201,22 @@ def test_internal_links(made, pages):
                 if link.fragment and other in ids and unquote(link.fragment) not in ids[other]:
                     broken.append(f'{name}: {t[key]}')
     assert not broken, broken[:20]
+
+
+@pytest.mark.ci
+def test_figures_are_described(pages):
+    for name,page in pages.items():
+        for img in page.find_all('img'):
+            alt = img.get('alt', '').strip()
+            assert (alt and alt != 'A figure that has no words yet'
+                    and not alt.endswith(('.png', '.jpg', '.svg'))), f'{name}: {img.get("src")}'
+
+
+@pytest.mark.ci
+def test_no_machine_path(pages):
+    for name,page in pages.items():
+        found = re.search(r'(/home/\w+|/root|/Users/\w+|/tmp/\w+)[^\s]*', page.get_text())
+        assert not found, f'{name}: {found[0]}'
 
 
 # In a browser
@@ -257,6 +286,16 @@ def test_every_page_in_a_browser(tab, made, pages):
     assert not tab.complaints, tab.complaints
     assert not barriers, '\n'.join(barriers)
     assert not wide, wide
+
+
+@pytest.mark.ci
+def test_axe_finds_what_is_wrong(tab, made):
+    "The check above can fail: a picture without words and pale text are found."
+    tab.goto((made[1]/'index.html').as_uri())
+    tab.evaluate("""document.querySelector('article').insertAdjacentHTML('beforeend',
+        '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">' +
+        '<p style="color:#eee;background:#fff">pale</p>')""")
+    assert {b.split(': ')[1].split(' ')[0] for b in serious(tab)} == {'image-alt', 'color-contrast'}
 
 
 @pytest.mark.ci

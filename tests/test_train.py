@@ -35,6 +35,23 @@ def wait_for(path, process):
 
 
 @pytest.mark.ci
+def test_killed_and_run_again_gives_the_numbers_of_an_unbroken_training(tmp_path):
+    assert run('--epochs', 3, '--out', tmp_path/'whole').returncode == 0
+    broken = subprocess.Popen([*command, '--epochs', '3', '--out', str(tmp_path/'broken')],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path/'broken'/'collab'/'checkpoint.pt', broken)
+    broken.kill()
+    broken.wait()
+    done = len(history(tmp_path/'broken'))
+    assert done < 3, 'it was killed too late for this test to show anything'
+    again = run('--epochs', 3, '--out', tmp_path/'broken')
+    assert again.returncode == 0 and f'{done} epochs were done before' in again.stdout
+    assert history(tmp_path/'broken') == history(tmp_path/'whole')
+    left = {p.name for p in (tmp_path/'broken'/'collab').iterdir()}
+    assert left == {'checkpoint.pt', 'learner.pkl'}
+
+
+@pytest.mark.ci
 def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     assert run('--epochs', 4, '--out', one).returncode == 0
@@ -58,6 +75,16 @@ def test_two_processes_one_killed_a_clear_end_and_a_resume(tmp_path):
             and abs(history(two)[-1] - history(one)[-1]) < 0.003)
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize('args, sentence', [
+    (['--epochs', '0'], 'at least one epoch is needed'),
+    (['--bs', '1'], 'need a batch of at least 2'),
+])
+def test_what_cannot_be_trained_is_said_in_one_sentence(tmp_path, args, sentence):
+    done = run(*args, '--out', tmp_path)
+    assert done.returncode == 1 and sentence in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_pictures_on_two_processors(tmp_path, monkeypatch):
     from lesson6.train import train_section
     monkeypatch.setenv('WORLD_SIZE', '2')
@@ -76,11 +103,47 @@ def code_of(file):
             if c.cell_type == 'code']
 
 
+def calls(cells, names):
+    """{name: {keyword: value}} of the last call of each function in these cells; a value that is no
+    number or text is None."""
+    import ast
+    found = {}
+    for c in cells:
+        for node in ast.walk(ast.parse('\n'.join(l for l in c.source.splitlines()
+                                                 if not l.lstrip().startswith('%')))):
+            if not isinstance(node, ast.Call): continue
+            name = getattr(node.func, 'attr', getattr(node.func, 'id', None))
+            if name in names:
+                found[name] = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else None
+                               for k in node.keywords}
+    return found
+
+
 def tables(cell):
     "The last row of each training's table that a cell shows, without its number and its time."
     html = [''.join(o.data['text/html']) for o in cell.outputs if 'text/html' in o.get('data', {})]
     rows = [re.findall(r'<tr>(.*?)</tr>', t, re.S)[-1] for t in html if 'train_loss' in t]
     return [re.findall(r'<td>([^<]*)</td>', r)[1:-1] for r in rows]
+
+
+@pytest.mark.parametrize('file', files)
+def test_the_opening_calls_what_train_calls(file):
+    """The same functions, with nothing but the folder, the seed and what `train` gives them too; a
+    place to write does not count."""
+    from functools import partial
+    from lesson6.book.train import recipe
+    *_, dls, learner, fit = recipe(file)
+    cells = code_of(file)
+    opening = cells[:next(i for i,c in enumerate(cells) if tables(c))+1]
+    for f in dls, learner, fit:
+        given = f.keywords if isinstance(f, partial) else {}
+        name = getattr(f, 'func', f).__name__
+        if name == 'dls': name = 'multilabel_dls' # its table is read first
+        said = calls(opening, {name})
+        assert name in said, f'{file} does not call {name} in its opening'
+        said = {k: v for k,v in said[name].items() if k not in ('seed', 'path')}
+        # None: a variable
+        assert {k: given.get(k) if v is None else v for k,v in said.items()} == given, name
 
 
 # What a caller of a recipe may say: where the data are, how they are divided, where to write, and
@@ -289,6 +352,37 @@ def test_a_break_within_a_fit_between_two_and_after_the_last(tmp_path, done):
     assert len(whole[0]) == 3 and len(train('broken', PullThePlug(done))[0]) == done
     random.seed(99)
     assert train('broken') == whole
+
+
+def test_there_is_nothing_to_resume_at_first(tmp_path):
+    from lesson6.engine.training import Checkpoint
+    assert Checkpoint(tmp_path/'none.pt', {'epochs': 3}).resume() == 0
+
+
+def test_a_training_that_diverges_ends_with_the_batch_that_shows_it(tmp_path):
+    "Not with the epoch: on a real set that can be an hour later."
+    from fastai.callback.core import Callback
+    from lesson6.engine.training import StopAtNaN
+    class Break(Callback):
+        order, seen = -10, 0
+        def after_loss(self):
+            self.seen += 1
+            if self.training: self.learn.loss = self.loss*float('nan')
+    learn, broken = tiny_learner(tmp_path), Break()
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FloatingPointError,
+                                                           match='became nan in epoch 0, batch 0:'):
+        learn.fit(2, cbs=[broken, StopAtNaN()])
+    assert broken.seen == 1
+
+
+def test_what_an_optimizer_remembers_goes_where_its_weights_are():
+    from fastai.optimizer import Adam
+    from lesson6.engine.training import _to_device
+    weights = torch.nn.Parameter(torch.ones(2, device='meta'))
+    opt = Adam([weights], lr=.1)
+    opt.state[weights] = {'grad_avg': torch.ones(2), 'step': 3}
+    _to_device(opt)
+    assert opt.state[weights]['grad_avg'].device.type == 'meta' and opt.state[weights]['step'] == 3
 
 
 @pytest.mark.parametrize('device, bits',

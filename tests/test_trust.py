@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from conftest import python
 from promises import kept
 from test_faults import read_only
+import socket
 
 root = Path(__file__).parent.parent
 modules = sorted(p.relative_to(root).with_suffix('').as_posix().replace('/', '.')
@@ -123,6 +124,10 @@ def test_nothing_is_asked_of_a_network(environment, tmp_path):
     kept('Trust', 'No telemetry, nothing asked of a network',
          'all modules imported, all twins drawn, both small networks made, with a network that '
          'raises on first use', len(modules), 'no connection was tried')
+
+
+def test_the_network_guard_notices():
+    with pytest.raises(OSError): socket.create_connection(('127.0.0.1', 9), timeout=1)
 
 
 # Installed read-only, no home folder, a strange path
