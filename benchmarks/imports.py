@@ -15,8 +15,8 @@ from compare import report
 
 vision, collab = 'from fastai.vision.all import *', 'from fastai.collab import *'
 sections = {'pets': vision, 'multilabel': vision, 'head_pose': vision, 'collab': collab,
-            'regularisation': vision,
-            'train': collab, 'pictures': vision, 'ratings_at_scale': collab}
+            'regularisation': vision, 'train': collab, 'engine.pictures': vision,
+            'engine.ratings_at_scale': collab}
 
 
 def seconds(first, then):

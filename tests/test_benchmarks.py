@@ -1,4 +1,6 @@
 "The benchmarks' own code, in small: that they measure what they say. No time is tested."
+import ast
+from importlib import import_module
 
 import pytest
 from conftest import python, root
@@ -6,6 +8,43 @@ from conftest import python, root
 
 @pytest.fixture(autouse=True)
 def there(monkeypatch): monkeypatch.syspath_prepend(str(root/'benchmarks'))
+
+
+def imported(code):
+    "(module, name) of everything that code takes from the package, also inside a function"
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import): found = [(a.name, '') for a in node.names]
+        elif isinstance(node, ast.ImportFrom): found = [(node.module, a.name) for a in node.names]
+        else: continue
+        yield from (pair for pair in found if pair[0].startswith('lesson6'))
+
+
+def missing(code):
+    "What code imports from the package and is not there"
+    found = []
+    for module, name in imported(code):
+        try: exec(f'from {module} import {name}' if name else f'import {module}', {})
+        except ImportError as e: found.append(str(e))
+    return found
+
+
+scripts = sorted(f for folder in ('benchmarks', 'docs') for f in (root/folder).glob('*.py'))
+
+
+@pytest.mark.parametrize('file', scripts, ids=lambda f: f'{f.parent.name}/{f.stem}')
+def test_what_a_script_imports_is_there(file):
+    assert not missing(file.read_text(encoding='utf-8'))
+    if file.parent.name == 'benchmarks': import_module(file.stem)
+
+
+def test_an_import_of_what_is_not_there_is_found():
+    assert len(missing('import lesson6.collab, lesson6.moved\n'
+                       'def f(): from lesson6.collab import moved')) == 2
+
+
+def test_what_the_times_of_imports_name_is_there():
+    import imports
+    for name in imports.sections: import_module(f'lesson6.{name}')
 
 
 def test_moments_are_counted_once():
