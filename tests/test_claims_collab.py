@@ -142,6 +142,3 @@ def test_biases():
 def test_not_asked():
     assert (verdict('collab-neighbours', [np.nan]*50, np.ones(50))
             == verdict('collab-newcomer', [], []) == UNASKED)
-    bias, mean = pd.Series(range(60)), pd.Series(range(60))
-    assert (verdict('collab-biases', bias[:5], mean) == verdict('collab-biases', 0*bias, mean)
-            == verdict('collab-floor', np.ones(9), None) == UNASKED)

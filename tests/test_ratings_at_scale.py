@@ -126,15 +126,6 @@ def test_a_file_in_groups_and_in_any_order(file, tmp_path, group):
                        strict=True)) and len(names(mixed)) > 19_000)
 
 
-def test_what_is_exported_has_no_ratings(file, tmp_path):
-    "Only the names and who has seen what, on the CPU"
-    learn = fit(large_ratings_learner, parquet_dls(file, device='cpu'), path=tmp_path)
-    learn.export('large.pkl')
-    held = sum(o.numel()*o.element_size() for o in [*learn.model.parameters(), learn.dls.seen])
-    assert (tmp_path/'large.pkl').stat().st_size < held + 4*20_000, (
-        'as many bytes as the ratings themselves')
-
-
 # A table of another kind
 
 def table(file, **columns): return pd.read_parquet(file).assign(**columns)
