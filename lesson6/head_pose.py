@@ -40,7 +40,7 @@ def point_head(
     n_points:int=1,  # points to predict
     n_out:int=64,    # features that are computed for each cell
 ) -> nn.Sequential:  # takes (n, n_features, h, w), gives (n, 2*n_points) in -1..1
-    "A head for points: a heat for each cell of the body's map, and its centre"
+    "A head for points: a heat for each cell of the body's map, and the heat's centre"
     return nn.Sequential(
         nn.Conv2d(n_features, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(),
         nn.Conv2d(n_out, n_points, 1), HeatCentre())
@@ -67,7 +67,7 @@ def fit_pose(
     views:int=None,  # augmented versions of each picture; None: 2 if the body is frozen
     cbs=None,        # callbacks
 ):
-    "Fine-tune; or, with `views` or for real pictures without a GPU, train the head"
+    "Fine-tune; with `views`, or for real pictures without a GPU, train only the head"
     synthetic = is_synthetic(getattr(learn.dls, 'folder', None))
     frozen = views is not None or stays_frozen(learn.dls)
     n = max(1, len(learn.dls.train))

@@ -2,11 +2,9 @@
 
 `python -B tests/mutants.py --sample 200 --seed 1` samples places in the modules of the lesson and
 of the engine, makes a mutant of each with an operator of cosmic-ray, and runs the quick tests of
-its module, and if they pass, its notebook, which has the same fault in the cell that the module is
-exported from, and if that passes too, the tests that only CI runs. Every mutant lives in a copy of
-the package, in a process of its own, forked from one that has imported the libraries. What was seen
-is kept in FOLDER (--keep), so that a run that was stopped goes on; it counts only while the
-package, the notebooks and the tests are what they were.
+its module, and if they pass, its notebook, into whose cell nbdev-update has written the same fault,
+and if that passes too, the tests that only CI runs. Every mutant lives in a copy of the package, in
+a process of its own, forked from one that has imported the libraries.
 
 A survivor that changes nothing that anybody could notice is listed in
 tests/equivalent_mutants.json, with the reason; it is found again by the module, the definition and
@@ -14,14 +12,13 @@ the two lines, wherever they move.
 """
 import argparse
 import ast
-import hashlib
 import json
 import os
 import random
-import re
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,7 +27,6 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
-import nbformat
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -124,9 +120,18 @@ def mutants_of(module, code, found, seed):
         before, after = next(((a, b) for a, b in zip(code.split('\n'), new.split('\n'),
                                                      strict=False) if a != b), ('', ''))
         if before.split('#')[0] == after.split('#')[0]: continue
+        new = with_marks(code, new)
         yield {'module': module, 'definition': definition(code, at[0]),
                'operator': name.partition('/')[2], 'before': before.strip(), 'after': after.strip(),
                'code': new}
+
+
+def with_marks(code, new):
+    "With the line that names the cell: cosmic-ray takes what is above a decorator away with it"
+    right, wrong = code.split('\n'), new.split('\n')
+    at = next(i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b)
+    return '\n'.join([*wrong[:at], *(o for o in right if o.startswith('# %%') and o not in wrong),
+                      *wrong[at:]])
 
 
 def sample(n, seed, only=()):
@@ -141,43 +146,7 @@ def sample(n, seed, only=()):
             for m in islice(mutants_of(module, code, found, seed), share[module])]
 
 
-def cells_of(code):
-    "{id of a cell: what was exported from it}"
-    parts = re.split(r'^# %% \S+ #(\w+)\n', code, flags=re.M)
-    return {cell: body.strip('\n') for cell, body in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def with_fault(notebook, right, wrong):
-    """The notebook of a module, whose cell has the fault that the module has: it runs its own
-    cells, and would not see the other"""
-    nb, before, after = nbformat.read(notebook, as_version=4), cells_of(right), cells_of(wrong)
-    # cosmic-ray takes the comment above a decorator away with it
-    for cell, next_cell in zip([*before][:-1], [*before][1:], strict=True):
-        if next_cell not in after:
-            after[next_cell], after[cell] = (after[cell].removeprefix(before[cell]).strip('\n'),
-                                             before[cell])
-    cell, = [c for c in before if before[c] != after[c]]
-    found = next(c for c in nb.cells if c.id == cell)
-    if before[cell] in found.source: source = found.source.replace(before[cell], after[cell])
-    else: # its imports are written in another way in the module
-        old, new = next((a, b) for a, b in zip(before[cell].split('\n'), after[cell].split('\n'),
-                                               strict=False) if a != b)
-        source = found.source.replace(old, new, 1)
-    assert source != found.source, f'{notebook}: the fault is in no line of the cell {cell}'
-    found.source = source
-    return nb
-
-
 def key(m): return f"{m['module']} {m['definition']}: {m['before']} -> {m['after']}"
-
-
-def state():
-    "A fingerprint of what decides a verdict: the package, the code of the notebooks, the tests"
-    parts = [f.read_text(encoding='utf-8') for folder in ('lesson6', 'tests')
-             for f in sorted((root/folder).rglob('*.py'))]
-    for f in sorted((root/'nbs').rglob('*.ipynb')):
-        parts += [c.source for c in nbformat.read(f, as_version=4).cells if c.cell_type == 'code']
-    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
 
 
 def copy_of_the_package(folder):
@@ -251,69 +220,66 @@ def judge(folder, module, limits):
     return 'nobody'
 
 
+def without_a_fault(folder, module, which, limit):
+    "Seconds of each stage; SystemExit if one doesn't pass, for then what it notices says nothing"
+    took = []
+    for name, work, words in stages(module)[which]:
+        start = time.monotonic()
+        how = ended(folder, limit, work, *words)
+        if how != 'passed':
+            raise SystemExit(f'Without a fault, the {name} of {module} {how}: '
+                             f'{(folder/"log.txt").read_text()[-2000:]}')
+        took.append(time.monotonic() - start)
+    return took
+
+
+def tried(folder, m, limits):
+    "A mutant, with who notices it; the package and its notebook are then as they were"
+    module = m['module']
+    files = folder/'lesson6'/f'{module}.py', folder/'nbs'/f'{modules[module][0]}.ipynb'
+    before = [f.read_bytes() for f in files]
+    try:
+        files[0].write_text(m['code'], encoding='utf-8')
+        subprocess.run([Path(sys.executable).with_name('nbdev-update'), '--fname', files[0]],
+                       cwd=folder, check=True)
+        assert files[1].read_bytes() != before[1], f'{module}: the fault is in no cell'
+        return {**m, 'noticed': judge(folder, module, limits)}
+    finally:
+        for f, content in zip(files, before, strict=True): f.write_bytes(content)
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ask.add_argument('--sample', type=int, default=200)
     ask.add_argument('--seed', type=int, default=1)
     ask.add_argument('--workers', type=int, default=2)
-    ask.add_argument('--keep', type=Path, default=root/'_mutants')
+    ask.add_argument('--keep', type=Path, default=root/'_mutants', help='where copies are')
     ask.add_argument('--only', nargs='*', default=(), help='modules, such as engine/points')
     a = ask.parse_args()
-    began, log = time.monotonic(), a.keep/f'seed{a.seed}.jsonl'
-    a.keep.mkdir(parents=True, exist_ok=True)
-    mutants = sample(a.sample, a.seed, a.only)
-    now = state()
-    before = map(json.loads, log.read_text(encoding='utf-8').splitlines()) if log.exists() else ()
-    seen = {key(r): r for r in before if r['state'] == now}
+    began, mutants = time.monotonic(), sample(a.sample, a.seed, a.only)
     folders = SimpleQueue()
     for i in range(a.workers): folders.put(copy_of_the_package(a.keep/f'worker{i}'))
-    limits = {}
-    with ThreadPoolExecutor(a.workers) as pool, open(log, 'a', encoding='utf-8') as out:
-        def unchanged(module):
-            folder, took = folders.get(), []
-            for _, work, words in stages(module)[:2]:
-                start = time.monotonic()
-                how = ended(folder, 900, work, *words)
-                if how != 'passed':
-                    raise SystemExit(f'Without a fault, {words[-1]} {how}: '
-                                     f'{(folder/"log.txt").read_text()[-2000:]}')
-                took.append(time.monotonic() - start)
-            folders.put(folder)
-            return module, [*(30 + 4*t for t in took), 600]
-        def one(m):
-            folder = folders.get()
-            file, notebook = (folder/'lesson6'/f"{m['module']}.py",
-                              folder/'nbs'/f"{modules[m['module']][0]}.ipynb")
-            right, book = file.read_text(encoding='utf-8'), notebook.read_text(encoding='utf-8')
-            try:
-                file.write_text(m['code'], encoding='utf-8')
-                nbformat.write(with_fault(notebook, right, m['code']), notebook)
-                noticed = judge(folder, m['module'], limits)
-            finally:
-                file.write_text(right, encoding='utf-8')
-                notebook.write_text(book, encoding='utf-8')
-                folders.put(folder)
-            return {**{k: v for k, v in m.items() if k != 'code'}, 'noticed': noticed, 'state': now}
-        todo = [m for m in mutants if key(m) not in seen]
-        limits.update(pool.map(unchanged, dict.fromkeys(m['module'] for m in todo)))
-        print(f'{len(mutants)} mutants, {len(todo)} of them to try; without a fault everything '
-              f'passed, {time.monotonic()-began:.0f} s', flush=True)
-        for r in pool.map(one, todo):
-            seen[key(r)] = r
-            out.write(json.dumps(r, ensure_ascii=False) + '\n')
-            out.flush()
+    with ThreadPoolExecutor(a.workers) as pool:
+        def in_a_copy(work, items):
+            def one(item):
+                folder = folders.get()
+                try: return work(folder, item)
+                finally: folders.put(folder)
+            return pool.map(one, items)
+        drawn = [*dict.fromkeys(m['module'] for m in mutants)]
+        took = in_a_copy(lambda f, o: without_a_fault(f, o, slice(2), 900), drawn)
+        limits = {o: [*(30 + 4*t for t in seconds), 600]
+                  for o, seconds in zip(drawn, took, strict=True)}
+        print(f'{len(mutants)} mutants; without a fault everything passed, '
+              f'{time.monotonic()-began:.0f} s', flush=True)
+        results = []
+        for r in in_a_copy(lambda f, o: tried(f, o, limits), mutants):
+            results.append(r)
             if r['noticed'] == 'nobody': print(f'SURVIVES  {key(r)}', flush=True)
-        def still_right(module):
-            folder = folders.get()
-            how = ended(folder, 600, *stages(module)[2][1:2], *stages(module)[2][2])
-            folders.put(folder)
-            if how != 'passed':
-                raise SystemExit(f"Without a fault, CI's tests of {module} {how}; what they "
-                                 "noticed says nothing.")
-        list(pool.map(still_right, {seen[key(m)]['module'] for m in mutants
-                                    if seen[key(m)]['noticed'] == "CI's tests"}))
-    tell([seen[key(m)] for m in mutants], a.seed, time.monotonic()-began)
-    for i in range(a.workers): shutil.rmtree(a.keep/f'worker{i}')
+        slow = {r['module'] for r in results if r['noticed'] == "CI's tests"}
+        [*in_a_copy(lambda f, o: without_a_fault(f, o, slice(2, None), 600), slow)]
+    tell(results, a.seed, time.monotonic()-began)
+    shutil.rmtree(a.keep)
 
 
 def tell(results, seed, seconds):

@@ -166,7 +166,7 @@ def as_numbers(
 def call(
     f,       # the function that was handed in
     *args,   # what it is called with; tensors and arrays are handed over as copies
-):           # what it returns; `Missing` if it is none, raises, or changes what it was given
+):           # what it returns; `Missing` if `f` is no function, raises, or changes what it was given
     "Calls a function that was handed in as an answer"
     if not callable(f):
         raise Missing('The answer is a function itself, without brackets behind its name; '
@@ -187,7 +187,7 @@ def _same(a, b): return a.shape == b.shape and bool((a == b).all())
 # %% ../../nbs/exercises/checking.ipynb #06af76fd
 def close(
     a, b,          # numbers or arrays
-    tol:float=1e-4,# how far apart they may be, relative to the size of `b`
+    tol:float=1e-4,# how far apart they may be: this, plus this share of `b`
 ) -> bool:
     "Whether two answers are the same up to rounding; a NaN is never"
     a,b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
