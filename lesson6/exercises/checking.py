@@ -166,7 +166,7 @@ def as_numbers(
 def call(
     f,       # the function that was handed in
     *args,   # what it is called with; tensors and arrays are handed over as copies
-):           # what it returns; `Missing` if `f` is no function, raises, or changes what it was given
+):           # its result; `Missing` if `f` is no function, raises, or changes what it was given
     "Calls a function that was handed in as an answer"
     if not callable(f):
         raise Missing('The answer is a function itself, without brackets behind its name; '
