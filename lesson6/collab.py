@@ -14,9 +14,10 @@ from pathlib import Path
 from torch import nn
 from fastai.layers import Embedding, sigmoid_range
 from fastai.torch_core import Module
-from .engine.ratings import (RatingModel, Ratings, RatingsDL, RatingsDataLoaders, YRange,
-                                    lowest_errors, movielens_files, ratings_dls, read_ratings,
-                                    read_titles)
+from .engine.rating_scales import RatingModel, YRange
+from .engine.rating_tables import movielens_files, read_ratings, read_titles
+from .engine.ratings import (Ratings, RatingsDL, RatingsDataLoaders, lowest_errors,
+                                    ratings_dls)
 from .engine.rating_learners import (LeanLearner, factors_and_biases, fit_ratings,
                                             fused_learner)
 from .engine.recommending import (Newcomers, extreme_items, factor_map, recommend,

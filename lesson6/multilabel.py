@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from fastai.metrics import accuracy_multi
-from .engine.labels import (best_and_worst, best_threshold, choose_on_half, empty_skies,
-                                   fit_multilabel, get_x, get_y, label_report, multilabel_dls,
-                                   multilabel_learner, plot_label, plot_pictures,
-                                   plot_prediction, plot_threshold_curve, prediction_table,
-                                   read_labels, splitter, threshold_curve, voc_labels)
+from .engine.label_results import (best_and_worst, best_threshold, choose_on_half,
+                                          label_report, plot_label, plot_pictures,
+                                          plot_prediction, plot_threshold_curve,
+                                          prediction_table, threshold_curve)
+from .engine.label_tables import get_x, get_y, read_labels, splitter, voc_labels
+from .engine.labels import (empty_skies, fit_multilabel, multilabel_dls,
+                                   multilabel_learner)
 _all_ = [best_and_worst, best_threshold, choose_on_half, empty_skies, fit_multilabel,
          get_x, get_y, label_report, multilabel_dls, multilabel_learner, plot_label,
          plot_pictures, plot_prediction, plot_threshold_curve, prediction_table,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 import fastai.callback.schedule # noqa: F401, gives Learner.fit_one_cycle
 from .engine.frozen_body import fit_head
+from .engine.breeds import fit_pets, pets_dls, pets_learner
 from .engine.picture_labels import breed, is_cat, pet_files, pet_labels
-from .engine.picture_labels import fit_pets, pets_dls, pets_learner
 from .engine.pictures import UprightImage, check_picture
 from .engine.training import CPUMixedPrecision, StopAtNaN
 from .engine.training import fit_discriminative, mixed_precision

@@ -30,7 +30,9 @@ from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, N
                             create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.data import lesson_path
-from lesson6.engine.ratings import lowest_errors, movielens_files, range_for
+from lesson6.engine.rating_scales import range_for
+from lesson6.engine.rating_tables import movielens_files
+from lesson6.engine.ratings import lowest_errors
 from lesson6.engine.ratings_at_scale import parquet_dls
 from lesson6.engine.recommending import taste_agreement
 from lesson6.mini.movielens import film_similarity, truth, who_rates_what, stars

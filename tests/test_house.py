@@ -352,8 +352,8 @@ NAMES = {
                      'point_of points_dls posed_frames published_frame read_calibration '
                      'read_centre read_points show_points',
     'engine.rating_learners': 'LeanLearner factors_and_biases fused_learner',
-    'engine.ratings': 'RatingModel Ratings RatingsDL RatingsDataLoaders ratings_dls read_ratings '
-                      'read_titles',
+    'engine.ratings': 'RatingModel Ratings RatingsDL RatingsDataLoaders YRange ratings_dls '
+                      'read_ratings read_titles',
     'engine.recommending': 'Newcomers extreme_items factor_map recommend similar_items',
     'engine.training': 'CPUMixedPrecision StopAtNaN device_of load_weights '
                        'mixed_precision suggest_lr training_time',

@@ -466,7 +466,7 @@ def test_the_threshold_curve_as_it_is_drawn():
 
 def test_a_prediction_as_it_is_drawn(folder):
     from fastai.vision.learner import vision_learner
-    from lesson6.engine.labels import plot_prediction
+    from lesson6.engine.label_results import plot_prediction
     from test_pets import small_net
     learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2),
                            small_net, pretrained=False)

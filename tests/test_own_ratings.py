@@ -18,7 +18,7 @@ from fastai.torch_core import set_seed
 
 from lesson6.collab import (DotProductBias, LeanLearner, extreme_items, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
-from lesson6.engine.ratings import range_for
+from lesson6.engine.rating_scales import range_for
 
 words = ('Book Film Tea كتاب 本 Музей Café Straße Ølbrød हिन्दी "Quoted" Semi;colon Comma, '
          'Pipe'.split())

@@ -159,13 +159,13 @@ def test_loading_is_timed_in_one_process_and_apart_from_the_steps(tmp_path):
 
 def test_who_reads_the_pictures(tmp_path, monkeypatch):
     "A few copies of this process for large ones on a GPU; whoever says a number is given it"
-    from lesson6.engine import picture_labels as pets
+    from lesson6.engine import breeds
     there = draw_some(tmp_path/'set')
     def workers(**kwargs):
         return (pets_dls(there, **{'presize': 40, 'size': 32, 'bs': 4, **kwargs})
                 .train.fake_l.num_workers)
     assert (workers(), workers(presize=300), workers(num_workers=2)) == (0, 0, 2)
-    monkeypatch.setattr(pets, 'default_device', lambda: torch.device('cuda'))
+    monkeypatch.setattr(breeds, 'default_device', lambda: torch.device('cuda'))
     assert ((workers(), workers(num_workers=0, presize=300)) == (0, 0)
             and 0 < workers(presize=300) <= 8)
     monkeypatch.setattr('lesson6.engine.picture_loaders.get_start_method', lambda: 'spawn')

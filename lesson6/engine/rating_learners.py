@@ -12,7 +12,8 @@ import torch
 from torch import nn
 import fastai.callback.progress, fastai.callback.schedule # noqa: F401, for Learner
 from fastai.basics import L, Learner, OptimWrapper, event
-from .ratings import RatingsDataLoaders, YRange, range_for, reach
+from .rating_scales import YRange, range_for, reach
+from .ratings import RatingsDataLoaders
 from .training import StopAtNaN
 
 # %% ../../nbs/engine/rating_learners.ipynb #f1e177ae

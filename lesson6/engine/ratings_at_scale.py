@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from fastai.basics import Learner, Module, default_device
 from .rating_learners import FusedAdam, fused_learner
-from .rating_tables import composed_names, name_columns
-from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, batch_size, check_share,
-                                    rating_scale, say_repeated, say_unknown, split_rows)
+from .rating_scales import rating_scale
+from .rating_tables import check_share, composed_names, name_columns, split_rows
+from .ratings import (Ratings, RatingsDataLoaders, RatingsDL, batch_size, say_repeated,
+                                    say_unknown)
 from ..files import write_whole
 from ..mini.movielens import Truth, plant, stars, who_rates_what
 

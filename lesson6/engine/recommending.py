@@ -11,7 +11,8 @@ from copy import deepcopy
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from .ratings import YRange, number_of
+from .rating_scales import YRange
+from .ratings import number_of
 
 # %% ../../nbs/engine/recommending.ipynb #65b7df60
 def _tables(model, of): # 'user' or 'item'

@@ -26,7 +26,7 @@ def _pets(path):
     return {'pictures': n, 'breeds': len(found.vocab)}, lines, found.files
 
 def _pascal(path):
-    from lesson6.engine.labels import get_x, read_labels
+    from lesson6.engine.label_tables import get_x, read_labels
     df = read_labels(path)
     n, held = len(df), int(df['is_valid'].sum())
     labels = {l for o in df['labels'] for l in o.split()}
