@@ -1,6 +1,5 @@
 """Runs contenders in turn on the same data and cores, and writes a table and a chart. Machines are
 noisy, so what counts is the ratio."""
-import json
 import platform
 import statistics
 import time
@@ -45,6 +44,22 @@ def side_by_side(
     return table
 
 
+def chart_words(title: str, ratios: pd.Series) -> str:
+    "What a chart of ratios shows, for those who don't see it"
+    bars = '; '.join(f'{name}: {ratio:.3g}' for name, ratio in ratios.items())
+    return f'bar chart, {title}, times as fast as what it is compared with; {bars}'
+
+
+def draw_chart(file: Path, title: str, ratios: pd.Series):
+    "A bar for each ratio, from the top down"
+    fig, ax = plt.subplots(figsize=(7, 0.5*len(ratios)+1), layout='constrained')
+    ax.barh(ratios.index[::-1], ratios[::-1])
+    ax.set(title=title, xlabel='times as fast (longer is better)')
+    for y, v in enumerate(ratios[::-1]): ax.annotate(f' {v:.3g}', (v, y), va='center')
+    ax.margins(x=0.12)
+    fig.savefig(file)
+
+
 def report(
     name: str,            # of the files
     title: str,           # of the table and the chart
@@ -52,25 +67,20 @@ def report(
     note: str = '',       # what was compared, on which data
     chart: bool = True,   # draw the ratios; of no use where they are all the same
 ):
+    "Writes the table as Markdown, and its chart; the site shows both"
     results.mkdir(exist_ok=True)
-    ratios = table['times as fast'][::-1].dropna() if chart else None
-    table = table.astype(object).where(table.notna(), '')   # empty where not measured
-    machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
-    (results/f'{name}.json').write_text(json.dumps({'title': title, 'note': note,
-                                                    'machine': machine,
-                                                    'rows': table.reset_index().to_dict('records')},
-                                                   indent=1), encoding='utf-8')
-    rounded = table.map(lambda v: f'{v:.4g}' if isinstance(v, float) else v)
-    head = '| ' + ' | '.join(['', *rounded.columns]) + ' |\n|' + '---|'*(len(rounded.columns)+1)
-    rows = '\n'.join('| ' + ' | '.join([n, *map(str, r)]) + ' |'
-                     for n, r in zip(rounded.index, rounded.values, strict=True))
-    (results/f'{name}.md').write_text(f'## {title}\n\n{note}\n\n{head}\n{rows}\n\n{machine}\n',
-                                      encoding='utf-8')
-    print((results/f'{name}.md').read_text(encoding='utf-8'))
-    if not chart: return
-    fig, ax = plt.subplots(figsize=(7, 0.5*len(ratios)+1), layout='constrained')
-    ax.barh(ratios.index, ratios)
-    ax.set(title=title, xlabel='times as fast (longer is better)')
-    for y, v in enumerate(ratios): ax.annotate(f' {v:.3g}', (v, y), va='center')
-    ax.margins(x=0.12)
-    fig.savefig(results/f'{name}.svg')
+    shown = table.astype(object).where(table.notna(), '')   # empty where not measured
+    shown = shown.map(lambda v: f'{v:.4g}' if isinstance(v, float) else str(v))
+    lines = [['what', *shown.columns], ['---']*(len(shown.columns)+1),
+             *([n, *row] for n, row in zip(shown.index, shown.values, strict=True))]
+    parts = [f'## {title}', note, '\n'.join(f'| {" | ".join(line)} |' for line in lines),
+             f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}']
+    picture = results/f'{name}.svg'
+    picture.unlink(missing_ok=True)
+    if chart:
+        ratios = table['times as fast'].dropna()
+        draw_chart(picture, title, ratios)
+        parts.insert(3, f'![{chart_words(title, ratios)}]({picture.name})')
+    text = '\n\n'.join(parts)
+    print(text)
+    (results/f'{name}.md').write_text(f'{text}\n', encoding='utf-8')

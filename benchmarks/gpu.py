@@ -4,9 +4,7 @@ pictures, bfloat16, channels last.
 Without a GPU it says so: every row of its table is 'not measured'. `measure` runs the same code on
 a CPU, which is how it is tested.
 """
-import json
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -15,7 +13,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from compare import report, results  # noqa: E402
+from compare import report  # noqa: E402
 from fastai.callback.channelslast import ChannelsLast  # noqa: E402
 from fastai.callback.core import Callback, CancelFitException  # noqa: E402
 from fastai.callback.progress import ProgressCallback  # noqa: E402
@@ -130,14 +128,8 @@ def main(n=7390, rounds=3):
     note = (f'resnet34, all layers, 224 pixels, batches of 64, {n:,} drawn pictures of 500 x 375, '
             'random weights (the time is the same)')
     if not torch.cuda.is_available():
-        results.mkdir(exist_ok=True)
-        rows = [{'': name, **dict.fromkeys(columns, 'not measured')} for name in ways]
-        machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
-        (results/'gpu.json').write_text(json.dumps({'title': title, 'note': f'{note}. This machine '
-                                                    'has no GPU.', 'machine': machine,
-                                                    'rows': rows}, indent=1), encoding='utf-8')
-        (results/'gpu.svg').unlink(missing_ok=True)
-        print('There is no GPU here: not measured.')
+        table = pd.DataFrame('not measured', index=list(ways), columns=columns)
+        report('gpu', title, table, f'{note}. This machine has no GPU.', chart=False)
         return
     device, found = torch.device('cuda'), {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as tmp:

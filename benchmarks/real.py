@@ -4,10 +4,8 @@
 FOLDER holds `oxford-iiit-pet/` and `pascal_2007/`, as fastai's `untar_data` leaves them. Pets: five
 folds, two pictures in ten of each breed to validate on, with the network that a section takes
 without a GPU and with the deeper one. VOC: the set's own split. What was found is kept in
-`results/real.json`.
+`results/real.md`.
 """
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -16,6 +14,8 @@ import warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore')
+import pandas as pd  # noqa: E402
+from compare import report  # noqa: E402
 from fastai.callback.progress import ProgressCallback  # noqa: E402
 from fastai.data.all import get_image_files  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
@@ -95,16 +95,10 @@ def all_folds(path, folds=5):
     accuracy, precision = voc(path/'pascal_2007')
     rows.append({'': 'VOC', 'accuracy at the best threshold': accuracy,
                  'mean average precision': precision})
-    for row in rows:
-        print(', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}'.strip()
-                        for k,v in row.items()))
     note = (f'{folds} folds of the pets, the own split of VOC; {time.process_time()-start:.0f} '
             'seconds of the processor.')
-    machine = f'{platform.system()}, {platform.machine()}, Python {platform.python_version()}'
-    kept = {'title': "Real pictures, the sections' functions", 'note': note, 'machine': machine,
-            'rows': rows}
-    (Path(__file__).parent/'results'/'real.json').write_text(json.dumps(kept, indent=1)+'\n',
-                                                             encoding='utf-8')
+    report('real', "Real pictures, the sections' functions", pd.DataFrame(rows).set_index(''), note,
+           chart=False)
 
 
 if __name__ == '__main__': all_folds(*sys.argv[1:])

@@ -71,14 +71,31 @@ def test_what_a_gpu_would_run_runs_on_a_processor(tmp_path):
 
 
 def test_without_a_gpu_the_table_says_so(tmp_path, monkeypatch):
-    import json
-
+    import compare
     import gpu
-    monkeypatch.setattr(gpu, 'results', tmp_path)
+    monkeypatch.setattr(compare, 'results', tmp_path)
     monkeypatch.setattr(gpu.torch.cuda, 'is_available', lambda: False)
     gpu.main()
-    rows = json.loads((tmp_path/'gpu.json').read_text())['rows']
-    assert len(rows) == 4 and {v for row in rows for k, v in row.items() if k} == {'not measured'}
+    text = (tmp_path/'gpu.md').read_text()
+    assert 'This machine has no GPU.' in text and text.count('| not measured') == 4*5
+
+
+def test_a_table_and_its_chart(tmp_path, monkeypatch):
+    import compare
+    import pandas as pd
+    monkeypatch.setattr(compare, 'results', tmp_path)
+    table = pd.DataFrame({'times as fast': [1, 2.25, None], 'error': [None, .5, 12345.6]},
+                         index=['by hand', 'by abacus', 'by heart'])
+    def made(**kw):
+        compare.report('halving', 'Halving', table, 'Four, halved.', **kw)
+        return (tmp_path/'halving.md').read_text()
+    text = made()
+    assert text.startswith('## Halving\n\nFour, halved.\n\n| what | times as fast | error |\n')
+    assert '| by abacus | 2.25 | 0.5 |\n| by heart |  | 1.235e+04 |\n' in text
+    assert ('![bar chart, Halving, times as fast as what it is compared with; by hand: 1; '
+            'by abacus: 2.25](halving.svg)') in text
+    assert (tmp_path/'halving.svg').exists()
+    assert '](' not in made(chart=False) and not (tmp_path/'halving.svg').exists()
 
 
 @pytest.mark.ci

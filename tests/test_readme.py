@@ -204,11 +204,11 @@ def test_every_figure_was_said_by_a_run(file):
     def kept(name):
         return ' '.join(f.read_text(encoding='utf-8')
                         for f in (root/'docs'/'runs'/f'{name}.json',
-                                  root/'benchmarks'/'results'/f'{name}.json') if f.exists())
+                                  root/'benchmarks'/'results'/f'{name}.md') if f.exists())
     assert not unsaid(synthetic, outputs(file) + kept('synthetic')), (
         'README says what neither the stored notebook nor docs/runs/synthetic.json says')
     assert not unsaid(real, kept('real')), (
-        'README says what neither docs/runs/real.json nor benchmarks/results/real.json says')
+        'README says what neither docs/runs/real.json nor benchmarks/results/real.md says')
 
 
 def test_a_figure_that_no_run_said_is_found():

@@ -166,6 +166,17 @@ def test_claims(made, pages):
 
 
 @pytest.mark.ci
+def test_speed(pages):
+    "Every table that is kept, and every chart."
+    kept = root/'benchmarks'/'results'
+    titles = {f.read_text(encoding='utf-8').splitlines()[0][3:] for f in kept.glob('*.md')}
+    page = pages['speed.html'].article
+    assert titles == {h.get_text().rstrip('#').replace('’', "'") for h in page.select('h2')}
+    assert len(page.select('table')) == len(titles)
+    assert {Path(i['src']).name for i in page.select('img')} == {f.name for f in kept.glob('*.svg')}
+
+
+@pytest.mark.ci
 def test_what_changed_is_gathered(pages):
     notes = [n for p in sections for n in site.changes(nbformat.read(p, as_version=4))]
     assert len(pages['changes.html'].select('article h3')) == len(notes)
