@@ -15,7 +15,7 @@ from .site import first_cell, open_links
 
 # %% ../../nbs/book/address.ipynb #635754ad
 def parts(url:str) -> dict: # {'clone': Markdown, ...}
-    "What is between `<!-- address: NAME -->` and `<!-- end -->` in README and CONTRIBUTING"
+    "What is between `<!-- address: NAME -->` and `<!-- end -->`, or `# address: NAME` and `# end`"
     name = url.rpartition('/')[2]
     clone = (f'```sh\ngit clone {url} && cd {name}\nmake run\n```' if url
              else 'Clone this repository, and in its folder:\n\n```sh\nmake run\n```')
@@ -29,7 +29,9 @@ def parts(url:str) -> dict: # {'clone': Markdown, ...}
         'first cell installs it.')
     return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url
             else '```sh\npip install /path/to/the/clone\n```',
-            'first-cell': f'```python\n{first_cell("pets", url)}\n```'}
+            'first-cell': f'```python\n{first_cell("pets", url)}\n```',
+            'urls': f'[project.urls]\nRepository = "{url}"' if url else '',
+            'citation': f'repository-code: {url}' if url else ''}
 
 # %% ../../nbs/book/address.ipynb #d4b85491
 def set_address(
@@ -42,27 +44,21 @@ def set_address(
     if url and not re.fullmatch(r'https://[\w.-]+(:\d+)?(/[\w.~-]+)+', url):
         raise ValueError(f'{url!r} is no address of a repository; it should look like '
                          'https://git.example.org/our/lesson6.')
-    texts = {root/name: (root/name).read_text(encoding='utf-8')
-             for name in ('pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md')}
-    new = dict(texts)
-    new[root/'pyproject.toml'] = _line(texts[root/'pyproject.toml'],
-                                       r'\n\[project\.urls\]\nRepository = "[^"]*"\n',
-                                       f'\n[project.urls]\nRepository = "{url}"\n' if url else '',
-                                       before='\n[tool.')
-    new[root/'CITATION.cff'] = _line(texts[root/'CITATION.cff'], r'repository-code: [^\n]*\n',
-                                     f'repository-code: {url}\n' if url else '',
-                                     before='references:')
-    for name in 'README.md', 'CONTRIBUTING.md':
+    texts, new = {}, {}
+    for name in 'pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md':
+        file = root/name
+        texts[file] = file.read_text(encoding='utf-8')
         def put(m):
-            if m[1] not in made:
-                raise ValueError(f'{root/name} has a place for {m[1]!r}, and there is no such '
-                                 'part of the address.')
-            return f'<!-- address: {m[1]} -->\n{made[m[1]]}\n<!-- end -->'
-        new[root/name], n = re.subn(r'<!-- address: ([\w-]+) -->\n.*?\n<!-- end -->', put,
-                                    texts[root/name], flags=re.DOTALL)
+            begins, part, ends = m.groups()
+            if part not in made:
+                raise ValueError(f'{file} has a place for {part!r}, and there is no such part of '
+                                 'the address.')
+            return f'{begins}address: {part}{ends}\n{made[part]}\n{begins}end{ends}'
+        new[file], n = re.subn(r'(<!-- |# )address: ([\w-]+)( -->|)\n.*?\n\1end\3', put,
+                               texts[file], flags=re.DOTALL)
         if not n:
-            raise ValueError(f'{root/name} has no place for the address; it stands between `<!-- '
-                             'address: clone -->` and `<!-- end -->`.')
+            raise ValueError(f'{file} has no place for the address; it stands between comments, '
+                             'such as `<!-- address: clone -->` and `<!-- end -->`.')
     for file in sorted((root/'nbs').glob('0[1-9]_*.ipynb')):
         texts[file] = file.read_text(encoding='utf-8')
         new[file] = _section(file, texts[file], url)
@@ -77,13 +73,6 @@ def _section(file, text, url): # its text with the first cell that this address 
         raise ValueError(f'{file}: its first code cell is not the one that installs the package.')
     cell['source'] = first_cell(sections[file.stem], url).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
-
-def _line(text, pattern, new, before): # what matches is replaced, or the new put before `before`
-    if re.search(pattern, text): return re.sub(pattern, lambda _: new, text)
-    at = text.find(before)
-    if at < 0:
-        raise ValueError(f'There is no place for the address: {before.strip()!r} is missing.')
-    return text[:at] + new + text[at:]
 
 # %% ../../nbs/book/address.ipynb #5a84b678
 @ends_with(ValueError, OSError)
