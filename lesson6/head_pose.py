@@ -14,12 +14,14 @@ from fastcore.foundation import L
 from fastai.vision.learner import vision_learner
 from .data import is_synthetic
 from .engine.frozen_body import fit_head
-from .engine.networks import lesson_arch, stays_frozen
+from .engine.networks import HeatCentre, lesson_arch, map_features, stays_frozen, use_two_maps
 from .engine.pictures import UprightImage
-from .engine.points import (HeatCentre, biwi_dls, fit_size, get_ctr, img2pose,
-    kept_out, map_features, person_splitter, pixel_error, pixel_point, plot_function,
-    point_errors, point_of, points_dls, posed_frames, published_frame, read_calibration,
-    read_centre, read_points, say_recipe, show_heat, show_points, use_two_maps)
+from .engine.point_results import (pixel_error, pixel_point, plot_function,
+    point_errors, show_heat, show_points)
+from .engine.point_tables import kept_out, point_of, read_points
+from .engine.points import biwi_dls, fit_size, person_splitter, points_dls, say_recipe
+from .engine.poses import (get_ctr, img2pose, posed_frames, published_frame,
+    read_calibration, read_centre)
 from .engine.training import StopAtNaN, order_anew
 _all_ = [HeatCentre, biwi_dls, get_ctr, img2pose, kept_out, person_splitter,
          pixel_error, pixel_point, plot_function, point_errors, points_dls,

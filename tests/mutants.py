@@ -54,7 +54,10 @@ modules = {
     'engine/rating_tables': ('engine/rating_tables', 'collab own_ratings bad_input'),
     'engine/labels': ('engine/labels', 'multilabel bad_input'),
     'engine/label_results': ('engine/label_results', 'multilabel bad_input'),
-    'engine/points': ('engine/points', 'head_pose claims_head_pose bad_input'),
+    'engine/poses': ('engine/poses', 'head_pose claims_head_pose bad_input'),
+    'engine/point_tables': ('engine/point_tables', 'head_pose bad_input'),
+    'engine/points': ('engine/points', 'head_pose bad_input'),
+    'engine/point_results': ('engine/point_results', 'head_pose claims_head_pose bad_input'),
     'engine/rating_scales': ('engine/rating_scales', 'collab own_ratings'),
     'engine/ratings': ('engine/ratings', 'collab movielens own_ratings bad_input'),
     'engine/rating_learners': ('engine/rating_learners', 'collab ratings_at_scale'),
@@ -70,7 +73,7 @@ modules = {
     'engine/annotations': ('engine/annotations', 'annotations'),
     'engine/sets': ('engine/sets', 'sets command'),
     'engine/figures': ('engine/figures', 'figures'),
-    'engine/networks': ('engine/networks', 'efficientnet'),
+    'engine/networks': ('engine/networks', 'efficientnet head_pose'),
 }
 # Names swapped for others tell nothing that running the notebook wouldn't; a bar in a type is no
 # operator.

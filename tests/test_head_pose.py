@@ -14,7 +14,7 @@ import torch
 from conftest import python, root
 from PIL import Image
 
-from lesson6.engine import points
+from lesson6.engine import points, poses
 from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, pixel_error,
                                pixel_point, plot_function, point_errors, point_of,
                                points_dls, pose_learner, read_calibration, read_centre, read_points,
@@ -200,7 +200,7 @@ def test_each_person_has_a_calibration_of_their_own(person):
 def test_the_calibration_is_kept_but_not_when_it_changes(person, monkeypatch):
     f = person()
     read = []
-    monkeypatch.setattr(points, 'read_calibration', lambda p, real=read_calibration: read.append(p)
+    monkeypatch.setattr(poses, 'read_calibration', lambda p, real=read_calibration: read.append(p)
                         or real(p))
     before = [get_ctr(f) for _ in range(5)][-1]
     assert len(read) == 1
@@ -460,7 +460,7 @@ def test_parts_of_a_split_are_not_people(table, column):
                                            (['Test 1', 'Test 2'], 2)])
 def test_folders_of_frames_called_like_parts_of_a_split(names, people, tmp_path):
     for name in names:
-        f = points.published_frame(tmp_path)
+        f = poses.published_frame(tmp_path)
         (tmp_path/name).parent.mkdir(exist_ok=True)
         f.parent.rename(tmp_path/name)
     frames = read_points(tmp_path)
@@ -471,7 +471,7 @@ def test_folders_of_frames_called_like_parts_of_a_split(names, people, tmp_path)
 
 
 def test_folders_of_frames_that_leave_nothing_to_train_on(tmp_path):
-    for name in 'val', 'test': points.published_frame(tmp_path).parent.rename(tmp_path/name)
+    for name in 'val', 'test': poses.published_frame(tmp_path).parent.rename(tmp_path/name)
     with pytest.raises(ValueError, match='nothing to train on; call one of them train'):
         read_points(tmp_path)
 
@@ -715,7 +715,8 @@ def test_importing_the_section_is_no_dearer_than_fastai():
                                  'lesson6.tables', 'lesson6.engine',
                                  *(f'lesson6.engine.{m}'
                                    for m in ('annotations', 'frozen_body', 'networks',
-                                             'picture_loaders', 'pictures', 'points', 'training'))}
+                                             'picture_loaders', 'pictures', 'point_results',
+                                             'point_tables', 'points', 'poses', 'training'))}
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -785,9 +786,9 @@ def test_the_head_is_sized_without_asking_for_weights(twin):
 
 
 def test_a_frame_of_the_real_set_shows_the_camera_only_where_there_are_no_poses(tmp_path, capsys):
-    frame = points.published_frame(tmp_path)
-    assert points.posed_frames([frame], tmp_path) == [frame] and not capsys.readouterr().out
-    assert points.posed_frames([tmp_path/'photo.jpg'], tmp_path) == [frame]
+    frame = poses.published_frame(tmp_path)
+    assert poses.posed_frames([frame], tmp_path) == [frame] and not capsys.readouterr().out
+    assert poses.posed_frames([tmp_path/'photo.jpg'], tmp_path) == [frame]
     assert 'no poses' in capsys.readouterr().out
 
 

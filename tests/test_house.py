@@ -350,7 +350,8 @@ NAMES = {
     'engine.pictures': 'UprightImage check_picture composed picture_endings',
     'engine.points': 'biwi_dls fit_size get_ctr img2pose kept_out pixel_point point_errors '
                      'point_of points_dls posed_frames published_frame read_calibration '
-                     'read_centre read_points show_points',
+                     'read_centre read_points show_points '
+                     'HeatCentre TablePoint TwoMaps pixel_error', # which exported learners name
     'engine.rating_learners': 'LeanLearner factors_and_biases fused_learner',
     'engine.ratings': 'RatingModel Ratings RatingsDL RatingsDataLoaders YRange ratings_dls '
                       'read_ratings read_titles',

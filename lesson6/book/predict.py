@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..data import cache_path
 from ..engine.pictures import check_picture, upright_size
 from ..files import picture_files
-from ..engine.points import to_pixels
+from ..engine.point_results import to_pixels
 
 # %% ../../nbs/book/predict.ipynb #55cbb1af
 def _ours(): return cache_path()/'learners.txt' # the SHA-256 of every learner that was written here

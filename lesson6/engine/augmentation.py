@@ -17,7 +17,7 @@ from fastai.vision.all import (Callback, CancelValidException, DataBlock, FuncSp
                                TensorPoint, aug_transforms, image2tensor, imagenet_stats, tensor)
 from .picture_loaders import KeepItems
 from .pictures import UprightImage
-from .points import point_of, read_points
+from .point_tables import point_of, read_points
 
 # %% ../../nbs/engine/augmentation.ipynb #cefd07c0
 def dots(

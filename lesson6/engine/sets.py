@@ -34,7 +34,7 @@ def _pascal(path):
     return {'pictures': n, 'labels': len(labels)}, [_split(n-held, held, '')], files
 
 def _biwi(path):
-    from lesson6.engine.points import kept_out, read_points
+    from lesson6.engine.point_tables import kept_out, read_points
     frames = read_points(path)
     who, groups = kept_out(frames), frames.group.dropna().unique()
     w, h = frames[['width', 'height']].median().astype(int)
