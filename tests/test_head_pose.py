@@ -326,23 +326,6 @@ def test_frames_without_folders(person, tmp_path):
         assert len(biwi_dls(tmp_path, size=(24, 32)).valid_ds) == 2
 
 
-def contents(path):
-    return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
-            for p in path.rglob('*')}
-
-
-def test_nothing_is_written_into_the_data(few, monkeypatch, tmp_path_factory):
-    "Not by the loaders, and not by a learner of them, whose finder writes into its folder"
-    from fastai.callback import schedule  # noqa: F401
-    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
-    before = contents(few)
-    from lesson6.mini.network import drawnet10
-    learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
-    with learn.no_bar(), learn.no_logging():
-        learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
-    assert contents(few) == before
-
-
 @pytest.mark.xfail(sys.version_info >= (3, 14), strict=True,
                    reason="Python 3.14 can't pickle fastai's TensorPoint.create")
 def test_loaders_can_be_pickled(few, table):

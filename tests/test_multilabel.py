@@ -250,12 +250,6 @@ def test_a_list_of_labels_of_two_words_is_not_torn(folder):
             == ['dog', 'person', 'sports car'])
 
 
-def test_nothing_is_written_into_the_folder(folder):
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob('*')}
-    ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2).train.one_batch()
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob('*')} == before
-
-
 # --- the recipe: what suits the pictures and the machine, unless an argument says otherwise
 
 @pytest.fixture
@@ -344,25 +338,6 @@ def test_another_seed_is_another_split_where_the_table_has_none(environment, tmp
             learn = section_learner('multilabel', seed=seed)
         return tuple(learn.dls.valid_ds.items['fname'])
     assert held(1) == held(1) and len({held(1), held(2), held(3)}) == 3
-
-
-@pytest.mark.slow
-def test_real_pictures_on_a_laptop(real):
-    "482 pictures to learn from; the lesson, with resnet50, 2,501 pictures and a GPU, has 95.5 %."
-    from fastai.torch_core import set_seed
-    path = real/'pascal_2007'
-    set_seed(42, reproducible=True)
-    dls = ml.multilabel_dls(ml.read_labels(path, seed=42), path, seed=42)
-    set_seed(42, reproducible=True)
-    learn = ml.multilabel_learner(dls)
-    with learn.no_bar(), learn.no_logging():
-        ml.fit_multilabel(learn)
-        preds, targs = learn.get_preds()
-    accuracy, precision = (ml.threshold_curve(preds, targs)[1].max(),
-                           ml.label_report(preds, targs, dls.vocab)['average precision'].mean())
-    print(f'{learn.arch.__name__}: {accuracy:.1%} right at the best threshold, mean average '
-          f'precision {precision:.3f}')
-    assert accuracy >= .963 and precision >= .79
 
 
 def test_loaders_can_be_sent_to_other_processes(folder):
@@ -682,6 +657,6 @@ own = {
 def test_the_section_runs_to_its_end(kind, tmp_path):
     "What the data cannot show is said, and claims that it cannot answer are not asked."
     from test_own_pictures import run_section
-    said = run_section('multilabel', own_set(tmp_path/'data', **own[kind]), tmp_path)
+    said = run_section('multilabel', own_set(tmp_path/'data', **own[kind]))
     assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
     assert said['multilabel-nothing'] == 'not asked'

@@ -1,11 +1,12 @@
 """Sets of pictures as people bring them: what was written is read, a model is trained, and the
-whole section runs to its end."""
+whole section runs to its end, as it does on their ratings."""
 import gzip
 import pickle
 import random
 import shutil
 import unicodedata
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ import pytest
 from fastai.vision.all import accuracy_multi, vision_learner
 from PIL import Image
 from promises import rounds
+from test_own_ratings import own_set as rated_set
 from test_picture_labels import plausible as labelled_set
 from test_pets import small_net
 
+from lesson6.book.running import find_notebooks, run_notebook
+from lesson6.claims import read_claims, statements
 from lesson6.head_pose import pixel_point, point_errors, points_dls, pose_learner, read_points
 from lesson6.mini.network import drawnet10
-from lesson6.multilabel import multilabel_dls, prediction_table, read_labels
-from lesson6.pets import pets_dls
+from lesson6.multilabel import (multilabel_dls, multilabel_learner, prediction_table,
+                                read_labels)
+from lesson6.pets import pets_dls, pets_learner
 
 words = ['sand', 'woods', 'Bär', 'chat-perché', '柴犬', 'кот', 'no.5', 'snow_field', 'tea', 'كتاب']
 endings = ['.jpg', '.jpeg', '.JPG', '.png', '.webp', '.bmp', '.tif']
@@ -163,32 +168,40 @@ def test_any_set_with_points_is_read_and_learnt(part, tmp_path):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize('kind', ['pets', 'multilabel', 'points'])
-def test_a_trained_learner_takes_new_loaders(kind, tmp_path):
-    "As for progressive resizing, or the next fold: they are normalised as its first ones were"
-    make, dls = {'pets': (lambda: labelled_set(0, tmp_path), lambda: pets_dls(tmp_path, 24, 16)),
-                 'multilabel': (lambda: tagged_set(tmp_path, 0, [None]),
-                                lambda: multilabel_dls(read_labels(tmp_path), tmp_path, size=24)),
-                 'points': (lambda: pointed_set(tmp_path, 0),
-                            lambda: points_dls(tmp_path, (32, 32)))}[kind]
-    make()
-    before = sorted(tmp_path.rglob('*'))
-    learn = vision_learner(dls(), drawnet10, n_out=None if kind != 'points' else 2)
-    with learn.no_bar():
+def contents(path):
+    return {p.relative_to(path): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes())
+            for p in path.rglob('*')}
+
+
+@pytest.mark.parametrize('write, make, learner', [
+    (labelled_set, lambda path: pets_dls(path, 24, 16), pets_learner),
+    (partial(tagged_set, delims=[None]),
+     lambda path: multilabel_dls(read_labels(path), path, size=24), multilabel_learner),
+    (pointed_set, lambda path: points_dls(path, (32, 32)), pose_learner)],
+    ids=['pets', 'multilabel', 'points'])
+def test_a_trained_learner_takes_new_loaders(write, make, learner, tmp_path, monkeypatch):
+    """As for progressive resizing, or the next fold: they are normalised as its first ones were.
+    And nothing is written into the data, though the finder writes into its learner's folder"""
+    data, elsewhere = tmp_path/'data', tmp_path/'elsewhere'
+    for folder in data, elsewhere: folder.mkdir()
+    monkeypatch.chdir(elsewhere)
+    write(data, 1)
+    before = contents(data)
+    learn = trained(learner(make(data), drawnet10))
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
         loss = list(learn.validate())
-        learn.dls = dls()
+        learn.dls = make(data)
         assert list(learn.validate()) == pytest.approx(loss, rel=1e-4)
-    assert sorted(tmp_path.rglob('*')) == before, 'nothing is written into the data'
+    assert contents(data) == before
 
 
 # The whole section on some of them
 
-def run_section(section, data, tmp_path):
+def run_section(section, data):
     """What became of each claim; the section has run to its end, and nothing was written into the
     data"""
-    from lesson6.book.running import find_notebooks, run_notebook
-    from lesson6.claims import read_claims, statements
-    before = sorted(data.rglob('*'))
+    before = contents(data)
     env = {'LESSON6_DATA': str(data), 'LESSON6_ARCH': 'drawnet10', 'OMP_NUM_THREADS': '1'}
     nb = run_notebook(find_notebooks([section], Path(__file__).parent.parent/'nbs')[0], env,
                       progress=False, warm=True)
@@ -196,32 +209,28 @@ def run_section(section, data, tmp_path):
     print(section, said)
     name = {'head_pose': 'pose', 'regularisation': 'reg'}.get(section, section)
     assert said.keys() == {c for c in statements if c.startswith(f'{name}-')}
-    assert sorted(data.rglob('*')) == before, 'nothing is written into the data'
+    assert contents(data) == before, 'nothing is written into the data'
     return said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', range(10))
-def test_the_pets_section_runs_to_its_end(seed, tmp_path):
-    labelled_set(seed, tmp_path/'data'/'oxford-iiit-pet')
-    said = run_section('pets', tmp_path/'data', tmp_path)
-    assert {said[f'pets-{c}']
-            for c in ('cross-entropy', 'diagonal', 'transfer', 'frozen', 'slice')} == {'holds'}
-    assert said['pets-look-alikes'] == said['pets-deeper'] == 'not asked'
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', range(100, 110))
-def test_the_multilabel_section_runs_to_its_end(seed, tmp_path):
+# what writes a set, where, with which seeds; the claims that hold, and those that are not asked
+ends = {
+    'pets': (labelled_set, 'oxford-iiit-pet', range(10),
+             'pets-cross-entropy pets-diagonal pets-transfer pets-frozen pets-slice',
+             'pets-look-alikes pets-deeper'),
     # the section separates labels by spaces
-    tagged_set(tmp_path/'data'/'pascal_2007', seed, [None])
-    said = run_section('multilabel', tmp_path/'data', tmp_path)
-    assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
+    'multilabel': (partial(tagged_set, delims=[None]), 'pascal_2007', range(100, 110),
+                   'multilabel-onehot multilabel-bce', ''),
+    'head_pose': (pointed_set, 'biwi_head_pose', range(100, 110), 'pose-loss pose-y-range', ''),
+    'collab': (partial(rated_set, small=True), 'ml-100k', range(10), '', 'collab-floor')}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(100, 110))
-def test_the_head_pose_section_runs_to_its_end(seed, tmp_path):
-    pointed_set(tmp_path/'data'/'biwi_head_pose', seed)
-    said = run_section('head_pose', tmp_path/'data', tmp_path)
-    assert said['pose-loss'] == said['pose-y-range'] == 'holds'
+@pytest.mark.parametrize('section, seed', [(o, seed) for o, row in ends.items() for seed in row[2]])
+def test_the_section_runs_to_its_end(section, seed, tmp_path):
+    write, folder, _, hold, not_asked = ends[section]
+    (tmp_path/folder).mkdir()
+    write(tmp_path/folder, seed)
+    said = run_section(section, tmp_path)
+    assert all(said[o] == 'holds' for o in hold.split())
+    assert all(said[o] == 'not asked' for o in not_asked.split())

@@ -1,11 +1,8 @@
 """Ratings as people have them: any number of people and titles, any scale, names in any script, in
 any usual file.
 
-Two hundred sets through reading, loaders and a short training, and ten through the whole section
-(minutes):
-
-    pytest tests/test_own_ratings.py
-    pytest tests/test_own_ratings.py -m slow -s
+Two hundred sets through reading, loaders and a short training; test_own_pictures sends ten through
+the whole section.
 """
 import gzip
 import warnings
@@ -113,13 +110,3 @@ def test_any_set_is_read_and_learnt(tmp_path, first):
         some = dls.classes['title'][1]
         assert recommend(learn, dls.classes['user'][1]).title.isin(dls.classes['title'][1:]).all()
         assert len(similar_items(learn, some, 2)) and len(extreme_items(learn, 2)) == 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', range(10))
-def test_the_whole_section_runs_on_it(tmp_path, seed):
-    "Forty people, forty titles and some hundred ratings"
-    from test_own_pictures import run_section
-    (tmp_path/'data'/'ml-100k').mkdir(parents=True)
-    own_set(tmp_path/'data'/'ml-100k', seed, small=True)
-    assert run_section('collab', tmp_path/'data', tmp_path)['collab-floor'] == 'not asked'

@@ -100,7 +100,7 @@ def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
         if name in has:
             (tmp_path/'own'/folders[name]).mkdir(parents=True)
             write(tmp_path/'own'/folders[name], seed)
-    for id, said in run_section('regularisation', tmp_path/'own', tmp_path).items():
+    for id, said in run_section('regularisation', tmp_path/'own').items():
         if id in NEEDS_NO_DATA: assert said == 'holds', id
         elif ('biwi' if id in HEADS else 'movielens') not in has: assert said == 'not asked', id
 
