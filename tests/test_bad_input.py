@@ -4,10 +4,15 @@ parser against made-up files.
 LESSON6_ROUNDS=50, or LESSON6_EXAMPLES=3000, tries a few thousand made-up files on each parser
 instead of 200.
 """
+import atexit
 import contextlib
+import csv
+import io
 import os
+import random
 import re
 import sys
+import tempfile
 import unicodedata
 import warnings
 from fractions import Fraction
@@ -16,12 +21,26 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fastai.learner import Learner
+from fastai.losses import MSELossFlat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from promises import kept, rounds
+from torchvision.models import resnet18
+
+from lesson6.book.command import main
+from lesson6.collab import DotProductBias, ratings_dls, read_ratings
+from lesson6.data import check_dataset
+from lesson6.engine.training import StopAtNaN
+from lesson6.head_pose import get_ctr, read_calibration, read_centre, read_points
+from lesson6.multilabel import read_labels, voc_labels
+from lesson6.pets import is_cat
+from lesson6.pets import breed as breed_of
+from lesson6.train import section_learner
 
 examples = int(os.environ.get('LESSON6_EXAMPLES') or (200 if rounds < 50 else 3000))
 fuzz = settings(max_examples=examples, deadline=None, derandomize=True, database=None,
@@ -67,7 +86,6 @@ def pets_dls(p, **kw): return calls('pets', 'pets_dls', p, 32, 32, **{'bs': 4, *
 breed = partial(calls, 'pets', 'breed')
 
 def weights(write=lambda file: None):
-    from torchvision.models import resnet18
     def f(p):
         write(p/'weights.pth')
         calls('pets', 'pets_learner', pets_dls(pets(p)), lambda _: resnet18, p/'weights.pth')(p)
@@ -120,14 +138,12 @@ def written(cell): return labels(good_rows.replace('car person', cell, 1)) # in 
 def multilabel_dls(p, **kw):
     return calls('multilabel', 'multilabel_dls', calls('multilabel', 'read_labels', p), p, **kw)(p)
 
-def own_table(*args, **columns):
+def own_table(**columns):
     def f(p):
-        import pandas as pd
-        from lesson6.multilabel import multilabel_dls
         given = {'fname': [f'{i:06d}.jpg' for i in range(8)], 'labels': ['car person']*8,
                  'is_valid': [i > 5 for i in range(8)], **columns}
-        multilabel_dls(pd.DataFrame({k: v for k,v in given.items() if v is not None}),
-                       pascal(p, good_rows), size=16, bs=2)
+        own = pd.DataFrame({k: v for k,v in given.items() if v is not None})
+        calls('multilabel', 'multilabel_dls', own, pascal(p, good_rows), size=16, bs=2)(p)
     return f
 
 mistakes('multilabel',
@@ -266,7 +282,6 @@ def with_field(i, word): # in the second line
 
 def ratings(data=good_data, item=good_item):
     def f(p):
-        from lesson6.collab import read_ratings
         for name, text in ('u.data', data), ('u.item', item):
             if text is not None:
                 (p/name).write_bytes(text if isinstance(text, bytes) else text.encode('latin-1'))
@@ -274,9 +289,6 @@ def ratings(data=good_data, item=good_item):
     return f
 
 def learner(p):
-    from fastai.learner import Learner
-    from fastai.losses import MSELossFlat
-    from lesson6.collab import DotProductBias, ratings_dls
     dls = ratings_dls(ratings()(p), bs=4)
     return Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 3),
                    loss_func=MSELossFlat())
@@ -371,7 +383,6 @@ mistakes('train',
 
 def command(*words):
     def f(p):
-        from lesson6.book.command import main
         before = sys.argv
         sys.argv = ['lesson6', *(w.format(p=p) for w in words)]
         try: code = main()
@@ -475,7 +486,6 @@ mistakes('head_pose',
 
 def own_ratings(text, name='shop.csv', **kw):
     def f(p):
-        from lesson6.collab import ratings_dls, read_ratings
         (p/name).write_text(text, encoding='utf-8')
         with warnings.catch_warnings(action='ignore'):
             ratings_dls(read_ratings(p), **{'bs': 2, **kw})
@@ -555,10 +565,6 @@ said = {}
 
 def four_tables(p):
     "A reader, the table it reads, and its right text, for each kind"
-    from lesson6.collab import ratings_dls
-    from lesson6.head_pose import read_points
-    from lesson6.multilabel import read_labels
-    from lesson6.pets import pet_labels
     parts = ['train', 'train', 'valid', 'train', 'test', 'valid']
     rows = {'ratings': ('ratings.csv', 'user,title,rating,split',
                         [f'{i//2},tea{i},{i%5+1},{part}' for i, part in enumerate(parts)]),
@@ -652,8 +658,6 @@ def test_all_mistakes_are_told():
 def test_two_hundred_wrong_tables_get_a_short_sentence_each(kind, tmp_path):
     """Whatever was done to a table: it is read, or one sentence of at most 300 letters names the
     file, a row or a column"""
-    import random
-    from lesson6.collab import read_ratings
     read, file, right = four_tables(tmp_path)[kind]
     if kind == 'ratings': read = lambda: read_ratings(file)
     refused = seed = 0
@@ -704,9 +708,7 @@ def diverges(train):
 @pytest.mark.parametrize('section', sections)
 def test_a_training_that_diverges_stops_and_says_so(section, environment, twins):
     "With a learning rate of 1e30 the first step spoils every weight."
-    from lesson6 import data
-    from lesson6.train import section_learner
-    environment.setattr(data, 'draw_twin', lambda name, progress=None: twins[name])
+    environment.setattr('lesson6.data.draw_twin', lambda name, progress=None: twins[name])
     learn = section_learner(section, bs=16)
     with learn.no_bar(), learn.no_logging():
         stopped[section] = diverges(lambda: learn.fit_one_cycle(3, 1e30))
@@ -722,10 +724,6 @@ def test_a_training_that_diverges_stops_and_says_so(section, environment, twins)
 
 def test_a_training_on_numbers_that_are_none_stops(environment, twins):
     "And what is meant to diverge may: the search for a learning rate goes on."
-    from fastai.learner import Learner
-    from fastai.losses import MSELossFlat
-    from lesson6.collab import DotProductBias, ratings_dls, read_ratings
-    from lesson6.engine.training import StopAtNaN
     dls = ratings_dls(read_ratings(twins['movielens']), bs=256)
     learn = Learner(dls, DotProductBias(len(dls.classes['user']), len(dls.classes['title']), 5),
                     loss_func=MSELossFlat(), cbs=StopAtNaN())
@@ -753,8 +751,6 @@ def outcome(parser, right): tally.setdefault(parser, [0, 0])[0 if right else 1] 
 
 @cache
 def folder():
-    import atexit
-    import tempfile
     d = tempfile.TemporaryDirectory()
     atexit.register(d.cleanup)
     return Path(d.name)
@@ -796,7 +792,6 @@ def plain_rows(raw):
 @fuzz
 @given(raw=matrix_file(pose_text))
 def test_any_pose(raw):
-    from lesson6.head_pose import get_ctr, read_centre
     f = folder()/'pose'/'frame_00001_rgb.jpg'
     f.parent.mkdir(exist_ok=True)
     (f.parent/'frame_00001_pose.txt').write_bytes(raw)
@@ -816,7 +811,6 @@ def test_any_pose(raw):
 @fuzz
 @given(raw=matrix_file(cal_text))
 def test_any_calibration(raw):
-    from lesson6.head_pose import read_calibration
     path = folder()/'rgb.cal'
     path.write_bytes(raw)
     try: cal = read_calibration(path)
@@ -839,9 +833,8 @@ name_part = st.text(st.characters(blacklist_characters='/\x00', blacklist_catego
        end=st.sampled_from(['.jpg', '.JPG', '.jpeg', '.png', '', '.jpg.txt']),
        sep=st.sampled_from(['_', '-', '']))
 def test_any_file_name(folders, breed_, number, end, sep):
-    from lesson6.pets import breed, is_cat
     path = Path(*folders, breed_ + sep + number + end)
-    try: got = breed(path)
+    try: got = breed_of(path)
     except Exception as e:
         assert type(e) is ValueError and str(path) in str(e) and str(e).endswith('.')
         outcome('file names', False)
@@ -887,9 +880,6 @@ def labels_file(draw):
 @fuzz
 @given(raw=labels_file())
 def test_any_table_of_labels(raw):
-    import csv
-    import io
-    from lesson6.multilabel import read_labels, voc_labels
     p = folder()/'labels'
     if not p.is_dir():
         for i in range(8): picture(p/'train'/f'{i:06d}.jpg', (2, 2))
@@ -946,7 +936,6 @@ def ratings_files(draw):
 @fuzz
 @given(files=ratings_files())
 def test_any_ratings(files):
-    from lesson6.collab import read_ratings
     p = folder()/'ratings'
     p.mkdir(exist_ok=True)
     for name, raw in zip(('u.data', 'u.item'), files): (p/name).write_bytes(raw)
@@ -979,7 +968,6 @@ def test_any_ratings(files):
                       .map(lambda rows: '\n'.join(map(' '.join, rows)).encode())))
 def test_any_folder_of_data(table, info):
     "What is counted before a section reads it: the tables that name the pictures, and `u.info`."
-    from lesson6.data import check_dataset
     p = folder()/'counted'
     if not p.is_dir():
         for i in range(8): picture(p/'train'/f'{i:06d}.jpg', (2, 2))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from scipy import stats
 
 from lesson6 import claims
 from lesson6.claims import EVEN, FAILS, HOLDS, UNASKED, compare
@@ -110,7 +111,6 @@ def test_unknown_and_double_names_are_refused(half):
 
 def test_only_those_on_which_the_two_disagree_count():
     "McNemar's test, by scipy"
-    from scipy import stats
     a, b = np.zeros(360), np.zeros(360)
     a[:6], b[6:30] = 1, 1
     found = compare(a, b, unit='share', over='pictures', trainings=False)

@@ -1,22 +1,20 @@
 """Each statement of the collaborative-filtering section holds on a right thing and fails on a
 broken one."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from fastai.collab import CollabDataLoaders
-from fastai.torch_core import Module
+from fastai.learner import Learner
+from fastai.torch_core import Module, set_seed
+from test_claims import holds, verdict
 from test_collab import loaders, planted, sizes
 
-from lesson6.claims import UNASKED
-from lesson6.collab import DotProductBias, create_params
-from test_claims import holds, verdict
-from functools import cache
-from fastai.learner import Learner
-from fastai.torch_core import set_seed
-from lesson6.claims import EVEN, FAILS, HOLDS
-from lesson6.collab import ratings_dls, ratings_learner
+from lesson6.claims import EVEN, FAILS, HOLDS, UNASKED
+from lesson6.collab import DotProductBias, create_params, ratings_dls, ratings_learner
 from lesson6.mini.movielens import best_guess, truth
 
 

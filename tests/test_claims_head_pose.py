@@ -3,9 +3,14 @@ import os
 
 import pytest
 import torch
+from fastai.data.transforms import FuncSplitter, RandomSplitter, get_image_files
+from fastai.layers import SigmoidRange
+from fastai.losses import L1LossFlat
+from fastai.torch_core import set_seed
+from fastai.vision.core import PILImage, TensorPoint
+from test_claims import holds, verdict
 from torch import nn
 
-from test_claims import holds, verdict
 from lesson6.head_pose import biwi_dls, get_ctr, sigmoid_range
 
 
@@ -33,7 +38,6 @@ def test_projection(tmp_path):
 
 
 def test_by_person(twin):
-    from fastai.data.transforms import FuncSplitter, RandomSplitter, get_image_files
     files = get_image_files(twin).sorted()
     in_both = lambda splits: set.intersection(*({files[i].parent.name for i in s} for s in splits))
     by_person, by_frame = (in_both(FuncSplitter(lambda f: f.parent.name == '13')(files)),
@@ -58,8 +62,6 @@ def test_scale(dls):
 def spots(dls):
     """Spots of light sent through the DataLoader's steps, as in the notebook; with points that
     move, and with points that don't"""
-    from fastai.torch_core import set_seed
-    from fastai.vision.core import PILImage, TensorPoint
     set_seed(0)
     def at(point, Point):
         ys, xs = torch.meshgrid(torch.arange(480)+.5, torch.arange(640)+.5, indexing='ij')
@@ -86,14 +88,12 @@ def test_augmentation(spots):
 def test_y_range():
     torch.manual_seed(0)
     acts = torch.randn(16, 2)*3
-    from fastai.layers import SigmoidRange
     assert holds('pose-y-range', acts, SigmoidRange(-1, 1)(acts), sigmoid_range(acts, -1, 1))
     assert not holds('pose-y-range', acts, SigmoidRange(-1, 1)(acts), sigmoid_range(acts, 0, 1))
     assert not holds('pose-y-range', acts, acts, acts)                     # no range at all
 
 
 def test_loss(dls):
-    from fastai.losses import L1LossFlat
     torch.manual_seed(0)
     preds, targs = torch.rand(16, 2), torch.rand(16, 1, 2)
     by_hand = ((preds-targs.view(-1, 2))**2).mean()

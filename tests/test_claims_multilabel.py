@@ -1,10 +1,10 @@
 "Each claim of the multi-label notebook holds on a right thing, and fails on a really broken one."
 import pytest
 import torch
+from test_claims import holds, verdict
 from torch import nn
 
 from lesson6 import multilabel as ml
-from test_claims import holds, verdict
 
 vocab = ml.voc_labels
 listed = [['dog'], ['bicycle', 'person'], [], ['cow', 'horse', 'person', 'sheep']]

@@ -4,11 +4,16 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from fastai.callback import progress, schedule  # noqa: F401, for learners
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from fastai.torch_core import params, set_seed
+from test_claims import holds, verdict
 from torch import nn
 
+from lesson6.claims import EVEN, FAILS, HOLDS, item_errors
 from lesson6.pets import cross_entropy
-from test_claims import holds, verdict
-from lesson6.claims import EVEN, FAILS, HOLDS
 
 
 @pytest.fixture
@@ -69,7 +74,6 @@ def test_diagonal():
 
 
 def test_slice():
-    from fastai.optimizer import SGD
     def rates(lr):
         opt = SGD([[nn.Parameter(torch.ones(1))] for _ in range(3)], lr=0.)
         opt.set_hyper('lr', lr)
@@ -103,10 +107,6 @@ class Patterns(torch.utils.data.Dataset):
 
 def pattern_learner(n_layers=2, strength=1., seed=0):
     "A learner with a small body of `n_layers` convolutions and a head, in three groups"
-    from fastai.callback import progress, schedule  # noqa: F401, for learners
-    from fastai.data.core import DataLoaders
-    from fastai.learner import Learner
-    from fastai.torch_core import params, set_seed
     # the body is the same for every seed, as a pretrained one is
     set_seed(0)
     conv = lambda i: nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1),
@@ -125,7 +125,6 @@ def pattern_learner(n_layers=2, strength=1., seed=0):
 def errors(seed, epochs=10, lr=1e-2, strength=.5, unfrozen=0):
     """Right or wrong on the validation pictures, after frozen epochs and as many unfrozen as are
     asked for"""
-    from lesson6.claims import item_errors
     learn = pattern_learner(strength=strength, seed=seed)
     learn.freeze()
     with learn.no_bar(), learn.no_logging():

@@ -5,13 +5,20 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback import progress, schedule  # noqa: F401, for learners
+from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.data.core import DataLoaders
+from fastai.losses import MSELossFlat
+from fastai.torch_core import TensorBase, set_seed
+from fastai.vision.augment import aug_transforms
+from fastai.vision.core import TensorPoint
+from test_claims import holds, verdict
 from torch import nn
+from torch.optim import SGD, Adam, AdamW
 
-from lesson6.claims import EVEN, HOLDS, UNASKED
+from lesson6.claims import EVEN, FAILS, HOLDS, UNASKED
+from lesson6.collab import DotProductBias, LeanLearner, ratings_dls
 from lesson6.engine.augmentation import affine_picture, affine_points, dots, find_dots, point_drift
 from lesson6.engine.weight_decay import l2_penalty, weight_decay_step
-from test_claims import holds, verdict
-from lesson6.claims import FAILS
 
 
 # Ratings made up here, few enough to train on in a second: 60 users, 40 films, two planted factors,
@@ -27,9 +34,6 @@ def made_up(noise=1.):
 
 
 def learner(dls, n_factors=50):
-    from fastai.losses import MSELossFlat
-    from fastai.torch_core import set_seed
-    from lesson6.collab import DotProductBias, LeanLearner
     set_seed(42, reproducible=True)
     return LeanLearner(dls, DotProductBias(*(len(dls.classes[o]) for o in ('user', 'title')),
                                            n_factors), loss_func=MSELossFlat())
@@ -37,7 +41,6 @@ def learner(dls, n_factors=50):
 
 @pytest.fixture(scope='module')
 def dls():
-    from lesson6.collab import ratings_dls
     return ratings_dls(made_up(), bs=32, seed=42, device='cpu')
 
 
@@ -47,7 +50,6 @@ def losses(learn, epochs, **kwargs):
 
 
 def test_overfits(dls):
-    from fastai.data.core import DataLoaders
     assert holds('reg-overfits', *losses(learner(dls), 6), 300)
     # held back by weight decay
     assert not holds('reg-overfits', *losses(learner(dls), 6, wd=3), 300)
@@ -129,7 +131,6 @@ def left(opt, loudness=10., **kwargs):
 
 
 def test_adam_differs():
-    from torch.optim import SGD, Adam, AdamW
     assert holds('reg-adam-differs', left(Adam), left(AdamW))
     # gradients so small that the large ones lose as much as if decoupled
     assert not holds('reg-adam-differs', left(Adam, 1.), left(AdamW))
@@ -142,9 +143,6 @@ def test_adam_differs():
 # Points
 
 def test_points_move():
-    from fastai.torch_core import TensorBase, set_seed
-    from fastai.vision.augment import aug_transforms
-    from fastai.vision.core import TensorPoint
     set_seed(0)
     moved, forgotten = (point_drift(aug_transforms(), kind) for kind in (TensorPoint, TensorBase))
     assert holds('reg-points-move', moved, forgotten)
@@ -217,7 +215,6 @@ def test_dropout_mean():
 
 
 def test_early_stopping(dls):
-    from fastai.callback.tracker import EarlyStoppingCallback
     def run(epochs, **kwargs):
         learn = learner(dls)
         with learn.no_bar(), learn.no_logging():

@@ -7,7 +7,9 @@ minutes):
     pytest tests/test_collab.py -m slow -s
 """
 import gzip
+import inspect
 import os
+import pickle
 import re
 import warnings
 from functools import cache
@@ -22,7 +24,8 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.learner import Learner, load_learner
 from fastai.losses import MSELossFlat
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import Adam, OptimWrapper
+from fastai.tabular.core import TabDataLoader
 from fastai.tabular.model import get_emb_sz
 from fastai.torch_core import set_seed
 
@@ -30,14 +33,13 @@ from lesson6.collab import (CollabNN, DotProduct, DotProductBias, LeanLearner, N
                             create_params, extreme_items, factor_map, fit_ratings, ratings_dls,
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.data import lesson_path
+from lesson6.engine.rating_learners import fused_learner
 from lesson6.engine.rating_scales import range_for
 from lesson6.engine.rating_tables import movielens_files
 from lesson6.engine.ratings import lowest_errors
 from lesson6.engine.ratings_at_scale import parquet_dls
 from lesson6.engine.recommending import taste_agreement
-from lesson6.mini.movielens import film_similarity, truth, who_rates_what, stars
-from fastai.tabular.core import TabDataLoader
-from lesson6.mini.movielens import best_guess
+from lesson6.mini.movielens import best_guess, film_similarity, stars, truth, who_rates_what
 
 warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
 seed = int(os.environ.get('LESSON6_SEED', 42))
@@ -867,7 +869,6 @@ def test_strangers_in_a_table_are_counted(small, capsys):
 
 
 def test_loaders_can_be_pickled_and_leave_the_ratings_behind(small):
-    import pickle
     dls = ratings_dls(small, bs=16, device='cpu')
     again = pickle.loads(pickle.dumps(dls))
     assert torch.equal(again.train_ds.x, dls.train_ds.x) and again.scale == dls.scale
@@ -1224,9 +1225,6 @@ def test_real_splits(real):
 
 
 def test_the_fused_learner_steps_as_fastai_does_by_default():
-    import inspect
-    from fastai.optimizer import Adam
-    from lesson6.engine.rating_learners import fused_learner
     ours, theirs = (inspect.signature(f).parameters['eps'].default for f in (fused_learner, Adam))
     assert ours == theirs
 

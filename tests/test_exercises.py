@@ -18,10 +18,26 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback import progress  # noqa: F401 (it gives learners no_bar)
+from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, MultiCategoryBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import FuncSplitter
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.optimizer import SGD
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock, PointBlock
+from PIL import Image
 from torch import nn
 
 from lesson6 import exercises as ex
+from lesson6.claims import item_errors
+from lesson6.collab import ratings_dls, ratings_learner
 from lesson6.data import folders, lesson_path
+from lesson6.files import picture_files
+from lesson6.head_pose import point_of, read_points
+from lesson6.multilabel import read_labels
+from lesson6.pets import pet_labels
 
 sections = {'pets': '01_pet_breeds', 'multi': '02_multi_label', 'pose': '03_head_pose',
             'collab': '04_collab', 'reg': '05_regularisation'}
@@ -127,7 +143,6 @@ def test_the_notebook_shows_the_tasks_as_they_are_here(section):
 @pytest.fixture(scope='session')
 def own_data(tmp_path_factory):
     "A folder with four sets, none of them in the layout of the lesson's"
-    from PIL import Image
     root = tmp_path_factory.mktemp('own')
     g = np.random.default_rng(3)
     def picture(file, colour):
@@ -166,7 +181,6 @@ def own(own_data, monkeypatch): monkeypatch.setenv('LESSON6_DATA', str(own_data)
 
 @cache
 def breeds_in(path):
-    from lesson6.pets import pet_labels
     labels = pet_labels(path).labels
     return labels, {b for b in labels if b[0].isupper()}
 
@@ -174,7 +188,6 @@ def breeds(): return breeds_in(lesson_path('pets'))
 
 
 def table():
-    from lesson6.multilabel import read_labels
     df = read_labels(lesson_path('pascal'))
     return df, df[~df.is_valid], df['labels'].str.split().str.len()
 
@@ -183,7 +196,6 @@ def per_label(df): return df['labels'].str.split().explode().value_counts()
 
 
 def camera():
-    from lesson6.files import picture_files
     files = [f for f in picture_files(lesson_path('biwi')) if f.stem.endswith('_rgb')]
     return (np.genfromtxt(files[0].parent/'rgb.cal', max_rows=3) if files
             else np.array([[517.679, 0, 320], [0, 517.679, 240.5], [0, 0, 1]]))
@@ -782,9 +794,6 @@ class Coloured(nn.Module):
 
 def fitted(dls, model, epochs=1, lr=0., pretrained=None, **kwargs):
     "A learner that has seen its epochs, with a rate of 0"
-    from fastai.callback import progress  # noqa: F401 (it gives learners no_bar)
-    from fastai.learner import Learner
-    from fastai.optimizer import SGD
     learn = Learner(dls, model, opt_func=SGD, **kwargs)
     if pretrained is not None: learn.pretrained = pretrained
     if epochs:
@@ -796,9 +805,6 @@ def fitted(dls, model, epochs=1, lr=0., pretrained=None, **kwargs):
 def coloured(tmp_path_factory):
     """Thirty-two pictures of 8×8 pixels, red or blue by turns; and DataLoaders of them, for one
     label or several"""
-    from PIL import Image
-    from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, MultiCategoryBlock
-    from fastai.vision.data import ImageBlock
     folder = tmp_path_factory.mktemp('coloured')
     for i in range(32):
         Image.new('RGB', (8, 8), ((240, 0, 20), (20, 0, 240))[i%2]).save(folder/f'{i:02d}.png')
@@ -852,7 +858,6 @@ def test_pets_7_compares_on_equal_terms(coloured):
 
 
 def test_multi_8_wants_a_loss_that_weighs(coloured):
-    from fastai.losses import BCEWithLogitsLossFlat
     files, loaders = coloured
     dls, half, twice = (loaders(several=True), loaders(range(8, 24), several=True),
                         loaders(range(24, 48), files + files[:16], several=True))
@@ -897,11 +902,6 @@ class Told(nn.Module):
 
 
 def pose_loaders(held, only=None, also_train=()):
-    from fastai.data.block import DataBlock
-    from fastai.data.transforms import FuncSplitter
-    from fastai.vision.augment import Resize
-    from fastai.vision.data import ImageBlock, PointBlock
-    from lesson6.head_pose import point_of, read_points
     path = lesson_path('biwi')
     frames = read_points(path)
     group = dict(zip((path/f for f in frames.fname), frames.group))
@@ -946,7 +946,6 @@ def test_pose_7_on_the_synthetic_frames():
 def rated():
     """DataLoaders of a few ratings made up here, by two tastes and a good deal of luck; another
     seed splits them otherwise"""
-    from lesson6.collab import ratings_dls
     g = np.random.default_rng(0)
     p, q = g.normal(size=(60, 2)), g.normal(size=(120, 2))
     u, i = np.divmod(g.permutation(60*120)[:6000], 120)
@@ -957,7 +956,6 @@ def rated():
 
 
 def rating_learner(dls, n_factors=50, epochs=5, lr=2e-2, seed=0, **kwargs):
-    from lesson6.collab import ratings_learner
     torch.manual_seed(seed)
     learn = ratings_learner(dls, n_factors)
     if epochs:
@@ -967,7 +965,6 @@ def rating_learner(dls, n_factors=50, epochs=5, lr=2e-2, seed=0, **kwargs):
 
 @pytest.mark.parametrize('seed', range(3))
 def test_collab_7_compares_three_widths(rated, seed):
-    from lesson6.claims import item_errors
     dls = rated(n=1500)
     by = {n: rating_learner(dls, n, wd=.1, seed=seed) for n in (2, 10, 50)}
     mse = {n: item_errors(o).mean() for n, o in by.items()}
@@ -1000,7 +997,6 @@ def test_collab_7_compares_three_widths(rated, seed):
 @pytest.mark.ci
 @pytest.mark.parametrize('seed', range(3))
 def test_reg_8_wants_a_plain_learner_and_a_better_one(rated, seed):
-    from fastai.data.core import DataLoaders
     dls = rated()
     def learner(**kwargs):
         return rating_learner(**dict(dls=dls, lr=5e-3, epochs=5, seed=seed) | kwargs)

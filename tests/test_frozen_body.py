@@ -8,6 +8,8 @@ from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from PIL import Image
 
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated',
                         category=FutureWarning)
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader, SkipItemException
 from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock,
                                IndexSplitter, Learner, MSELossFlat, MultiCategoryBlock, PointBlock,
                                ProgressCallback, Resize, TensorPoint, accuracy_multi,
@@ -139,7 +143,6 @@ def test_the_features_are_the_bodys_in_the_order_of_the_pictures(make, task):
 
 def test_a_picture_that_its_loader_passes_over_leaves_no_gap(make):
     "fastai's SkipItemException leaves an item out of its batch"
-    from fastai.data.load import SkipItemException
     learn = make(augment=False)
     (whole, y), _ = body_features(learn)
     item, gone = type(learn.dls.train).create_item, 3
@@ -227,7 +230,6 @@ def test_it_says_how_long_it_will_take_and_shows_the_epochs(make, capsys):
     learn = make()
     fit_head(learn, 1, 5e-3)
     assert 'pictures' not in capsys.readouterr().out
-    from fastai.callback.progress import ProgressCallback
     learn.add_cb(ProgressCallback())
     fit_head(learn, 2, 5e-3, views=2)
     out = capsys.readouterr().out
@@ -236,9 +238,7 @@ def test_it_says_how_long_it_will_take_and_shows_the_epochs(make, capsys):
 
 
 def test_the_recorder_can_be_plotted(make):
-    import matplotlib
     matplotlib.use('agg')
-    import matplotlib.pyplot as plt
     learn = make()
     with learn.no_logging(): fit_head(learn, 4, 5e-3)
     assert len(learn.recorder.plot_loss().lines) == 2
@@ -353,8 +353,6 @@ def rows_of_text(): return [('five words are a row', torch.tensor(1)) for _ in r
 
 @pytest.mark.parametrize('make_rows', [rows_of_numbers, rows_of_text])
 def test_text_is_refused(make_rows):
-    from fastai.data.core import DataLoaders
-    from fastai.data.load import DataLoader
     rows, says = make_rows()
     learn = Learner(DataLoaders(DataLoader(rows, bs=4), DataLoader(rows, bs=4)),
                     nn.Sequential(nn.Embedding(9, 3),

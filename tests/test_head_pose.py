@@ -1,4 +1,5 @@
 "The head-pose section and its drawn twin: what a notebook cannot show."
+import io
 import json
 import os
 import pickle
@@ -6,21 +7,32 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import python, root
+from fastai.callback.core import Callback
+from fastai.learner import load_learner
+from fastai.torch_core import set_seed
+from fastai.vision.core import PILImage, TensorPoint
+from fastai.vision.learner import vision_learner
 from PIL import Image
 
+from lesson6 import head_pose
 from lesson6.engine import points, poses
-from lesson6.head_pose import (biwi_dls, fit_size, get_ctr, img2pose, kept_out, pixel_error,
-                               pixel_point, plot_function, point_errors, point_of,
-                               points_dls, pose_learner, read_calibration, read_centre, read_points,
-                               show_points, sigmoid_range)
+from lesson6.engine.frozen_body import fit_head
+from lesson6.engine.networks import efficientnet_lite0
+from lesson6.engine.pictures import UprightImage
+from lesson6.head_pose import (biwi_dls, fit_pose, fit_size, get_ctr, img2pose, kept_out,
+                               pixel_error, pixel_point, plot_function, point_errors, point_head,
+                               point_of, points_dls, pose_learner, read_calibration, read_centre,
+                               read_points, show_points, sigmoid_range)
 from lesson6.mini import biwi
-import io
+from lesson6.mini.network import drawnet10
 
 REAL_CAL = ('517.679 0 320 \n0 517.679 240.5 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n0 0 '
             '0 \n\n640 480 \n')
@@ -132,7 +144,6 @@ def heads(frames):
 
 def augmented(dls, heads, Point):
     "How white the augmented picture is at the augmented point, for each of them"
-    from fastai.vision.core import PILImage
     items = [
         dls.train.after_item((PILImage.create(np.repeat(mask[...,None], 3, 2).astype(np.uint8)*255),
                               Point(p))) for mask, p in heads]
@@ -148,8 +159,6 @@ def augmented(dls, heads, Point):
 @pytest.mark.ci
 @pytest.mark.parametrize('size', [(60, 80), (120, 160)])
 def test_every_augmented_point_lands_on_the_head(twin, heads, size):
-    from fastai.torch_core import set_seed
-    from fastai.vision.core import TensorPoint
     set_seed(0)
     dls = biwi_dls(twin, size=size, bs=16, num_workers=0)
     white, xb, yb = augmented(dls, heads, TensorPoint.create)
@@ -164,7 +173,6 @@ def test_every_augmented_point_lands_on_the_head(twin, heads, size):
 @pytest.mark.ci
 def test_a_point_that_fastai_does_not_know_for_one_falls_off(twin, heads):
     "The test above can fail: the same numbers, but not as a TensorPoint, stay where they are"
-    from fastai.torch_core import set_seed
     set_seed(0)
     dls = biwi_dls(twin, size=(60, 80), bs=16, num_workers=0)
     white, *_ = augmented(dls, heads, lambda p: p/torch.tensor([320., 240.]) - 1)
@@ -562,7 +570,6 @@ def test_sigmoid_range_stays_in_its_range():
 
 
 def test_plot_function_draws_the_function():
-    import matplotlib
     matplotlib.use('agg')
     ax = plot_function(torch.square, tx='x', title='a square', min=-3, max=3, steps=7)
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [(x, x*x) for x in range(-3, 4)])
@@ -593,8 +600,6 @@ def test_pixel_error_is_a_distance_in_the_frame(shape):
 @pytest.fixture(scope='session')
 def exported(twin, tmp_path_factory):
     "A learner, trained hardly at all, and what it says of one frame"
-    from fastai.vision.learner import vision_learner
-    from lesson6.mini.network import drawnet10
     dls = biwi_dls(twin, size=(30, 40), bs=64, num_workers=0)
     learn = vision_learner(dls, drawnet10, y_range=(-1, 1))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
@@ -620,9 +625,6 @@ def test_an_exported_learner_predicts_in_a_fresh_process(exported, tmp_path):
 def test_a_real_network_whose_body_stays_frozen(twin, capsys):
     """ImageNet's weights on a CPU: the body computed once, and beside it three epochs that compute
     it again each time"""
-    from fastai.torch_core import set_seed
-    from lesson6.engine.frozen_body import fit_head
-    from lesson6.engine.networks import efficientnet_lite0
     dls, off = biwi_dls(twin, size=(120, 160), device=torch.device('cpu')), {}
     for name, fit in {'fit_head': lambda learn: fit_head(learn, 8, 1e-2),
                       'three frozen epochs': lambda learn: learn.fit_one_cycle(3, 1e-2)}.items():
@@ -637,7 +639,6 @@ def test_a_real_network_whose_body_stays_frozen(twin, capsys):
 
 @pytest.mark.ci
 def test_a_prediction_in_pixels_of_the_picture(exported):
-    from fastai.learner import load_learner
     path, frame, raw = exported
     learn = load_learner(path)
     by_hand = (raw+1)*torch.tensor([320., 240.])
@@ -649,15 +650,12 @@ def test_a_prediction_in_pixels_of_the_picture(exported):
 
 @pytest.mark.ci
 def test_a_learner_of_something_else_has_no_point(few):
-    from lesson6.mini.network import drawnet10
-    from fastai.vision.learner import vision_learner
     learn = vision_learner(biwi_dls(few, size=(24, 32)), drawnet10, n_out=5)
     with pytest.raises(ValueError, match='predicts 5 numbers; a point has two'):
         pixel_point(learn, few/'01'/'frame_00001_rgb.jpg')
 
 
 def test_the_head_for_points_answers_within_the_picture():
-    from lesson6.head_pose import point_head
     head = point_head(16).eval()
     with torch.no_grad():
         answers = torch.cat([head(s*torch.randn(50, 16, 8, 10)) for s in (1, 100)])
@@ -667,7 +665,6 @@ def test_the_head_for_points_answers_within_the_picture():
 
 @pytest.mark.ci
 def test_errors_are_those_of_the_predictions(few):
-    from lesson6.mini.network import drawnet10
     learn = pose_learner(biwi_dls(few, size=(24, 32)), drawnet10)
     errors = point_errors(learn)
     with learn.no_bar(): preds, targs = learn.get_preds()
@@ -678,7 +675,6 @@ def test_errors_are_those_of_the_predictions(few):
     mean = torch.stack([get_ctr(f) for f in learn.dls.train_ds.items]).mean(0)
     np.testing.assert_allclose(errors.constant, (torch.tensor(errors[['x', 'y']].values) - mean)
                                .norm(dim=1), rtol=1e-4)
-    import matplotlib
     matplotlib.use('agg')
     assert ([t.get_text() for t in show_points(learn, 1).legends[0].get_texts()]
             == ['true point', 'prediction']), 'also where a row is not full'
@@ -704,7 +700,6 @@ def test_importing_the_section_is_no_dearer_than_fastai():
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_the_size_of_a_picture_is_that_which_a_viewer_shows(orientation, tmp_path):
-    from lesson6.engine.pictures import UprightImage
     turned = Image.Exif()
     turned[0x112] = orientation
     for i in range(8): Image.new('RGB', (40, 20)).save(tmp_path/f'{i}.jpg', exif=turned)
@@ -744,9 +739,6 @@ def test_a_laptop_takes_fewer_pixels_of_a_picture_and_more_pictures_in_a_batch_t
                           (False, 'cpu', ('head', 6, 1e-2, 2))])
 def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_head(
     monkeypatch, twin, tmp_path, synthetic, device, asked):
-    from types import SimpleNamespace
-    from lesson6 import head_pose
-    from lesson6.head_pose import fit_pose
     monkeypatch.setattr(head_pose, 'fit_head',
                         lambda learn, *args, **kwargs: done.append(('head', *args)))
     done = []
@@ -758,8 +750,6 @@ def test_synthetic_frames_and_a_gpu_train_all_of_the_network_and_a_laptop_its_he
 
 
 def test_the_head_is_sized_without_asking_for_weights(twin):
-    from fastai.callback.core import Callback
-    from lesson6.mini.network import drawnet10
     asked = []
     def arch(*args, **kwargs): asked.append((args, kwargs)); return drawnet10(*args, **kwargs)
     learn = pose_learner(biwi_dls(twin, size=(30, 40)), arch, pretrained=False, cbs=[Callback()])

@@ -1,27 +1,38 @@
 """What the multi-label notebook cannot show: tables of all kinds, bad input, properties, a learner
 loaded elsewhere, the twin as a whole."""
 import csv
+import pickle
 import shutil
+import subprocess
+import sys
+import textwrap
 import unicodedata
 import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import python
+from fastai.learner import Learner
+from fastai.metrics import accuracy_multi
+from fastai.torch_core import set_seed
+from fastai.vision.learner import vision_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_own_pictures import run_section
+from test_pets import small_net
 from torch import nn
 
 from lesson6 import multilabel as ml
+from lesson6.book.train import section_learner
+from lesson6.engine import labels, networks
+from lesson6.engine.label_results import plot_prediction
+from lesson6.engine.picture_loaders import KeepBatches
 from lesson6.mini import pascal
-import pickle
-import subprocess
-import sys
-import textwrap
 
 head = 'fname,labels,is_valid\n'
 good = ['000012.jpg,car,False', '000013.jpg,car person,False', '000014.jpg,dog,True']
@@ -158,7 +169,6 @@ def test_a_separator_of_ones_own_keeps_labels_of_two_words(folder, delim, cell):
 
 def test_validation_batches_are_kept_only_on_demand(folder):
     "On a large set they would fill the memory"
-    from lesson6.engine.picture_loaders import KeepBatches
     for keep in False, True:
         dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2, keep_valid=keep)
         assert isinstance(dls.valid, KeepBatches) == keep and not isinstance(dls.train, KeepBatches)
@@ -262,8 +272,6 @@ def synthetic(environment, tmp_path):
 
 
 def test_the_loaders_suit_the_pictures_and_the_machine(synthetic, folder, monkeypatch):
-    from lesson6.engine import labels
-    from lesson6.engine.picture_loaders import KeepBatches
     def made(path, **kw):
         dls = ml.multilabel_dls(ml.read_labels(path), path, **kw)
         assert dls.folder == path and dls.one_batch()[0].shape[-1] == dls.pixels
@@ -279,14 +287,11 @@ def test_the_loaders_suit_the_pictures_and_the_machine(synthetic, folder, monkey
 
 
 def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monkeypatch):
-    from fastai.metrics import accuracy_multi
-    from lesson6.engine import labels, networks
     def made(path, **kw):
         learn = ml.multilabel_learner(ml.multilabel_dls(ml.read_labels(path), path, size=32),
                                       pretrained=False, **kw)
         return learn.arch.__name__
     assert [made(synthetic), made(folder)] == ['drawnet18', 'efficientnet_lite0']
-    from test_pets import small_net
     assert (made(folder, arch=small_net, metrics=[ml.partial(accuracy_multi, thresh=.2)])
             == 'small_net')
     monkeypatch.setattr(labels, 'stays_frozen', lambda dls: False)
@@ -297,8 +302,6 @@ def test_the_network_suits_the_pictures_and_the_machine(synthetic, folder, monke
 @pytest.mark.parametrize('real_ones', [True, False])
 def test_real_pictures_are_trained_with_a_frozen_body_on_a_cpu(synthetic, folder, real_ones,
                                                                capsys):
-    from test_pets import small_net
-    from fastai.torch_core import set_seed
     path = folder if real_ones else synthetic
     def trained(**kw):
         set_seed(42, reproducible=True)
@@ -326,7 +329,6 @@ def test_real_pictures_are_trained_with_a_frozen_body_on_a_cpu(synthetic, folder
 
 
 def test_another_seed_is_another_split_where_the_table_has_none(environment, tmp_path):
-    from lesson6.book.train import section_learner
     there = tmp_path/'own'/'pascal_2007'
     (there/'train').mkdir(parents=True)
     for i in range(20): Image.new('RGB', (32, 24), (10*i, 120, 150)).save(there/'train'/f'{i}.jpg')
@@ -425,7 +427,6 @@ def test_the_best_threshold_is_found_and_a_plateau_is_met_in_its_middle():
 
 
 def test_the_threshold_curve_as_it_is_drawn():
-    import matplotlib.pyplot as plt
     preds, targs = (torch.tensor([[.1, .8], [.3, .9], [.2, .1]]),
                     torch.tensor([[0., 1.], [0., 1.], [0., 0.]]))
     ax = ml.plot_threshold_curve(preds, targs)
@@ -440,9 +441,6 @@ def test_the_threshold_curve_as_it_is_drawn():
 
 
 def test_a_prediction_as_it_is_drawn(folder):
-    from fastai.vision.learner import vision_learner
-    from lesson6.engine.label_results import plot_prediction
-    from test_pets import small_net
     learn = vision_learner(ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2),
                            small_net, pretrained=False)
     picture = folder/'train'/'000012.jpg'
@@ -458,7 +456,6 @@ def test_a_prediction_as_it_is_drawn(folder):
 
 
 def test_pictures_of_a_label_as_they_are_drawn_and_of_a_label_that_no_picture_has(folder):
-    import matplotlib.pyplot as plt
     files = sorted((folder/'train').glob('*.jpg'))
     preds, targs = (torch.tensor([[.9, .1], [.2, .1], [.4, .1]]),
                     torch.tensor([[1., 0.], [1., 0.], [1., 0.]]))
@@ -520,8 +517,6 @@ def test_the_report_refuses_another_vocabulary():
 
 @pytest.mark.ci
 def test_an_exported_learner_predicts_in_a_fresh_process(folder, tmp_path, monkeypatch):
-    from fastai.learner import Learner
-    from fastai.metrics import accuracy_multi
     dls = ml.multilabel_dls(ml.read_labels(folder), folder, size=16, bs=2)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     learn = Learner(dls, model, metrics=ml.partial(accuracy_multi, thresh=.2), path=tmp_path)
@@ -656,7 +651,6 @@ own = {
 @pytest.mark.parametrize('kind', own)
 def test_the_section_runs_to_its_end(kind, tmp_path):
     "What the data cannot show is said, and claims that it cannot answer are not asked."
-    from test_own_pictures import run_section
     said = run_section('multilabel', own_set(tmp_path/'data', **own[kind]))
     assert said['multilabel-onehot'] == said['multilabel-bce'] == 'holds'
     assert said['multilabel-nothing'] == 'not asked'

@@ -6,6 +6,7 @@ from fastai.data.core import TfmdLists, Transform
 from PIL import Image
 
 from lesson6.engine.picture_loaders import KeepBatches, KeepItems, KeepPictures
+from lesson6.engine.pictures import UprightImage, upright
 
 
 def test_kept_batches_are_made_once_and_are_the_same():
@@ -94,7 +95,6 @@ def test_nothing_is_kept_while_the_transforms_are_set_up():
 @pytest.mark.parametrize('kind', ['path', 'text', 'bytes', 'picture'])
 def test_a_picture_is_upright_wherever_it_comes_from(kind, tmp_path):
     "What an upload brings is bytes, and what another program hands over is a Pillow image"
-    from lesson6.engine.pictures import UprightImage
     turned = Image.Exif()
     turned[0x112] = 6
     Image.new('RGB', (40, 20), 'red').save(tmp_path/'phone.jpg', exif=turned)
@@ -113,7 +113,6 @@ def test_a_picture_is_upright_wherever_it_comes_from(kind, tmp_path):
 
 
 def test_bytes_that_are_no_picture_are_told():
-    from lesson6.engine.pictures import UprightImage
     with pytest.raises(ValueError, match='The picture of 9 bytes cannot be read as a picture'):
         UprightImage.create(b'no bytes!')
 
@@ -124,7 +123,6 @@ def test_bytes_that_are_no_picture_are_told():
                           ('I', (0, 257, 65535), (0, 1, 255)), ('I;16', (0, 257, 514), (0, 1, 2))])
 def test_what_deep_pictures_are_in_8_bits(mode, values, seen):
     "Shares of one, bytes in large numbers, and 16 bits"
-    from lesson6.engine.pictures import upright
     kind = {'F': np.float32, 'I': np.int32, 'I;16': np.uint16}[mode]
     im = Image.fromarray(np.array([values]).astype(kind))
     assert (im.mode == mode

@@ -1,15 +1,28 @@
 """What the regularisation notebook cannot show: input that can't be meant, properties of the maps,
 data of one's own, and the curve on real ratings."""
 import math
+import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fastai.basics import DataLoaders, Learner, MSELossFlat
+from fastai.torch_core import set_seed
+from fastai.vision.all import TensorImage, Transform
+from fastai.vision.data import PointBlock
 from PIL import Image
+from test_own_pictures import pointed_set, run_section
+from test_own_ratings import own_set
 from torch import nn
 
+from lesson6 import data
 from lesson6 import regularisation as reg
+from lesson6.collab import ratings_dls, ratings_learner, read_ratings
 from lesson6.data import folders
+from lesson6.engine import augmentation, sets
+from lesson6.engine.augmentation import point_drift
 
 
 @pytest.mark.parametrize('nothing', [[], nn.ReLU(), iter(())], ids=['list', 'module', 'iterator'])
@@ -34,7 +47,6 @@ def test_weights_without_a_gradient_are_left_alone():
 
 
 def test_a_sweep_trains_for_the_lessons_five_epochs():
-    from fastai.basics import DataLoaders, Learner, MSELossFlat
     made = []
     def make():
         rows = [(torch.ones(1), torch.ones(1))]*4
@@ -72,7 +84,6 @@ def test_a_dot_is_where_its_point_is(angle, size):
 
 
 def test_the_maps_are_the_engines():
-    from lesson6.engine import augmentation
     for name in augmentation.__all__: assert getattr(reg, name) is getattr(augmentation, name)
 
 
@@ -93,8 +104,6 @@ HEADS = {'reg-augmentation', 'reg-point-forgotten'}
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(12))
 def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
-    from test_own_pictures import pointed_set, run_section
-    from test_own_ratings import own_set
     has = ['movielens', 'biwi'] if seed % 3 else [['movielens'], ['biwi']][seed//3 % 2]
     for name, write in ('movielens', own_set), ('biwi', pointed_set):
         if name in has:
@@ -107,8 +116,6 @@ def test_the_section_runs_to_its_end_on_data_of_ones_own(seed, tmp_path):
 
 @pytest.mark.slow
 def test_on_real_ratings_the_lessons_decay_is_near_the_best(real):
-    from fastai.torch_core import set_seed
-    from lesson6.collab import ratings_dls, ratings_learner, read_ratings
     ratings = read_ratings(real/'ml-100k')
     def make(seed):
         dls = ratings_dls(ratings, bs=64, seed=seed)
@@ -125,8 +132,6 @@ def test_on_real_ratings_the_lessons_decay_is_near_the_best(real):
 def test_drift_is_told_in_pixels_across_and_down(moved):
     """Also in pictures with an odd number of pixels, which are no squares; from the first pixel to
     the last there is one step fewer than pixels."""
-    from fastai.vision.all import TensorImage, Transform
-    from lesson6.engine.augmentation import point_drift
     class Roll(Transform):
         def encodes(self, x:TensorImage): return x.roll(moved, (-2, -1))
     drift = point_drift([Roll()], n=200, size=(31, 21), generator=torch.Generator().manual_seed(0))
@@ -136,8 +141,6 @@ def test_drift_is_told_in_pixels_across_and_down(moved):
 # A folder that holds only one of the two sets
 
 def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, capsys):
-    from lesson6 import data
-    from lesson6.engine import sets
     monkeypatch.setattr(data, 'substituted', {})
     (tmp_path/'ml-100k').mkdir()
     (tmp_path/'ml-100k'/'ratings.csv').write_text('user,title,rating\n1,a,3\n')
@@ -155,7 +158,6 @@ def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, c
 # Rating models trained side by side
 
 def ratings_of(n=600):
-    import pandas as pd
     g = np.random.default_rng(0)
     u, i = np.divmod(g.permutation(40*30)[:n], 30)
     return pd.DataFrame({'user': u, 'title': [f'film {o}' for o in i],
@@ -163,8 +165,6 @@ def ratings_of(n=600):
 
 
 def rating_learner(seed, **kwargs):
-    from fastai.torch_core import set_seed
-    from lesson6.collab import ratings_dls, ratings_learner
     dls = ratings_dls(ratings_of(), bs=32, seed=seed, device='cpu')
     set_seed(seed, reproducible=True)
     return ratings_learner(dls, **kwargs)
@@ -191,7 +191,6 @@ def test_side_by_side_tells_the_training_error_of_the_end():
 
 
 def test_side_by_side_passes_a_warning_on_once():
-    import warnings
     def make(seed):
         with warnings.catch_warnings():
             pass   # as libraries do: after it Python forgets what it has warned of
@@ -203,7 +202,6 @@ def test_side_by_side_passes_a_warning_on_once():
 
 
 def test_side_by_side_is_for_models_with_factors_and_biases():
-    from fastai.basics import DataLoaders, Learner, MSELossFlat
     rows = [(torch.ones(1), torch.ones(1))]*4
     def make(seed):
         return Learner(DataLoaders.from_dsets(rows, rows, bs=2, num_workers=0,
@@ -231,7 +229,6 @@ def test_a_few_frames_keep_people_apart(groups, tmp_path):
     assert torch.allclose(few.unit(f), torch.tensor([2*(10+int(f.stem))/60 - 1, 0.]))
     assert few.picture(f).shape == (1, 3, 40, 60)
     model = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(3*6*6, 2), nn.Tanh())
-    from fastai.vision.data import PointBlock
     seen, unseen = reg.train_on_few_frames(few, model, PointBlock, [], epochs=40)
     preds = [model((few.picture(f) - torch.tensor([.485, .456, .406]).view(3, 1, 1))/torch.tensor(
         [.229, .224, .225]).view(3, 1, 1)) for f in few.unseen]
@@ -254,7 +251,6 @@ def test_a_few_frames_of_nobody_keep_to_the_split_of_the_set(tmp_path):
 
 
 def test_one_frame_is_shown_several_times_with_its_point(tmp_path):
-    import matplotlib.pyplot as plt
     r = np.random.default_rng(0)
     for i in range(2): face(r, 60, 40, 20, 20).save(tmp_path/f'{i}.png')
     (tmp_path/'points.csv').write_text('fname,x,y\n0.png,20,20\n1.png,20,20\n')
