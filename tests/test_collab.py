@@ -543,31 +543,6 @@ def test_unknown_names(small, ask, says):
     with pytest.raises(ValueError, match=says): ask(Learner(dls, DotProductBias(*sizes(dls), 5)))
 
 
-def family(to, ratings, form):
-    "The same ratings as MovieLens 1M, as MovieLens 25M, and as a table of any kind"
-    to.mkdir(exist_ok=True)
-    four = ratings[['user', 'movie', 'rating', 'timestamp']]
-    titles = ratings.drop_duplicates('movie')[['movie', 'title']]
-    if form == '1m':
-        (to/'ratings.dat').write_text('\n'.join('::'.join(map(str, row))
-                                                for row in four.itertuples(index=False)) + '\n')
-        (to/'movies.dat').write_text('\n'.join(f'{i}::{t}::Comedy|Drama'
-                                               for i, t in titles.itertuples(index=False)) + '\n',
-                                     encoding='latin-1')
-    elif form == '25m':
-        four = four.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
-        four.to_csv(to/'ratings.csv', index=False)
-        titles.set_axis(['movieId', 'title'],
-                        axis=1).assign(genres='Comedy|Drama').to_csv(to/'movies.csv', index=False)
-        (to/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
-    elif form == 'tsv':
-        ratings.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars',
-                                'movie': 'item_id'}).to_csv(to/'shop.tsv', sep='\t', index=False)
-    elif form == 'utf-16': ratings.to_csv(to/'sheet.csv', sep=';', index=False, encoding='utf-16')
-    elif form == 'parquet': ratings.to_parquet(to/'all.parquet')
-    return to
-
-
 # The forms that ratings come in
 
 def test_genres_are_shown_beside_titles_where_they_are_known(folder):
@@ -637,14 +612,6 @@ def test_errors_after_some_answers_are_per_user(learn):
 def named():
     return planted().assign(timestamp=880_000_000 + np.arange(40_000),
                             title='"Café", ' + planted().title + ' (1950)')
-
-
-@pytest.mark.parametrize('form', ['1m', '25m', 'tsv', 'utf-16', 'parquet'])
-def test_the_forms_are_read_alike(tmp_path, named, form):
-    table = read_ratings(family(tmp_path/form, named, form))
-    if form in ('1m', '25m'): assert (table.pop('genres') == 'Comedy, Drama').all()
-    pd.testing.assert_frame_equal(table, named[['user', 'movie', 'rating', 'timestamp', 'title']])
-    pd.testing.assert_frame_equal(read_ratings(named), table)
 
 
 def test_the_names_of_columns_can_be_given(tmp_path):

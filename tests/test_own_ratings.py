@@ -17,8 +17,9 @@ from lesson6.collab import (DotProductBias, LeanLearner, extreme_items, ratings_
                             ratings_learner, read_ratings, recommend, similar_items)
 from lesson6.engine.rating_scales import range_for
 
-words = ('Book Film Tea كتاب 本 Музей Café Straße Ølbrød हिन्दी "Quoted" Semi;colon Comma, '
+words = ('كتاب 本 Музей हिन्दी Book Film Tea Café Straße Ølbrød "Quoted", Semi;colon Comma, '
          'Pipe'.split())
+latin = words[4:]
 scales = [(1, 5, 1), (.5, 5, .5), (1, 10, 1), (-10, 10, .5), (0, 1, 1), (0, 100, 1), (1, 7, 1),
           (2, 4, 1)]
 forms = ['u.data', 'ratings.dat', 'ratings.csv', 'csv', 'csv with semicolons', 'tsv', 'utf-16',
@@ -38,7 +39,8 @@ def own_set(folder, seed, form=None, small=False):
                                        + .5*r.normal(size=n)))/step)*step, lo, hi).round(1))
     rating[:2] = lo, hi
     year = ' (1999)' if r.random() < .3 else ''
-    titles = [f'{words[i % len(words)]} {i}{year}' for i in range(items)]
+    some = latin if form == 'ratings.dat' else words
+    titles = [f'{some[i % len(some)]} {i}{year}' for i in range(items)]
     text_users = form not in ('u.data', 'ratings.dat', 'ratings.csv') and r.random() < .5
     names = [f'{words[u % 6]}-{u:03d}' if text_users else u + 1 for u in range(users)]
     table = pd.DataFrame({'user': [names[u] for u in pairs//items], 'movie': pairs%items + 1,
@@ -47,17 +49,21 @@ def own_set(folder, seed, form=None, small=False):
     whole = table.assign(title=[titles[i] for i in pairs%items])
     four = table.to_numpy(dtype=object).tolist()
     if form in ('u.data', 'ratings.dat'):
-        sep, items_file, tsep = (('\t', 'u.item', '|') if form == 'u.data'
-                                 else ('::', 'movies.dat', '::'))
+        sep, items_file, tsep, encoding = (('\t', 'u.item', '|', 'utf-8') if form == 'u.data'
+                                           else ('::', 'movies.dat', '::', 'latin-1'))
         (folder/form).write_text(''.join(sep.join(map(str, row)) + '\n' for row in four))
         (folder/items_file).write_text(''.join(f'{i}{tsep}{t}{tsep}Comedy|Drama\n'
-                                               for i, t in enumerate(titles, 1)), encoding='utf-8')
+                                               for i, t in enumerate(titles, 1)), encoding=encoding)
     elif form == 'ratings.csv':
         table = table.set_axis(['userId', 'movieId', 'rating', 'timestamp'], axis=1)
         table.to_csv(folder/form, index=False)
         movies = pd.DataFrame({'movieId': range(1, items+1), 'title': titles})
         movies.assign(genres='Comedy|Drama').to_csv(folder/'movies.csv', index=False)
-    elif form == 'parquet': whole.drop(columns='movie').to_parquet(folder/'shop.parquet')
+        (folder/'tags.csv').write_text('userId,movieId,tag,timestamp\n')
+    elif form == 'parquet': whole.to_parquet(folder/'shop.parquet')
+    elif form == 'tsv':
+        whole.rename(columns={'user': 'User ID', 'title': 'Title', 'rating': 'Stars',
+                              'movie': 'item_id'}).to_csv(folder/'shop.tsv', sep='\t', index=False)
     elif form == 'split':
         whole.drop(columns='movie').assign(is_valid=r.random(n) < .3).rename(
             columns={'title': 'item'}).to_csv(folder/'shop.csv', index=False)
@@ -74,10 +80,22 @@ def own_set(folder, seed, form=None, small=False):
     else:
         sep, name, encoding = {'csv': (',', 'shop.csv', 'utf-8-sig'),
                                'csv with semicolons': (';', 'shop.csv', 'utf-8'),
-                               'tsv': ('\t', 'shop.tsv', 'utf-8'),
-                               'utf-16': (',', 'shop.csv', 'utf-16')}[form]
+                               'utf-16': (';', 'shop.csv', 'utf-16')}[form]
         whole.drop(columns='movie').to_csv(folder/name, sep=sep, index=False, encoding=encoding)
     return form, whole, (rating.min(), rating.max())
+
+
+@pytest.mark.parametrize('form', forms)
+def test_the_forms_are_read_alike(tmp_path, form):
+    _, wrote, _ = own_set(tmp_path, forms.index(form), form)
+    with warnings.catch_warnings(action='ignore'): table = read_ratings(tmp_path)
+    if form in ('ratings.dat', 'ratings.csv'): assert (table.pop('genres') == 'Comedy, Drama').all()
+    if form == 'split': table.pop('is_valid')
+    numbered = form in ('u.data', 'ratings.dat', 'ratings.csv', 'tsv', 'parquet')
+    columns = (['user', 'movie', 'rating', 'timestamp', 'title'] if numbered
+               else ['user', 'title', 'rating', 'timestamp'])
+    pd.testing.assert_frame_equal(table, wrote[columns])
+    pd.testing.assert_frame_equal(read_ratings(wrote[columns[::-1]]), table)
 
 
 @pytest.mark.ci
