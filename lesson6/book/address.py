@@ -25,8 +25,8 @@ def parts(url:str) -> dict: # {'clone': Markdown, ...}
     cloud = ('Open a section there; its first cell installs the package:\n\n'
              + '\n'.join(links)) if links else (
         f'Upload a section: its first cell installs the package from {url}.' if url else
-        'Upload a section and, next to it, a wheel (`python -m build` in a clone makes one): its '
-        'first cell installs it.')
+        'Upload a section and, next to it, a wheel: its first cell installs it. In a clone, '
+        '`.venv/bin/python -m build --wheel` makes one in `dist/`.')
     return {'clone': clone, 'cloud': cloud, 'install': f'```sh\npip install git+{url}\n```' if url
             else '```sh\npip install /path/to/the/clone\n```',
             'first-cell': f'```python\n{first_cell("pets", url)}\n```',
