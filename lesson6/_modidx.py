@@ -732,8 +732,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lesson6/engine/point_tables.py'),
                                              'lesson6.engine.point_tables._in_pixels': ( 'engine/point_tables.html#_in_pixels',
                                                                                          'lesson6/engine/point_tables.py'),
-                                             'lesson6.engine.point_tables._kept_table': ( 'engine/point_tables.html#_kept_table',
-                                                                                          'lesson6/engine/point_tables.py'),
                                              'lesson6.engine.point_tables._middle': ( 'engine/point_tables.html#_middle',
                                                                                       'lesson6/engine/point_tables.py'),
                                              'lesson6.engine.point_tables._named': ( 'engine/point_tables.html#_named',

@@ -7,7 +7,6 @@ __all__ = ['read_points', 'kept_out', 'TablePoint', 'point_of']
 
 # %% ../../nbs/engine/point_tables.ipynb #816090c3
 import re, warnings
-from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -210,24 +209,22 @@ def _named(who, names): # the one of `names` that is meant
     return found[0]
 
 # %% ../../nbs/engine/point_tables.ipynb #9dc0f343
-@lru_cache(maxsize=16)
-def _kept_table(table:Path, changed:int, unit:str):
-    with warnings.catch_warnings(action='ignore'):
-        return _read_source(table, unit) # `read_points` has warned
-
 class TablePoint:
     "The point of a picture from its row in a table, or from its box; used like `get_ctr`"
     # fastai wraps what has no name in something that can't be pickled
-    def __init__(self, table, unit=None):
-        self.table, self.unit, self.__name__ = Path(table), unit, 'TablePoint'
+    def __init__(self,
+        points:dict, # of each picture's name below `folder`: x, y in pixels, and its group
+        source,      # where they are from, for an error
+        folder,      # of the set
+    ):
+        self.points, self.source, self.folder = points, source, Path(folder)
+        self.__name__ = 'TablePoint'
     def __call__(self,
         f,        # a picture
     ) -> Tensor:  # (2,): right and down, in pixels of the upright picture; ValueError without a row
-        root = self.table if self.table.is_dir() else self.table.parent
-        rows = _kept_table(self.table, self.table.stat().st_mtime_ns, self.unit)
-        name = Path(f).relative_to(root).as_posix()
-        if name not in rows: raise ValueError(f'{f} has no row in {self.table}; add one.')
-        return torch.tensor(rows[name][:2], dtype=torch.float32)
+        name = Path(f).relative_to(self.folder).as_posix()
+        if name not in self.points: raise ValueError(f'{f} has no row in {self.source}; add one.')
+        return torch.tensor(self.points[name][:2], dtype=torch.float32)
 
 def point_of(
     path,      # a folder, as `read_points` takes it
@@ -236,5 +233,5 @@ def point_of(
     "What knows the points of a set: a `TablePoint`, or `get_ctr`"
     source = _source(Path(path))
     if not source: return get_ctr
-    _kept_table.cache_clear() # a file in an annotated folder may have changed, and its time not
-    return TablePoint(source, unit)
+    with warnings.catch_warnings(action='ignore'): # `read_points` has warned
+        return TablePoint(_read_source(source, unit), source, path)
