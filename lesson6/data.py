@@ -18,7 +18,7 @@ from urllib.request import urlopen
 from filelock import FileLock
 from platformdirs import user_cache_path
 from tqdm import tqdm
-from .files import PictureNames, picture_files, read_bytes, read_text, walk
+from .files import picture_files, read_bytes
 from .tables import find_table, read_rows
 
 # %% ../nbs/data/datasets.ipynb #f839b46c
@@ -45,89 +45,33 @@ class Profile:
         "Whether the answers are known beforehand"
         return self.data == 'mini'
 
-    def about(self,
-        name:str, # one of `folders`
-    ) -> str:     # one line for a person
-        "Which data `name` is, where it lies and how large it is"
-        path = lesson_path(name)
-        how = {'mini': 'made on this machine', 'full': 'the real set'}
-        how = how.get(self.data, 'from your own folder')
-        counts = ', '.join(f'{n:,} {what}' for what,n in check_dataset(name, path).items())
-        return (f'{name}: {how} (LESSON6_DATA={with_home(self.data)}), {counts}, in '
-                f'{with_home(path)}')
-
 profile = Profile()
-
-# %% ../nbs/data/datasets.ipynb #3bda02d5
-def _mend(): # what to do about a set that is not whole
-    way = 'unpack it again' if profile.data == 'full' else 'put it there'
-    return f'{way}, or set LESSON6_DATA=mini'
-
-def _need(path): # a file; the same path, or FileNotFoundError
-    if path.is_file(): return path
-    raise FileNotFoundError(f'{path} is missing.')
-
-def _missing(path, names, what): # what should be in the folder and isn't; what these are
-    if names:
-        raise FileNotFoundError(f'{path} lacks {what} ({len(names):,}, the first is {names[0]}).')
-
-# %% ../nbs/data/datasets.ipynb #e86e7760
-def _check_pets(path:Path):
-    folder = path/'images' if (path/'images').is_dir() else path
-    files = picture_files(folder)
-    if not files and folder == path: raise FileNotFoundError(f'{path/"images"} is missing.')
-    listed = path/'annotations'/'list.txt'
-    if listed.exists():
-        there = {f.stem for f in files}
-        names = [l.split()[0] for l in read_text(listed).splitlines() if l.strip()
-                 and not l.startswith('#')]
-        _missing(path, [f'images/{n}.jpg' for n in names if n not in there],
-                 'pictures named in annotations/list.txt')
-    named = [f.stem.rpartition('_') for f in files]
-    breeds = {breed for breed,_,number in named if breed and number.isdigit()}
-    in_names = all(breed and number.isdigit() for breed,_,number in named)
-    # else others know where
-    return {'pictures': len(files)} | ({'breeds': len(breeds)} if in_names else {})
-
-# %% ../nbs/data/datasets.ipynb #85148ab0
-def _check_pascal(path:Path):
-    rows = read_rows(_need(path/'train.csv'), ('fname', 'labels', 'is_valid'))
-    names, labels = (rows.cells(rows.find(o)) for o in ('picture', 'labels'))
-    PictureNames(path).of_rows(names, rows.where, 'train')
-    return {'pictures': len(names), 'labels': len({l for o in labels for l in o.split()})}
-
-# %% ../nbs/data/datasets.ipynb #dd53ff03
-def _check_biwi(path:Path):
-    people = {}
-    for here,_,names in walk(path):
-        frames = [n for n in names if Path(n).stem.endswith('_rgb')]
-        if frames: people[here.relative_to(path)] = frames, set(names)
-    if not people:
-        raise FileNotFoundError(f'{path} has no folder 01, 02, ... with frames like '
-                                'frame_00003_rgb.jpg.')
-    cals = [(p, 'rgb.cal') for p in people]
-    poses = [(p, f'{Path(f).stem[:-3]}pose.txt') for p,(frames,_) in people.items() for f in frames]
-    for files,what in (cals, 'calibrations'), (poses, 'poses of its frames'):
-        _missing(path, [(p/f).as_posix() for p,f in files if f not in people[p][1]], what)
-    return {'frames': len(poses), 'people': len(people)}
-
-# %% ../nbs/data/datasets.ipynb #2f7cb4ec
-def _check_movielens(path:Path):
-    def lines(name): return sum(1 for l in read_bytes(_need(path/name)).splitlines() if l.strip())
-    counts = {'ratings': lines('u.data'), 'films': lines('u.item')}
-    if (path/'u.info').exists():
-        words = [l.split() for l in read_text(path/'u.info').splitlines()]
-        said = {w[1]: int(w[0]) for w in words if len(w) == 2 and w[0].isdecimal()
-                and len(w[0]) < 10}
-        for what,key in ('ratings', 'ratings'), ('films', 'items'):
-            if counts[what] < said.get(key, 0):
-                raise FileNotFoundError(f'{path} holds {counts[what]:,} of {said[key]:,} {what}.')
-    return counts
 
 # %% ../nbs/data/datasets.ipynb #d7f3c0f6
 full_counts = {'pets': {'pictures': 7390, 'breeds': 37}, 'pascal': {'pictures': 5011, 'labels': 20},
                'biwi': {'frames': 15678, 'people': 24},
                'movielens': {'ratings': 100000, 'films': 1682}}
+
+def _pets(path):
+    files = picture_files(path/'images')
+    return {'pictures': len(files), 'breeds': len({f.stem.rpartition('_')[0] for f in files})}
+
+def _pascal(path):
+    rows = read_rows(path/'train.csv', ('fname', 'labels', 'is_valid'))
+    names, labels = (rows.cells(rows.find(o)) for o in ('picture', 'labels'))
+    there = {f.name for f in picture_files(path/'train')}
+    return {'pictures': sum(o in there for o in names),
+            'labels': len({l for o in labels for l in o.split()})}
+
+def _biwi(path):
+    there = set(path.glob('[!.]*/[!.]*'))
+    def posed(f): return f.with_name(f'{f.name[:-7]}pose.txt') in there
+    return {'frames': sum(f.name.endswith('_rgb.jpg') and posed(f) for f in there),
+            'people': sum(f.name == 'rgb.cal' for f in there)}
+
+def _movielens(path):
+    def lines(name): return sum(1 for l in read_bytes(path/name).splitlines() if l.strip())
+    return {'ratings': lines('u.data'), 'films': lines('u.item')}
 
 def check_dataset(
     name:str,            # one of `folders`
@@ -140,20 +84,18 @@ def check_dataset(
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f'The data set {name!r} is not at {path}: there is no such folder.')
-    check = {'pets': _check_pets, 'pascal': _check_pascal, 'biwi': _check_biwi,
-             'movielens': _check_movielens}
+    count = {'pets': _pets, 'pascal': _pascal, 'biwi': _biwi, 'movielens': _movielens}[name]
     try:
-        counts = check[name](path)
-        what, n = next(iter(counts.items()))
-        if not n: raise FileNotFoundError(f'{path} holds no {what}.')
+        counts = count(path)
+        for what,n in counts.items():
+            if expected and n != expected[what]:
+                raise FileNotFoundError(f'{path} holds {n:,} of {expected[what]:,} {what}.')
+            if not n: raise FileNotFoundError(f'{path} holds no {what}.')
     except FileNotFoundError as e:
+        way = ('remove that folder and run again' if expected else
+               'put it there, or set LESSON6_DATA=mini')
         raise FileNotFoundError(f'The data set {name!r} is not whole: {str(e)[:-1]}; '
-                                f'{_mend()}.') from None
-    for what,n in (expected or {}).items():
-        if counts.get(what, n) != n:
-            raise FileNotFoundError(f'The data set {name!r} is not whole: {path} holds '
-                                    f'{counts[what]:,} of {n:,} {what}; remove that folder and run '
-                                    'again.')
+                                f'{way}.') from None
     return counts
 
 # %% ../nbs/data/datasets.ipynb #a166a450

@@ -19,6 +19,7 @@ from promises import kept
 from lesson6 import data
 from lesson6.data import (check_dataset, download_real, draw_twin, folders, full_counts,
                           lesson_path, profile, urls)
+from lesson6.engine.sets import about
 
 names = list(folders)
 
@@ -44,12 +45,15 @@ def test_the_twins_are_the_default(environment):
     assert path.is_relative_to(os.environ['LESSON6_CACHE']) and path.name == 'ml-100k'
 
 
-@pytest.mark.parametrize('chosen, says', [('full', 'unpack it again, or set LESSON6_DATA=mini'),
-                                          (None, 'put it there, or set LESSON6_DATA=mini')])
-def test_only_what_was_downloaded_can_be_unpacked_again(environment, tmp_path, chosen, says):
-    environment.setenv('LESSON6_DATA', chosen or str(tmp_path))
+@pytest.mark.parametrize('size, says', [('films', 'remove that folder and run again'),
+                                        (None, 'put it there, or set LESSON6_DATA=mini')])
+def test_only_a_set_whose_size_is_known_can_be_had_again(tmp_path, size, says):
+    expected = size and {'ratings': 1, 'films': 1}
     (tmp_path/'u.data').write_text('1\t1\t5\t0\n')
-    with pytest.raises(FileNotFoundError, match=says): check_dataset('movielens', tmp_path)
+    for wrong in 'u.item is missing', 'holds (0 of 1|no) films':
+        with pytest.raises(FileNotFoundError, match=f'{wrong}; {says}'):
+            check_dataset('movielens', tmp_path, expected)
+        (tmp_path/'u.item').write_text('\n')
 
 
 def test_the_published_sizes_of_the_sets():
@@ -89,7 +93,7 @@ def test_a_folder_is_used_as_it_lies(name, twins, environment, tmp_path):
     assert f'holds no folder {folders[name]}/' in sentence(e)
     shutil.copytree(twins[name], tmp_path/folders[name])
     assert lesson_path(name) == tmp_path/folders[name]
-    assert not profile.drawn and profile.about(name).startswith(f'{name}: from your own folder')
+    assert not profile.drawn and about(name).startswith(f'{name}: from your own folder')
 
 
 @pytest.mark.parametrize('chosen', ['full-size', 'Mini', '/no/such/folder', '~nobody/data',
@@ -118,6 +122,10 @@ def cut(name):
     def f(path): (path/name).write_bytes((path/name).read_bytes()[:(path/name).stat().st_size//2])
     return f
 
+def lose(name): # its last line
+    def f(path): (path/name).write_bytes(b''.join((path/name).read_bytes().splitlines(True)[:-1]))
+    return f
+
 def write(name, text):
     def f(path):
         (path/name).parent.mkdir(exist_ok=True)
@@ -134,29 +142,29 @@ def chain(*fs):
     return f
 
 halves = [ # the set, what is done to it, what the sentence must say
-    ('pets', folder('images'), 'images is missing'),
+    ('pets', folder('images'), '0 of {pictures:,} pictures'),
     ('pets', rid('*.jpg'), 'of {pictures:,} pictures'),
-    ('pets', chain(folder('images'), write('images', b'')), 'images is missing'),
-    ('pets', chain(folder('images'), lambda p: (p/'images').mkdir()), 'holds no pictures'),
-    ('pets', write('annotations/list.txt', b'#Image\nAbyssinian_9999 1 1 1\n'),
-     'lacks pictures named in annotations/list.txt (1, the first is images/Abyssinian_9999.jpg)'),
-    ('pets', write('annotations/list.txt', b'\xff\xfe\x00'), 'list.txt is not text in UTF-8'),
+    ('pets', chain(folder('images'), write('images', b'')), '0 of {pictures:,} pictures'),
+    ('pets', chain(folder('images'), lambda p: (p/'images').mkdir()), '0 of {pictures:,} pictures'),
+    ('pets', lambda p: next(p.rglob('*.jpg')).rename(p/'images'/'holiday_1.jpg'), 'breeds'),
     ('pascal', folder('train.csv'), 'train.csv is missing'),
-    ('pascal', folder('train'), 'line 2: there is no picture'),
-    ('pascal', rid('*.jpg'), 'there is no picture'),
+    ('pascal', folder('train'), '0 of {pictures:,} pictures'),
+    ('pascal', rid('*.jpg'), 'of {pictures:,} pictures'),
     ('pascal', cut('train.csv'), 'has 2 fields where there should be 3'),
-    ('biwi', rid('rgb.cal'), 'lacks calibrations (1, the first is 01/rgb.cal'),
-    ('biwi', rid('*_pose.txt'), 'lacks poses of its frames (1, the first is 01/frame_'),
+    ('pascal', lose('train.csv'), 'of {pictures:,} pictures'),
+    ('pascal', write('train.csv', b'\xff'), 'train.csv is not text in UTF-8'),
+    ('biwi', rid('rgb.cal'), 'of {people:,} people'),
+    ('biwi', rid('*_pose.txt'), 'of {frames:,} frames'),
     ('biwi', rid('*_rgb.jpg'), 'of {frames:,} frames'),
     ('biwi', lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()],
-     'has no folder 01, 02'),
+     '0 of {frames:,} frames'),
     ('movielens', folder('u.data'), 'u.data is missing'),
     ('movielens', folder('u.item'), 'u.item is missing'),
-    ('movielens', cut('u.data'), 'ratings'),
-    ('movielens', cut('u.item'), 'films'),
-    ('movielens', write('u.data', b'\n\n'), 'ratings'),
+    ('movielens', cut('u.data'), 'of {ratings:,} ratings'),
+    ('movielens', lose('u.data'), 'of {ratings:,} ratings'),
+    ('movielens', cut('u.item'), 'of {films:,} films'),
+    ('movielens', write('u.data', b'\n\n'), '0 of {ratings:,} ratings'),
     ('movielens', chain(folder('u.data'), lambda p: (p/'u.data').mkdir()), 'u.data is missing'),
-    ('movielens', write('u.info', b'\xff'), 'u.info is not text in UTF-8'),
 ]
 
 @pytest.mark.parametrize('name,damage,says', halves)
@@ -167,6 +175,7 @@ def test_half_a_data_set_is_named(name, damage, says, twins, environment, tmp_pa
     damage(path)
     with pytest.raises((FileNotFoundError, ValueError)) as e: check_dataset(name, path, expected)
     assert says.format(**expected) in sentence(e) and folders[name] in str(e.value)
+    assert e.type is ValueError or str(e.value).endswith('; remove that folder and run again.')
 
 
 def test_half_a_real_set_is_named_where_fastai_left_it(full, twins, tmp_path):
@@ -174,7 +183,6 @@ def test_half_a_real_set_is_named_where_fastai_left_it(full, twins, tmp_path):
     path = tmp_path/'home'/'data'/'ml-100k'
     shutil.copytree(twins['movielens'], path)
     cut('u.data')(path)
-    (path/'u.info').unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match='remove that folder and run again'):
         lesson_path('movielens')
 
@@ -197,7 +205,7 @@ def test_no_home_folder_means_the_temporary_one(environment, tmp_path):
         assert data.cache_path().name == f'lesson6-{os.getuid()}', (
             'everybody has a folder of their own')
     assert lesson_path('movielens').is_relative_to(tmp_path)
-    assert profile.about('movielens').startswith('movielens: made on this machine')
+    assert about('movielens').startswith('movielens: made on this machine')
 
 
 @pytest.mark.parametrize('how',
@@ -332,7 +340,7 @@ def test_full_downloads_unpacks_and_is_found_by_fastai(name, full, server, twins
     assert files(path) == files(twins[name])
     assert server.asked == 1 and 'B/s' in capsys.readouterr().out
     assert lesson_path(name) == path and server.asked == 1
-    assert profile.about(name).startswith(f'{name}: the real set')
+    assert about(name).startswith(f'{name}: the real set')
     shutil.rmtree(path) # the archive is still there, and needn't come again
     assert lesson_path(name) == path and server.asked == 1
     assert not list((tmp_path/'home').rglob('*.part'))

@@ -136,10 +136,10 @@ everything = '''
     import importlib, os, sys
     for m in {modules!r}: importlib.import_module(m)
     import lesson6
-    from lesson6.data import folders, lesson_path, profile
     from lesson6.book.command import main
+    from lesson6.engine.sets import about
     assert lesson6.__file__.startswith({here!r}), lesson6.__file__
-    print(profile.about('movielens'))
+    print(about('movielens'))
     os.chdir({work!r})
     sys.argv = ['lesson6', 'run', 'small']
     sys.exit(main())
@@ -202,7 +202,7 @@ def test_a_user_without_rights_or_home(environment, tmp_path):
                                  *Path(sys.executable).resolve().parents][:-1])
         if not readable: pytest.skip('this Python lies where other users may not read')
         r = subprocess.run([sys.executable, '-W', 'ignore', '-c',
-                            "from lesson6.data import profile; print(profile.about('movielens'))"],
+                            "from lesson6.engine.sets import about; print(about('movielens'))"],
                            env=env, cwd=d, user=54321, group=54321, capture_output=True, text=True)
         assert r.returncode == 0 and f'in {d}/lesson6-54321' in r.stdout, r.stderr
 
