@@ -81,16 +81,22 @@ def read_set(
 # %% ../../nbs/engine/sets.ipynb #f634f7b6
 def _counted(counts): return ', '.join(f'{n:,} {what}' for what,n in counts.items())
 
+_kinds = {'mini': 'made on this machine', 'full': 'the real set'}
+
+def _found(name, path, own): # as from `read_set`; of a set that isn't your own, it is counted
+    if own: return read_set(name, path)
+    return check_dataset(name, path, expected_counts(name)), [], []
+
 def about(
     name:str, # one of `lesson6.data.folders`
 ) -> str:     # one line; for your own folder up to five
     "Which data a section runs on, and what is in them"
-    if profile.data in ('mini', 'full'): return profile.about(name)
-    if name in substituted: return f'{name}: synthetic, for {substituted[name]}'
+    own = profile.data not in _kinds
+    if own and name in substituted: return f'{name}: synthetic, for {substituted[name]}'
     path = lesson_path(name)
-    counts, lines, _ = read_set(name, path)
-    said = f'LESSON6_DATA={with_home(profile.data)}'
-    first = f'{name}: from your own folder ({said}), {_counted(counts)}, in {with_home(path)}'
+    counts, lines, _ = _found(name, path, own)
+    first = (f"{name}: {_kinds.get(profile.data, 'from your own folder')} "
+             f'(LESSON6_DATA={with_home(profile.data)}), {_counted(counts)}, in {with_home(path)}')
     return '\n  '.join([first, *lines])
 
 def look(
@@ -100,13 +106,12 @@ def look(
     progress=None, # as for `lesson_path`
 ) -> tuple:        # whether it is whole; lines about it
     "Whether a data set is there and whole, and what is in it"
-    own = path is not None or profile.data not in ('mini', 'full')
+    own = path is not None or profile.data not in _kinds
     path = path or set_path(name)
     try:
         if get and not own: path = lesson_path(name, progress)
         if not path.is_dir(): return False, [f'not there, it would be {with_home(path)}']
-        if own: counts, lines, files = read_set(name, path)
-        else: counts, lines, files = check_dataset(name, path, expected_counts(name)), [], []
+        counts, lines, files = _found(name, path, own)
         if files:
             from lesson6.engine.pictures import check_pictures
             check_pictures(files)
