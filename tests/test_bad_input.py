@@ -547,6 +547,7 @@ def test_a_mistake_gets_one_sentence(section, what, do, says, environment, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError, OSError)) as e: do(tmp_path)
     text = str(e.value)
+    if 'is missing' in says: assert type(e.value) is FileNotFoundError
     # argparse and `main` print theirs: the line that says it, not the list of options above it
     if re.fullmatch(r'exit \d', text):
         out = capsys.readouterr()
