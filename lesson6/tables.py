@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usual_columns', 'separators', 'set_tables', 'plain_name', 'short_list', 'find_column', 'check_columns', 'gap', 'Rows',
-           'read_rows', 'read_frame', 'part_of', 'split_parts', 'read_split', 'beside', 'find_table']
+           'read_rows', 'read_frame', 'part_of', 'part_in', 'split_parts', 'read_split', 'beside', 'find_table']
 
 # %% ../nbs/data/tables.ipynb #76970f9a
 import csv, io, re, warnings
@@ -248,6 +248,12 @@ def part_of(
         return _flags[word.split()[0]]
     words = re.findall('[a-z]+', word)
     return _part_of.get(''.join([o for o in words if o not in _beside] or words))
+
+def part_in(
+    words,  # names of folders, or words of a name
+) -> str:   # None if none of them is such a word
+    "The part that the first of several words says that says one"
+    return next(filter(None, (part_of(o, folder=True) for o in words)), None)
 
 def split_parts(
     parts, # 'train', 'valid', 'test' or 'base' for each item; '' and None are left out

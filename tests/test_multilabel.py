@@ -506,6 +506,8 @@ def test_the_report_counts_by_hand():
             and np.isnan(report.loc['c', ['recall', 'average precision']].astype(float)).all())
     assert report.loc['a', 'average precision'] == pytest.approx(1)
     assert report.loc['b', 'average precision'] == pytest.approx((1/1 + 2/4)/2)
+    alone = ml.label_report(preds[:,:1], targs[:,:1], ['a'])      # sklearn takes it for two classes
+    assert alone.iloc[0, 1:].tolist() == report.loc['a'].tolist()
 
 
 def test_the_report_refuses_another_vocabulary():

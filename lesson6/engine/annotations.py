@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import yaml
 from .pictures import upright_size
 from ..files import PictureNames, composed, picture_endings, picture_files, read_text, walk
-from ..tables import part_of
+from ..tables import part_in, part_of
 
 # %% ../../nbs/engine/annotations.ipynb #b643f81f
 class Thing(NamedTuple):
@@ -113,10 +113,6 @@ def _list(told, key, file): # of objects; ValueError
     if isinstance(found, list) and all(isinstance(o, dict) for o in found): return found
     raise ValueError(f'{file} has no list of {key!r}, which COCO JSON has; export it again.')
 
-def _word_part(name): # the part that one of the words in a file's name says
-    words = re.findall('[a-z]+', name.casefold())
-    return next((p for o in words if (p := part_of(o, folder=True))), None)
-
 def _coco_thing(o, names, where):
     label = names.get(o.get('category_id'))
     if label is None:
@@ -157,7 +153,7 @@ def _coco(folder, files):
         images = {o.get('id'): o for o in _list(told, 'images', file)}
         things = _coco_things(told, images, file)
         inside = file.parent.name if file.parent != folder else ''
-        part = _word_part(file.stem) or part_of(inside, folder=True)
+        part = part_in([*re.findall('[a-z]+', file.stem.casefold()), inside])
         for i,image in images.items():
             where, name = f'{file}, image {i}', image.get('file_name')
             if not isinstance(name, str) or not name: raise ValueError(f'{where} has no file_name.')
@@ -229,10 +225,8 @@ def _yolo(folder, files):
     for p,label in labels.items():
         lines = enumerate(read_text(label).splitlines() if label else [], 1)
         things = [_yolo_thing(l, f'{label}, line {i}', names, points) for i,l in lines if l.strip()]
-        inside = [part_of(o, folder=True) for o in p.relative_to(folder).parts[:-1]]
-        said = ([parts[o] for o in (p.resolve(), *p.resolve().parents) if o in parts]
-                + [o for o in inside if o])
-        part = said[0] if said else None
+        said = next((parts[o] for o in (p.resolve(), *p.resolve().parents) if o in parts), None)
+        part = said or part_in(p.relative_to(folder).parts[:-1])
         yield Annotated(p, str(label or p), things, part, (1, 1))
 
 # %% ../../nbs/engine/annotations.ipynb #13248a20
