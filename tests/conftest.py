@@ -1,11 +1,14 @@
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 
 root = Path(__file__).parent.parent
 own_cache = os.environ.get('LESSON6_CACHE')
@@ -19,6 +22,81 @@ def python(code, *args, env=None, check=True, **kw):
                        capture_output=True, text=True, timeout=600, **kw)
     assert not check or r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
     return r
+
+
+def checkout(folder):
+    "A folder in which `make` finds what it needs, installed already."
+    for name in ('Makefile', 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt'):
+        shutil.copy2(root/name, folder)
+    (folder/'.venv').mkdir()
+    (folder/'.venv'/'bin').symlink_to(Path(sys.executable).parent)
+    (folder/'.venv'/'.ready').touch()
+    return folder
+
+
+def make(folder, *words):
+    "What it printed."
+    # A kernel that sees this variable lets through what the kernels it has started write while they
+    # end, which is more than a user sees.
+    env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
+    done = subprocess.run(['make', *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='session')
+def made(tmp_path_factory):
+    "What `make docs` printed, and where the site is; pytest's workers share it."
+    top = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: top = top.parent
+    folder, said = top/'site', top/'site.txt'
+    with FileLock(top/'site.lock'):
+        if not said.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            said.write_text(make(checkout(folder), 'docs'), encoding='utf-8')
+    return said.read_text(encoding='utf-8'), folder/'_site'
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "Its event loop ends with it, and what comes next may run one of its own."
+    from playwright.sync_api import sync_playwright
+    names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable',
+             '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
+    found = next((shutil.which(n) for n in names if shutil.which(n)), None)
+    if not found: pytest.skip('there is no Chromium or Chrome here: apt-get install chromium')
+    with sync_playwright() as p:
+        args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
+                '--disable-component-update', '--disable-dev-shm-usage', '--no-first-run']
+        chromium = p.chromium.launch(executable_path=found, args=args)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser):
+    page = browser.new_page(viewport={'width': 1280, 'height': 900})
+    page.complaints = []
+    page.on('console', lambda m: m.type in ('error', 'warning')
+            and page.complaints.append(f'{page.url}: {m.text}'))
+    page.on('pageerror', lambda e: page.complaints.append(f'{page.url}: {e}'))
+    page.on('requestfailed', lambda r: page.complaints.append(f'{page.url}: {r.url} is missing'))
+    page.on('request', lambda r: urlsplit(r.url).scheme not in ('file', 'data', 'blob')
+            and page.complaints.append(f'{page.url} asks for {r.url}'))
+    yield page
+    page.close()
+
+
+def serious(tab, part=None, **options):
+    "What axe-core finds that is serious or critical, a line each."
+    from axe_playwright_python.sync_playwright import Axe
+    found = (Axe().run(tab, context=part, options={'resultTypes': ['violations'], 'preload': False,
+                                                   **options}).response['violations'])
+    return [f"{tab.url.rpartition('/')[2]}: {v['id']} ({v['impact']}), {len(v['nodes'])}: "
+            f"{v['nodes'][0]['html'][:160]}" for v in found
+            if v['impact'] in ('serious', 'critical')]
 
 
 @pytest.fixture(scope='session')

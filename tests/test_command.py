@@ -464,7 +464,7 @@ def test_make_lab(tmp_path):
     "JupyterLab starts on the notebooks, and opens one."
     from urllib.error import URLError
     from urllib.request import Request, urlopen
-    from test_site import checkout
+    from conftest import checkout
     (checkout(tmp_path)/'nbs').symlink_to(root/'nbs')
     (tmp_path/'config').mkdir()
     (tmp_path/'config'/'jupyter_server_config.json').write_text(

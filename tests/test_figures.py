@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
+from conftest import serious
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from test_site import browser, sections, serious, tab  # noqa: F401
 
 from lesson6.book.figures import figure_file, figure_places, kinds
-from lesson6.book.running import notebooks_path
+from lesson6.book.running import notebooks_path, sections
 from lesson6.engine.figures import figure_type, most_bytes
 
 pytest.importorskip('altair', reason='the figures of the site take the extra `book`')
@@ -43,9 +43,10 @@ def test_every_kind_is_in_a_section_and_has_a_picture_too(kind):
     assert below.count('?*') >= 2, 'two questions are asked and answered under it'
 
 
-@pytest.mark.parametrize('path', sections, ids=lambda p: p.stem)
-def test_a_page_has_at_most_300_kB_of_data(path):
-    places = figure_places(nbformat.read(path, as_version=4), path.stem)
+@pytest.mark.parametrize('name', sections)
+def test_a_page_has_at_most_300_kB_of_data(name):
+    nb = nbformat.read(notebooks_path()/f'{name}.ipynb', as_version=4)
+    places = figure_places(nb, name)
     assert places and sum(len(figure_file(*o)) for o in places.values()) <= most_bytes
 
 
@@ -70,14 +71,10 @@ def test_the_numbers_cannot_end_the_script():
 # In a browser
 
 @pytest.fixture(scope='session')
-def built(tmp_path_factory):
-    from lesson6.book.site import build_site
-    out = tmp_path_factory.mktemp('figures')/'_site'
-    build_site(out)
-    return out
+def built(made): return made[1]
 
 
-def ready(tab, built, kind):  # noqa: F811
+def ready(tab, built, kind):
     "The page, scrolled to the figure, which has come"
     tab.goto((built/f'{where[kind]}.html').as_uri())
     place = tab.locator(f'.answering[data-kind={kind}]')
@@ -96,7 +93,7 @@ def numbers(text):
 
 
 @pytest.mark.ci
-def test_the_learning_rate(tab, built):  # noqa: F811
+def test_the_learning_rate(tab, built):
     place, d = ready(tab, built, 'learning_rate'), kept('learning_rate')
     slider = place.get_by_role('slider', name='learning rate')
     for key, times in ('ArrowLeft', 3), ('End', 1), ('Home', 1), ('ArrowRight', 10):
@@ -114,7 +111,7 @@ def test_the_learning_rate(tab, built):  # noqa: F811
 
 
 @pytest.mark.ci
-def test_the_confusion_matrix(tab, built):  # noqa: F811
+def test_the_confusion_matrix(tab, built):
     place, d = ready(tab, built, 'confusion'), kept('confusion')
     select = place.get_by_label('field of the matrix')
     assert (select.locator('option').count() == len(d['fields'])
@@ -135,7 +132,7 @@ def test_the_confusion_matrix(tab, built):  # noqa: F811
 
 
 @pytest.mark.ci
-def test_the_threshold(tab, built):  # noqa: F811
+def test_the_threshold(tab, built):
     place, d = ready(tab, built, 'threshold'), kept('threshold')
     slider = place.get_by_role('slider', name='threshold')
     assert float(slider.input_value()) == pytest.approx(d['best'])
@@ -159,7 +156,7 @@ def test_the_threshold(tab, built):  # noqa: F811
 
 
 @pytest.mark.ci
-def test_the_camera(tab, built):  # noqa: F811
+def test_the_camera(tab, built):
     place, d = ready(tab, built, 'camera'), kept('camera')
     names = 'to the right, mm', 'down, mm', 'away from the camera, mm'
     x, y, z = d['centre']
@@ -184,7 +181,7 @@ def test_the_camera(tab, built):  # noqa: F811
 
 
 @pytest.mark.ci
-def test_the_map(tab, built):  # noqa: F811
+def test_the_map(tab, built):
     place, d = ready(tab, built, 'map'), kept('map')
     assert f"{len(d['titles'])} titles" in place.locator('.says').inner_text()
     for o in d['titles'][:2] + d['titles'][-1:]:
@@ -214,7 +211,7 @@ def table_of(place):
 
 
 @pytest.mark.ci
-def test_the_weight_decay(tab, built):  # noqa: F811
+def test_the_weight_decay(tab, built):
     place, d = ready(tab, built, 'weight_decay'), kept('weight_decay')
     slider = place.get_by_role('slider', name='weight decay')
     for key in 'Home', 'ArrowRight', 'End':
@@ -228,7 +225,7 @@ def test_the_weight_decay(tab, built):  # noqa: F811
 
 
 @pytest.mark.ci
-def test_a_weight_decay_that_diverged_is_told(tab, built):  # noqa: F811
+def test_a_weight_decay_that_diverged_is_told(tab, built):
     ready(tab, built, 'weight_decay')
     began, told = tab.evaluate("""async () => {
         const found = Object.values(lesson6.figures).find(d => d.kind === 'weight_decay')
@@ -251,7 +248,7 @@ def test_a_weight_decay_that_diverged_is_told(tab, built):  # noqa: F811
 
 @pytest.mark.ci
 @every
-def test_with_the_figure_the_picture_makes_way(kind, tab, built):  # noqa: F811
+def test_with_the_figure_the_picture_makes_way(kind, tab, built):
     asked = []
     tab.on('request', lambda r: asked.append(urlsplit(r.url).path.rpartition('/')[2]))
     tab.goto((built/f'{where[kind]}.html').as_uri())
@@ -269,7 +266,7 @@ def test_with_the_figure_the_picture_makes_way(kind, tab, built):  # noqa: F811
 
 @pytest.mark.ci
 @every
-def test_without_scripts_the_picture_stays(kind, browser, built):  # noqa: F811
+def test_without_scripts_the_picture_stays(kind, browser, built):
     page = browser.new_page(java_script_enabled=False)
     page.goto((built/f'{where[kind]}.html').as_uri())
     image = page.locator('.cell:has(+ .answering[data-kind=%s]) img' % kind)
@@ -280,7 +277,7 @@ def test_without_scripts_the_picture_stays(kind, browser, built):  # noqa: F811
 
 @pytest.mark.ci
 @every
-def test_when_something_is_missing_the_picture_stays(kind, browser, built):  # noqa: F811
+def test_when_something_is_missing_the_picture_stays(kind, browser, built):
     page = browser.new_page()
     page.route('**/_figures/*', lambda route: route.abort())
     page.goto((built/f'{where[kind]}.html').as_uri())
@@ -295,7 +292,7 @@ def test_when_something_is_missing_the_picture_stays(kind, browser, built):  # n
 @pytest.mark.ci
 @every
 @pytest.mark.parametrize('width, scheme', [(390, 'dark'), (1400, 'light')])
-def test_everybody_can_use_it(kind, width, scheme, tab, built):  # noqa: F811
+def test_everybody_can_use_it(kind, width, scheme, tab, built):
     "axe-core finds no barrier, and nothing is wider than a phone."
     tab.emulate_media(color_scheme=scheme, reduced_motion='reduce')
     tab.set_viewport_size({'width': width, 'height': 900})

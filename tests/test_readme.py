@@ -32,7 +32,7 @@ run_by = {
     'make test': ('tests/test_command.py', "made('test')"),
     'make test-all': ('.ci/run', 'make test-all'),
     'make check': ('.ci/run', 'make check'),
-    'make docs': ('tests/test_site.py', "['make', 'docs']"),
+    'make docs': ('tests/conftest.py', "checkout(folder), 'docs'"),
     'python3 -m venv .venv': ('Makefile', '$(PYTHON) -m venv .venv'),
     ".venv/bin/python -m pip install --constraint constraints.txt --editable "
     "'.[book,dev]'": ('Makefile', 'extras := book,dev'),
