@@ -4,11 +4,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import nbformat
+import psutil
 import pytest
 from filelock import FileLock
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 root = Path(__file__).parent.parent
 own_cache = os.environ.get('LESSON6_CACHE')
@@ -22,6 +26,39 @@ def python(code, *args, env=None, check=True, **kw):
                        capture_output=True, text=True, timeout=600, **kw)
     assert not check or r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
     return r
+
+
+# `lesson6` on the notebooks in the folder NBS, with plain pages in place of the site.
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from lesson6.book import command, running
+signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what runs in the background
+command.notebooks_path = running.notebooks_path = lambda: Path(os.environ['NBS'])
+command.can_build = lambda: False
+sys.argv = ['lesson6', *sys.argv[1:]]
+sys.exit(command.main())
+"""
+
+
+def notebook(path, *cells, title='A notebook'):
+    "Writes a notebook with these cells of code below its title."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[new_markdown_cell(f'# {title}'),
+                                       *map(new_code_cell, cells)]), path)
+    return path
+
+
+def wait_until(true, seconds=60):
+    "What `true()` says once it is true, or at the end of that time."
+    until = time.monotonic() + seconds
+    while not (seen := true()) and time.monotonic() < until: time.sleep(.02)
+    return seen
+
+
+def alive(pid):
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
 
 
 def checkout(folder):

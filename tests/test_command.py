@@ -15,23 +15,19 @@ import subprocess
 import sys
 import termios
 import time
+from importlib import metadata
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from conftest import PROGRAM, alive, checkout, notebook, root, wait_until
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from lesson6.book import command, running, site
-from lesson6.book.running import to_store
 from lesson6.book.options import CliError
-
-root = Path(__file__).parent.parent
-
-
-def notebook(path, *cells, title='A notebook'):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=[new_markdown_cell(f'# {title}')]
-                                + [new_code_cell(c) for c in cells]), path)
+from lesson6.book.running import to_store
 
 
 @pytest.fixture
@@ -43,6 +39,7 @@ def nbs(tmp_path, environment):
     environment.chdir(tmp_path)
     for module in command, running: environment.setattr(module, 'notebooks_path', lambda: folder)
     environment.setattr(command, 'can_build', lambda: False)
+    environment.setenv('NBS', str(folder))
     return folder
 
 
@@ -52,18 +49,6 @@ def lesson6(monkeypatch, *words):
     try: return command.main() or 0
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr) or 1)
-
-
-PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler) # ignored by what runs in the background
-from pathlib import Path
-from lesson6.book import command, running
-command.notebooks_path = running.notebooks_path = lambda: Path('nbs')
-command.can_build = lambda: False
-sys.argv = ['lesson6', *sys.argv[1:]]
-sys.exit(command.main())
-"""
 
 
 # Help
@@ -149,8 +134,8 @@ SLOW = ('from pathlib import Path; import os, time; '
 
 
 def wait_for(*files):
-    until = time.time() + 60
-    while not all(f.exists() for f in files) and time.time() < until: time.sleep(.05)
+    "The numbers of the kernels that have written these files"
+    wait_until(lambda: all(f.exists() for f in files))
     return [int(f.read_text()) for f in files]
 
 
@@ -197,19 +182,6 @@ def test_timeout(nbs, environment, capsys):
     notebook(nbs/'00_slow.ipynb', 'import time; time.sleep(60)')
     assert lesson6(environment, 'run', '--timeout', '1') == 1
     assert '00_slow.ipynb, code cell 1 of 1 failed with' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('words, says',
-                         [(('run', 'poetry'), "There is no notebook 'poetry'; there are 00_one."),
-                          (('run', '--data', 'nowhere'),
-                           '--data nowhere: that is neither mini, nor full, nor a folder.'),
-                          (('data', 'cats'), "There is no section and no data set 'cats'; there "
-                                             "are pets, multilabel, head_pose, collab, "
-                                             "regularisation, pascal, biwi, movielens.")])
-def test_wrong_words(words, says, nbs, environment, capsys):
-    notebook(nbs/'00_one.ipynb', '1')
-    assert lesson6(environment, *words) == 1
-    assert capsys.readouterr().err.strip() == says
 
 
 def test_data_reaches_the_kernel(nbs, environment, tmp_path):
@@ -287,13 +259,6 @@ def test_bars_on_a_terminal(nbs, tmp_path):
             and re.search(r'3 cells, \d+ s\r?\n', text))
 
 
-def alive(pid):
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    return (Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z' if Path(f'/proc/{pid}').exists()
-            else True)
-
-
 @pytest.mark.ci
 @pytest.mark.parametrize('how', ['SIGINT', 'SIGTERM'])
 @pytest.mark.parametrize('at_once', [1, 2])
@@ -312,8 +277,7 @@ def test_stopped(nbs, tmp_path, how, at_once):
     assert err.strip() == ' '.join(f'Stopped in 00_{n}.ipynb, code cell 2 of 2.'
                                    for n in ('one', 'two')[:at_once])
     assert out.count('stopped') == at_once
-    time.sleep(.2)
-    assert not any(alive(pid) for pid in kernels)
+    assert wait_until(lambda: not any(map(alive, kernels)), 1)
 
 
 # What the pages take from a run
@@ -379,7 +343,6 @@ def test_doctor(environment, capsys):
 
 
 def test_doctor_names_what_is_too_old(environment):
-    from importlib import metadata
     version = metadata.version
     environment.setattr(metadata, 'version', lambda name: '2.7.0' if name == 'fastai'
                         else version(name))
@@ -397,7 +360,6 @@ def test_site_needs_what_builds_it(environment, capsys):
 
 def test_a_home_that_is_the_root_names_no_folder(monkeypatch):
     "As in containers; and a picture's letters are never a folder"
-    from nbformat.v4 import new_code_cell, new_notebook, new_output
     def stored(home):
         monkeypatch.setattr(Path, 'home', lambda: Path(home))
         cell = new_code_cell(outputs=[new_output('stream', text='https://docs.fast.ai '
@@ -462,9 +424,6 @@ def test_make_test_leaves_out_what_takes_long_and_nothing_else():
 @pytest.mark.ci
 def test_make_lab(tmp_path):
     "JupyterLab starts on the notebooks, and opens one."
-    from urllib.error import URLError
-    from urllib.request import Request, urlopen
-    from conftest import checkout
     (checkout(tmp_path)/'nbs').symlink_to(root/'nbs')
     (tmp_path/'config').mkdir()
     (tmp_path/'config'/'jupyter_server_config.json').write_text(

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import PROGRAM, notebook, python, root
 from promises import kept, rounds
 from test_data import Server, pack_folder, send, sentence
 
 from lesson6.data import check_dataset, folders
 
-root = Path(__file__).parent.parent
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs fork and SIGKILL')
 
 
@@ -108,7 +107,7 @@ def test_downloading_is_killed(environment, twins, tmp_path):
          'started again', rounds, tell(seen, 'half a set'))
 
 
-notebook = '''
+twelve_cells = '''
     import os, shutil, sys, time
     from pathlib import Path
     import nbformat
@@ -133,7 +132,7 @@ notebook = '''
 @posix
 def test_a_run_is_killed(environment, tmp_path):
     n = max(2, rounds//2) if rounds < 50 else rounds
-    seen = kills(notebook.format(here=str(tmp_path)) + '''
+    seen = kills(twelve_cells.format(here=str(tmp_path)) + '''
     def work(): os.chdir(here); run.run('small', save=True)
     def look():
         saved = nbformat.read(nbs/'01_small.ipynb', as_version=4) # a valid notebook at any moment
@@ -370,32 +369,13 @@ def test_the_disk_is_full_while_downloading(environment, twins, tmp_path):
          f'nothing is left but a whole archive; the sentence: "{sentence}"')
 
 
-small = '''
-    import sys
-    from pathlib import Path
-    from lesson6.book import command as run, running
-    nbs = Path(sys.argv[1])
-    run.notebooks_path = running.notebooks_path = lambda: nbs
-    run.can_build = lambda: False
-    sys.argv = ['lesson6', 'run']
-    sys.exit(run.main())
-'''
-
-def a_notebook(folder):
-    import nbformat
-    from nbformat.v4 import new_code_cell, new_notebook
-    folder.mkdir()
-    nbformat.write(new_notebook(cells=[new_code_cell('print(6*7)')]), folder/'01_small.ipynb')
-    return folder
-
-
 @pytest.mark.ci
 def test_the_disk_is_full_while_a_notebook_runs(environment, tmp_path):
-    nbs, said = a_notebook(tmp_path/'nbs'), []
+    env, said = {'NBS': str(notebook(tmp_path/'nbs'/'01_small.ipynb', 'print(6*7)').parent)}, []
     # no room for anything; room for the executed notebook, not for its page
     for size in '4k', '100k':
         with small_disk(tmp_path/'disk', size) as disk:
-            r = python(small, nbs, check=False, cwd=disk)
+            r = python(PROGRAM, 'run', env=env, check=False, cwd=disk)
             said.append(r.stderr.strip().replace(str(tmp_path), '...'))
             assert r.returncode == 1 and re.fullmatch(r'.*: No space left on device; make room '
                                                       r'there, or choose another folder\.',

@@ -11,44 +11,32 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from conftest import alive, notebook, root, wait_until
 
-from lesson6.book import kernels
+from lesson6.book import kernels, testing
 from lesson6.book.kernels import can_fork, kernel_manager
 from lesson6.book.running import CellFailed, run_notebook
 
 pytestmark = [pytest.mark.ci, pytest.mark.skipif(not can_fork, reason='there is no safe fork here, '
                                                  'so every kernel starts cold')]
-root = Path(__file__).parent.parent
 
 
-def notebook(path, *cells):
-    nbformat.write(new_notebook(cells=[new_code_cell(c) for c in cells]), path)
-    return path
-
-
-def printed(path, *cells, warm=True, env=None):
-    "What the last cell prints"
+def printed_by_cells(path, *cells, warm=True, env=None):
     nb = run_notebook(notebook(path, *cells), env, progress=False, warm=warm)
-    return ''.join(o.text for o in nb.cells[-1].outputs if o.get('name') == 'stdout').strip()
+    return [''.join(o.text for o in c.outputs if o.get('name') == 'stdout').strip()
+            for c in nb.cells if c.cell_type == 'code']
 
 
-def alive(pid):
-    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except FileNotFoundError: return False
-
-
-def wait_until(true, seconds=60):
-    until = time.time() + seconds
-    while not (seen := true()) and time.time() < until: time.sleep(.05)
-    return seen
+def printed(path, *cells, **how):
+    "What the last cell prints"
+    return printed_by_cells(path, *cells, **how)[-1]
 
 
 # A warm kernel is what a cold one would have been
@@ -92,15 +80,38 @@ print(json.dumps(dict(
 """
 
 
+TRAIN = """
+from fastai.vision.all import *
+set_seed(42, reproducible=True)
+x = torch.randn(512, 3, 8, 8); y = (x.mean((1, 2, 3)) > 0).long()
+train, valid = list(zip(x[:384], y[:384])), list(zip(x[384:], y[384:]))
+dls = DataLoaders.from_dsets(train, valid, bs=32, device='cpu')
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                    Flatten(), nn.Linear(8, 2))
+learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
+"""
+SHOW = """
+print([v.hex() for row in learn.recorder.values for v in row],
+      [p.double().sum().item().hex() for p in net.parameters()], np.random.rand().hex(),
+      (x.numpy().reshape(512, -1)@x.numpy().reshape(512, -1).T).sum().item().hex())
+"""
+
+
 @pytest.mark.parametrize('threads', ['1', '3', ''])
 def test_a_warm_kernel_is_as_a_cold_one(threads, tmp_path, monkeypatch):
-    "But for its number and its random numbers, nothing that we could think of differs"
+    """But for its number and its random numbers, nothing that we could think of differs; a training
+    ends with the same numbers, to the last digit"""
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     env = {'LESSON6_COLOUR': 'red', **({'OMP_NUM_THREADS': threads} if threads else {})}
-    warm, cold = [json.loads(printed(tmp_path/'look.ipynb', LOOK, warm=w, env=env))
-                  for w in (True, False)]
+    def seen(warm):
+        first, *_, numbers = printed_by_cells(tmp_path/'look.ipynb', LOOK, TRAIN, SHOW, warm=warm,
+                                              env=env)
+        return json.loads(first), numbers
+    (warm, trained_warm), (cold, trained_cold) = seen(True), seen(False)
     assert cold['env']['LESSON6_COLOUR'] == 'red' and (threads != '1' or cold['threads'][0] == 1)
     assert {k: (warm[k], cold[k]) for k in cold if warm[k] != cold[k]} == {}
+    assert trained_warm == trained_cold and trained_warm.count('0x') > 10
 
 
 def test_it_is_forked(tmp_path):
@@ -114,29 +125,6 @@ def test_it_is_forked(tmp_path):
     assert 'libtorch' in maps and 'libcuda.so' not in maps and 'libnvidia-ml' not in maps
     assert (int(printed(tmp_path/'a.ipynb', 'import os; print(os.getppid())', warm=False))
             == os.getpid())
-
-
-TRAIN = """
-from fastai.vision.all import *
-set_seed(42, reproducible=True)
-x = torch.randn(512, 3, 8, 8); y = (x.mean((1, 2, 3)) > 0).long()
-train, valid = list(zip(x[:384], y[:384])), list(zip(x[384:], y[384:]))
-dls = DataLoaders.from_dsets(train, valid, bs=32, device='cpu')
-net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                    Flatten(), nn.Linear(8, 2))
-learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
-with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
-"""
-
-
-@pytest.mark.parametrize('threads', ['1', '2'])
-def test_numbers_are_the_same_to_the_last_digit(threads, tmp_path):
-    show = ("print([v.hex() for row in learn.recorder.values for v in row], "
-            "[p.double().sum().item().hex() for p in net.parameters()], np.random.rand().hex(), "
-            "(x.numpy().reshape(512, -1)@x.numpy().reshape(512, -1).T).sum().item().hex())")
-    warm, cold = [printed(tmp_path/'train.ipynb', TRAIN, show, warm=w,
-                          env={'OMP_NUM_THREADS': threads}) for w in (True, False)]
-    assert warm == cold and warm.count('0x') > 10
 
 
 @pytest.mark.parametrize('name, value', [('MPLCONFIGDIR', '{folder}'), ('OMP_NUM_THREADS', 'many'),
@@ -236,7 +224,7 @@ from pathlib import Path
 from lesson6.book.running import run_notebook
 path = Path({str(notebook(tmp_path/'a.ipynb', 'import os; print(os.getppid())'))!r})
 nb = run_notebook(path, progress=False, warm=True)
-print(int(nb.cells[0].outputs[0].text) == os.getpid())'''
+print(int(nb.cells[-1].outputs[0].text) == os.getpid())'''
     done = subprocess.run([sys.executable, '-c', code],
                           env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{root}'},
                           capture_output=True, text=True, timeout=120)
@@ -262,8 +250,7 @@ def start(tmp_path):
     it and what it has started"""
     started = []
     def f(*words):
-        paths = [notebook(tmp_path/n/f'{n}.ipynb', f'name = {n!r}', *SLEEPS) for n in ('a', 'b')
-                 if (tmp_path/n).mkdir() is None]
+        paths = [notebook(tmp_path/n/f'{n}.ipynb', f'name = {n!r}', *SLEEPS) for n in 'ab']
         program = subprocess.Popen([sys.executable, *words, *map(str, paths)], cwd=tmp_path,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    start_new_session=True)
@@ -303,11 +290,10 @@ def test_ctrl_c_while_the_libraries_are_imported(start):
 # python -m lesson6.book.testing
 
 def test_a_notebook_that_is_named_twice_is_tested_once(tmp_path, monkeypatch, capsys):
-    from lesson6.book import testing
-    notebook = tmp_path/'a.ipynb'
-    notebook.write_text('{}')
+    path = tmp_path/'a.ipynb'
+    path.write_text('{}')
     monkeypatch.setattr(testing, 'test_together', lambda paths, *_: [(p, 0, 1.) for p in paths])
-    testing.main(str(notebook), str(notebook))
+    testing.main(str(path), str(path))
     assert '1 notebook passed' in capsys.readouterr().out
 
 
@@ -356,7 +342,6 @@ def test_nothing_to_test_is_an_error(words, says, tmp_path):
 
 def test_the_environment_of_a_kernel_is_not_that_of_the_server_in_the_making(monkeypatch):
     "While one thread starts the server, another one copies the variables for its kernel"
-    import threading
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
     inside, done = threading.Event(), threading.Event()
     def start():

@@ -13,16 +13,18 @@ import tomllib
 import sysconfig
 import zipfile
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from conftest import root
 from packaging.requirements import Requirement
 
-from lesson6.book import site
+from lesson6.book import address, site
+from lesson6.book.options import command_parser
 
-root = Path(__file__).parent.parent
 settings = ConfigParser(delimiters=['='], interpolation=None)
 settings.read(root/'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
@@ -160,7 +162,6 @@ def required(*keys):
 def test_what_is_imported_is_required():
     """Each module that lesson6 imports comes from a requirement, not from what happens to come
     along; only the book needs the extra."""
-    from importlib.metadata import packages_distributions
     pytest.importorskip('altair', reason='where a module comes from is known only where it is '
                         'installed, so this takes the extra `book`')
     owners = packages_distributions()
@@ -203,32 +204,31 @@ def test_one_version():
 
 
 def test_make_address_says_the_url_as_the_command_takes_it():
-    from lesson6.book.address import main
-    from lesson6.book.options import command_parser
     words = re.search(r'lesson6\.book\.address (.*)', (root/'Makefile').read_text())[1]
     for url in 'https://git.example.org/our/lesson6', '':
         said = shlex.split(words.replace('$(URL)', url))
-        assert command_parser(main, 'address').parse_args(said).url == url
+        assert command_parser(address.main, 'address').parse_args(said).url == url
 
 
 def test_one_address(tmp_path):
     """Set on a copy, set again and taken out, it stands in every place that has to spell it out,
     and nowhere stays an old one."""
-    from lesson6.book.address import set_address
     files = ['pyproject.toml', 'CITATION.cff', 'README.md', 'CONTRIBUTING.md',
              *(f'nbs/{p.name}' for p in sorted((root/'nbs').glob('0*.ipynb')))]
     (tmp_path/'nbs').mkdir()
     for name in files: shutil.copy(root/name, tmp_path/name)
-    assert set_address(site.repository(), tmp_path) == []
+    places = re.findall('<!-- address: (.*) -->', (root/'README.md').read_text(encoding='utf-8'))
+    assert set(places) == {'clone', 'cloud', 'install'}
+    assert address.set_address(site.repository(), tmp_path) == []
     def saying(url): return [n for n in files if url in (tmp_path/n).read_text(encoding='utf-8')]
     first, second = 'https://git.example.net/their/lesson6', 'https://github.com/someone/other'
-    set_address(first, tmp_path)
+    address.set_address(first, tmp_path)
     assert saying(first) == files
-    set_address(second, tmp_path)
+    address.set_address(second, tmp_path)
     assert saying(second) == files and not saying(first)
     assert (tomllib.loads((tmp_path/'pyproject.toml').read_text())['project']['urls']
             == {'Repository': second})
-    set_address(site.repository(), tmp_path)
+    address.set_address(site.repository(), tmp_path)
     assert not saying(second) and all((tmp_path/n).read_bytes() == (root/n).read_bytes()
                                       for n in files)
 
@@ -236,9 +236,8 @@ def test_one_address(tmp_path):
 @pytest.mark.parametrize('url', ['lesson6', 'http://example.org/a', 'https://example.org',
                                  'https://example.org/a b', 'https://example.org/a"'])
 def test_what_is_no_address_is_refused(url, tmp_path):
-    from lesson6.book.address import set_address
     with pytest.raises(ValueError, match='is no address of a repository'):
-        set_address(url, tmp_path)
+        address.set_address(url, tmp_path)
 
 
 def test_citation_and_forms_can_be_read():

@@ -5,14 +5,18 @@ What takes a network or minutes is not run here a second time: the table below s
 """
 import re
 import shutil
-from pathlib import Path
 
+import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle
+import nbformat
 import pytest
+from conftest import root
+from fastai.learner import Learner
 
+from lesson6.claims import statements
+from lesson6.collab import read_ratings
 from lesson6.data import lesson_path
-from lesson6.book.site import repository
+from lesson6.head_pose import get_ctr
 
-root = Path(__file__).parent.parent
 readme = (root/'README.md').read_text(encoding='utf-8')
 blocks = re.findall(r'```(\w+)\n(.*?)```', readme, re.S)
 written = [c.strip() for kind,text in blocks if kind == 'sh' for line in text.splitlines()
@@ -101,7 +105,6 @@ def my_pictures(to):
 
 
 def my_heads(to):
-    from lesson6.head_pose import get_ctr
     path = lesson_path('biwi')
     frames = [p for person in ('01', '02', '03')
               for p in sorted((path/person).glob('*_rgb.jpg'))[:18]]
@@ -112,7 +115,6 @@ def my_heads(to):
 
 
 def my_ratings(to):
-    from lesson6.collab import read_ratings
     to.mkdir()
     read_ratings(lesson_path('movielens'))[['user', 'title', 'rating']].head(2000).to_csv(
         to/'ratings.csv', index=False)
@@ -124,8 +126,6 @@ def my_ratings(to):
 def test_own_data(code, tmp_path, environment, monkeypatch):
     """The README's own lines. The network is our small one, which needs no download, and one epoch
     is enough to see them run."""
-    import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle
-    from fastai.learner import Learner
     monkeypatch.delenv('LESSON6_CACHE')
     monkeypatch.setenv('LESSON6_ARCH', 'drawnet10')
     fit = Learner.fit_one_cycle
@@ -157,14 +157,6 @@ def test_links_lead_somewhere():
         if not target.startswith('http'): assert (root/target).exists(), target
 
 
-def test_the_places_of_the_address_say_what_is_set():
-    "As `make address` writes them."
-    from lesson6.book.address import parts
-    there = dict(re.findall(r'<!-- address: ([\w-]+) -->\n(.*?)\n<!-- end -->', readme, re.DOTALL))
-    assert set(there) == {'clone', 'cloud', 'install'}
-    for name,text in there.items(): assert text == parts(repository())[name]
-
-
 # The figures
 
 def rows():
@@ -190,7 +182,6 @@ def unsaid(cell, sources):
 
 
 def outputs(file):
-    import nbformat
     shown = [o for c in nbformat.read(root/'nbs'/f'{file}.ipynb', 4).cells if c.cell_type == 'code'
              for o in c.outputs]
     texts = [o.get('text', '') or ' '.join(str(v) for m,v in o.get('data', {}).items()
@@ -218,6 +209,5 @@ def test_a_figure_that_no_run_said_is_found():
 
 
 def test_the_number_of_claims():
-    from lesson6.claims import statements
     assert (f'check {len([s for s in statements if not s.startswith("example-")])} '
             'statements' in readme)

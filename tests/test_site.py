@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,8 +16,9 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import checkout, make, python, serious
 
-from lesson6.book import running, site
+from lesson6.book import site
 from lesson6.book.running import find_notebooks, notebooks_path
+from lesson6.claims import statements
 
 sections = [p for p in find_notebooks() if re.match(r'0\d_', p.name)]
 
@@ -35,12 +37,6 @@ def pages(made):
 
 
 # What is in the notebooks
-
-@pytest.mark.parametrize('path', sections, ids=lambda p: p.stem)
-def test_first_cell(path):
-    first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code')
-    assert first.source == site.first_cell(running.sections[path.stem])
-
 
 @pytest.mark.parametrize('address', ['', 'https://git.example.org/our/lesson6'])
 def test_first_cell_does_something_only_where_the_package_is_missing(address, tmp_path):
@@ -118,7 +114,6 @@ def test_pages_show_outputs(pages):
 
 @pytest.mark.ci
 def test_every_exported_name_is_in_the_reference(pages):
-    from importlib import import_module
     for path in find_notebooks():
         module = site.module_of(nbformat.read(path, as_version=4))
         if not module: continue
@@ -141,7 +136,6 @@ def test_reference_says_types_errors_and_source(pages):
 
 @pytest.mark.ci
 def test_claims(made, pages):
-    from lesson6.claims import statements
     stored = json.loads((made[1]/'claims.json').read_text())
     assert len(stored) >= 25 and not [v['id'] for v in stored if v['verdict'] == 'does not hold']
     text = ' '.join(pages['result.html'].get_text()

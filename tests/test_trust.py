@@ -6,19 +6,21 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
+import seeds
+from conftest import python, root
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from packaging.requirements import Requirement
-from conftest import python
 from promises import kept
 from test_faults import read_only
-import socket
 
-root = Path(__file__).parent.parent
 modules = sorted(p.relative_to(root).with_suffix('').as_posix().replace('/', '.')
                  for p in (root/'lesson6').rglob('*.py') if p.stem not in ('__init__', '_modidx'))
 
@@ -105,21 +107,27 @@ def test_no_secret_is_kept():
          'none found')
 
 
+GUARD = '''
+import socket, sys
+def refuse(*args, **kw): raise AssertionError(f'somebody asks a network: {args}')
+def guard():
+    socket.socket.connect = socket.socket.connect_ex = refuse
+    socket.getaddrinfo = socket.create_connection = refuse
+'''
+
+
 @pytest.mark.ci
 def test_nothing_is_asked_of_a_network(environment, tmp_path):
     "Importing everything and drawing every twin, with a network that raises on first use."
-    r = python('''
-        import importlib, socket, sys
-        def refuse(*args, **kw): raise AssertionError(f'somebody asks a network: {args}')
-        socket.socket.connect = socket.socket.connect_ex = refuse
-        socket.getaddrinfo = socket.create_connection = refuse
-        for m in sys.argv[1:]: importlib.import_module(m)
-        from lesson6.data import folders, lesson_path
-        from lesson6.engine.networks import lesson_arch
-        for name in folders: lesson_path(name)
-        for name in 'resnet34', 'resnet50': lesson_arch(name)()
-        print('quiet')
-        ''', *modules)
+    r = python(GUARD + '''
+import importlib
+guard()
+for m in sys.argv[1:]: importlib.import_module(m)
+from lesson6.data import folders, lesson_path
+from lesson6.engine.networks import lesson_arch
+for name in folders: lesson_path(name)
+for name in 'resnet34', 'resnet50': lesson_arch(name)()
+print('quiet')''', *modules)
     assert r.stdout.split()[-1] == 'quiet', r.stderr
     kept('Trust', 'No telemetry, nothing asked of a network',
          'all modules imported, all twins drawn, both small networks made, with a network that '
@@ -127,7 +135,18 @@ def test_nothing_is_asked_of_a_network(environment, tmp_path):
 
 
 def test_the_network_guard_notices():
-    with pytest.raises(OSError): socket.create_connection(('127.0.0.1', 9), timeout=1)
+    "Whoever asks a server that answers; without the guard each of them gets through"
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        r = python(GUARD + '''
+there = '127.0.0.1', int(sys.argv[1])
+ways = [lambda: socket.socket().connect(there), lambda: socket.socket().connect_ex(there),
+        lambda: socket.create_connection(there), lambda: socket.getaddrinfo(*there)]
+for ask in ways: ask()
+guard()
+for ask in ways:
+    try: ask()
+    except AssertionError as e: print(e)''', server.getsockname()[1])
+    assert len(re.findall('^somebody asks a network: ', r.stdout, re.M)) == 4
 
 
 # Installed read-only, no home folder, a strange path
@@ -193,7 +212,6 @@ def test_read_only_no_home_and_a_strange_path(environment, tmp_path):
                     reason='only root may become somebody else')
 def test_a_user_without_rights_or_home(environment, tmp_path):
     "A user who is not in the password file."
-    import tempfile
     with tempfile.TemporaryDirectory() as d:
         os.chmod(d, 0o777)
         env = {'PATH': os.environ['PATH'], 'TMPDIR': d}
@@ -212,15 +230,12 @@ def test_a_user_without_rights_or_home(environment, tmp_path):
 @pytest.mark.slow
 def test_a_notebook_runs_the_same_twice(environment, tmp_path):
     "One section; `python tests/seeds.py` does it for all of them, and with other seeds."
-    import seeds
     first, second = (seeds.execute(root/'nbs'/'04_collab.ipynb', '42') for _ in range(2))
     differ, numbers, *_ = seeds.differences(first, second)
     assert not seeds.failures(first) and not differ and numbers > 100, differ[:3]
 
 
 def test_a_difference_between_two_runs_is_noticed():
-    import seeds
-    from nbformat.v4 import new_code_cell, new_notebook, new_output
     def nb(text, source='loss'):
         return new_notebook(cells=[new_code_cell(source,
                                                  outputs=[new_output('stream', text=text)])])
