@@ -60,7 +60,8 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), op.overloadpacket.__name__
-        inputs = [o for o in tree_iter((args, kwargs)) if isinstance(o, Tensor)]
+        given = list(tree_iter((args, kwargs)))
+        inputs = [o for o in given if isinstance(o, Tensor)]
         there = any(map(lies_there, inputs))
         if there and name not in self.across: self.check_places(op, name, args, inputs)
         # A copy, and the way back, ask for the processor because they really run on it; who moves a
@@ -71,7 +72,7 @@ class Operations(TorchDispatchMode):
         if kwargs.get('device') is not None:
             there = self.gpu.means(kwargs['device'])
             if there: kwargs['device'] = torch.device('cpu')
-        generator = next((o for o in tree_iter((args, kwargs)) if isinstance(o, Generator)), None)
+        generator = next((o for o in given if isinstance(o, Generator)), None)
         if generator is not None and (generator._cdata in self.gpu.generators) != there:
             kinds = ('cpu', self.gpu.kind) if there else (self.gpu.kind, 'cpu')
             self.gpu.refuse(f"{op}: expected a '{kinds[1]}' device type for generator but found "
@@ -80,14 +81,14 @@ class Operations(TorchDispatchMode):
             with self.gpu.stream(): result = op(*args, **kwargs)
         else: result = op(*args, **kwargs)
         if there and name != 'set_':
-            given = [storage_of(o) for o in inputs]
+            before = {id(s): s for s in map(storage_of, inputs)}
             for o in tree_iter(result):
                 if not isinstance(o, Tensor): continue
                 if (self.gpu.kind == 'mps' and o.dtype == torch.float64
                     and name != '_local_scalar_dense'):
                     self.gpu.refuse(f"{op}: cannot make a MPS Tensor of float64, as the MPS "
                                     "framework doesn't support it")
-                if not any(storage_of(o) is s for s in given): put(o, True)
+                if id(storage_of(o)) not in before: put(o, True)
         return result
 
     def check_places(self, op, name, args, inputs):

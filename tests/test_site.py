@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from conftest import checkout, make, python, serious
+from conftest import checkout, make, python, root, serious
 
 from lesson6.book import site
 from lesson6.book.running import find_notebooks, notebooks_path
