@@ -15,7 +15,7 @@ from compare import report
 
 vision, collab = 'from fastai.vision.all import *', 'from fastai.collab import *'
 sections = {'pets': vision, 'multilabel': vision, 'head_pose': vision, 'collab': collab,
-            'regularisation': vision, 'train': collab, 'engine.pictures': vision,
+            'regularisation': vision, 'train': vision, 'engine.pictures': vision,
             'engine.ratings_at_scale': collab}
 
 

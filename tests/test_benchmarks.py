@@ -125,6 +125,16 @@ def test_the_package_itself_imports_none_of_the_large_ones():
     assert python(code).stdout.strip() == '[]'
 
 
+@pytest.mark.ci
+def test_ratings_need_nothing_of_pictures():
+    "As `imports` measures them: fastai's part for pictures takes two seconds."
+    import imports
+    ours = [f'lesson6.{name}' for name, base in imports.sections.items() if base == imports.collab]
+    code = (f"{imports.collab}; import sys, {', '.join(ours)}; "
+            "print([m for m in ('fastai.vision.all', 'timm') if m in sys.modules])")
+    assert python(code).stdout.strip() == '[]'
+
+
 def test_installing_meets_empty_caches(tmp_path, monkeypatch):
     import install
     monkeypatch.setenv('UV_CACHE_DIR', '/full')

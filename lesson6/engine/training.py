@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from fastai.vision.all import (Callback, CancelEpochException, L, Learner, MixedPrecision,
-                               default_device, get_random_states, no_random, set_random_states,
-                               to_float)
+from fastai.basics import (Callback, CancelEpochException, L, Learner, default_device,
+                           get_random_states, no_random, set_random_states, to_float)
+from fastai.callback.all import MixedPrecision # the import gives Learner no_bar and lr_find, too
 from ..files import write_whole
 
 # %% ../../nbs/engine/training.ipynb #43f3dd43
