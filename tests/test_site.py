@@ -150,9 +150,27 @@ def test_speed(pages):
     kept = root/'benchmarks'/'results'
     titles = {f.read_text(encoding='utf-8').splitlines()[0][3:] for f in kept.glob('*.md')}
     page = pages['speed.html'].article
-    assert titles == {h.get_text().rstrip('#').replace('’', "'") for h in page.select('h2')}
+    assert titles == {h.find(string=True).replace('’', "'") for h in page.select('h2')}
     assert len(page.select('table')) == len(titles)
     assert {Path(i['src']).name for i in page.select('img')} == {f.name for f in kept.glob('*.svg')}
+
+
+@pytest.mark.ci
+def test_the_contents_show_where_one_is(pages):
+    "The list beside a page marks this page and what it is below; the same titles beside all."
+    front = pages['index.html'].select('.sidebar-tree a')
+    names = {a['href']: a.get_text() for a in front}
+    assert len(names) == len(front) and {*names, 'index.html', 'search.html'} == set(pages)
+    for name,page in pages.items():
+        links = page.select('.sidebar-tree a')
+        assert [a.get_text() for a in links] == list(names.values()), name
+        here = page.select('.sidebar-tree .current-page > a')
+        assert [a.get_text() for a in here] == [names[n] for n in [name] if n in names], name
+        assert [a for a in links if a['href'] == '#'] == here, name
+        open_now = [box.find_parent('li') for box in page.select('.sidebar-tree input[checked]')]
+        assert open_now == page.select('.sidebar-tree li.current:has(ul)'), name
+        assert open_now == page.select('.sidebar-tree li:has(ul):is(.current-page, '
+                                       ':has(.current-page))'), name
 
 
 @pytest.mark.ci

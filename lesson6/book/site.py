@@ -10,9 +10,11 @@ __all__ = ['TWINS', 'SPEED', 'repository', 'open_links', 'first_cell', 'changes'
            'exported_names', 'plain_page', 'plain_pages', 'build_site']
 
 # %% ../../nbs/book/site.ipynb #498f0eec
-import ast, base64, inspect, io, json, os, re, warnings
+import ast, base64, gc, inspect, io, json, os, re, warnings
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,7 +154,7 @@ def for_readers(
         cells.insert(1, new_markdown_cell(badges(name), id='open-it'))
     return new_notebook(cells=cells, metadata={
         'kernelspec': {'name': 'python3', 'display_name': 'python3'},
-        'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
+        'language_info': {'name': 'python', 'pygments_lexer': 'python'}})
 
 def label(module, name): # Sphinx takes `Profile` and `profile` for the same label
     kind = '-constant' if name.isupper() else '-class' if name[:1].isupper() else ''
@@ -298,12 +300,15 @@ def parameters(f) -> str: # a table in Markdown, '' if nothing is documented
     return table(['', 'type', 'default', 'what'], rows) if any(r[3] for r in rows) else ''
 
 # %% ../../nbs/book/site.ipynb #b070b0b7
+@cache
+def _address(): return repository() # read once for hundreds of names
+
 def _source(obj, module): # where it is written, and what
     try: text, line = inspect.getsourcelines(inspect.unwrap(obj))
     except (OSError, TypeError): return ''
     file = f"lesson6/{module.replace('.', '/')}.py"
     where = f'{file}, line {line}'
-    if repository(): where = f'<a href="{repository()}/blob/main/{file}#L{line}">{where}</a>'
+    if _address(): where = f'<a href="{_address()}/blob/main/{file}#L{line}">{where}</a>'
     code = inspect.cleandoc('\n' + ''.join(text))
     return f'<details><summary>Source</summary>\n\n```python\n{code}\n```\n\n{where}\n\n</details>'
 
@@ -570,10 +575,37 @@ def _link_names(app, doctree): # `DotProductBias` in the text leads to its entry
         node.replace_self(link)
         link += node
 
+def _contents(app): # as the front page shows them; Sphinx would make them anew for each page
+    from sphinx.environment.adapters.toctree import TocTree
+    @cache
+    def html(**options):
+        tree = TocTree(app.env).get_toctree_for(app.config.root_doc, app.builder, **options)
+        return app.builder.render_partial(tree)['fragment']
+    def give(app, pagename, templatename, context, doctree): context['toctree'] = html
+    return give
+
 def _page(app, pagename, templatename, context, doctree):
-    "What a screen reader misses in furo's sidebar"
-    tree, name = context.get('furo_navigation_tree') or '', 'furo_navigation_tree'
-    context[name] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    "The contents as they look from this page, and what a screen reader misses in furo's sidebar"
+    tree, name = context['furo_navigation_tree'], pagename
+    above = {o: page for page,under in app.env.toctree_includes.items() for o in under}
+    def mark(line): # of the page itself, or of one above it; its box shows what is below
+        classes, kind, title, box = line.groups()
+        here, checked = name == pagename, ' checked=""'*bool(box)
+        return (f'<li class="{classes} current{" current-page"*here}">'
+                f'<a {kind} href="{"#" if here else link}">{title}</a>{box}{checked}')
+    while name in above:
+        link = app.builder.get_target_uri(name)
+        tree = re.sub(f'<li class="(.*?)"><a (.*?) href="{re.escape(link)}">(.*?)</a>(<input|)',
+                      mark, tree)
+        name = above[name]
+    tree = re.sub('href="([^#])', rf'href="{"../"*pagename.count("/")}\1', tree)
+    context['furo_navigation_tree'] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+def _english(): # a stem of a word that many pages have is found once
+    from sphinx.search.en import SearchEnglish
+    class English(SearchEnglish):
+        stem = cache(SearchEnglish.stem)
+    return English
 
 def _keep_together(app): # MyST-NB would put the figures into a folder beside the site
     app.env.mystnb_config.output_folder = str(Path(app.doctreedir).parent/'figures')
@@ -584,7 +616,9 @@ def setup(app):
     app.add_html_math_renderer('mathml', inline, block)
     app.add_config_value('lesson6_names', {}, 'env')
     app.connect('doctree-read', _link_names)
+    app.add_search_language(_english())
     app.connect('builder-inited', _keep_together, priority=900)
+    app.connect('html-page-context', _contents(app), priority=100)
     app.connect('html-page-context', _page, priority=900)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}
 
@@ -628,6 +662,16 @@ def plain_pages(
     return out/'index.html'
 
 # %% ../../nbs/book/site.ipynb #c38ad2b5
+@contextmanager
+def _without_garbage_collection(): # it would take a quarter of the time, and find next to nothing
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze() # or it would begin with all that Sphinx has made
+        if on: gc.enable()
+
+@_without_garbage_collection()
 def build_site(
     out:Path='_site',  # folder for the pages
     run:Path=None,     # the folder of executed notebooks; None: take them as they are stored
