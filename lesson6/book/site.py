@@ -598,8 +598,9 @@ def _page(app, pagename, templatename, context, doctree):
         tree = re.sub(f'<li class="(.*?)"><a (.*?) href="{re.escape(link)}">(.*?)</a>(<input|)',
                       mark, tree)
         name = above[name]
-    tree = re.sub('href="([^#])', rf'href="{"../"*pagename.count("/")}\1', tree)
-    context['furo_navigation_tree'] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    up, heading = '../'*pagename.count('/'), 'role="heading"'
+    tree = re.sub('href="([^#])', rf'href="{up}\1', tree)
+    context['furo_navigation_tree'] = tree.replace(heading, f'{heading} aria-level="2"')
 
 def _english(): # a stem of a word that many pages have is found once
     from sphinx.search.en import SearchEnglish
