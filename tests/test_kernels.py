@@ -28,15 +28,10 @@ pytestmark = [pytest.mark.ci, pytest.mark.skipif(not can_fork, reason='there is 
                                                  'so every kernel starts cold')]
 
 
-def printed_by_cells(path, *cells, warm=True, env=None):
-    nb = run_notebook(notebook(path, *cells), env, progress=False, warm=warm)
-    return [''.join(o.text for o in c.outputs if o.get('name') == 'stdout').strip()
-            for c in nb.cells if c.cell_type == 'code']
-
-
-def printed(path, *cells, **how):
+def printed(path, *cells, warm=True, env=None):
     "What the last cell prints"
-    return printed_by_cells(path, *cells, **how)[-1]
+    nb = run_notebook(notebook(path, *cells), env, progress=False, warm=warm)
+    return ''.join(o.text for o in nb.cells[-1].outputs if o.get('name') == 'stdout').strip()
 
 
 # A warm kernel is what a cold one would have been
@@ -80,38 +75,15 @@ print(json.dumps(dict(
 """
 
 
-TRAIN = """
-from fastai.vision.all import *
-set_seed(42, reproducible=True)
-x = torch.randn(512, 3, 8, 8); y = (x.mean((1, 2, 3)) > 0).long()
-train, valid = list(zip(x[:384], y[:384])), list(zip(x[384:], y[384:]))
-dls = DataLoaders.from_dsets(train, valid, bs=32, device='cpu')
-net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                    Flatten(), nn.Linear(8, 2))
-learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
-with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
-"""
-SHOW = """
-print([v.hex() for row in learn.recorder.values for v in row],
-      [p.double().sum().item().hex() for p in net.parameters()], np.random.rand().hex(),
-      (x.numpy().reshape(512, -1)@x.numpy().reshape(512, -1).T).sum().item().hex())
-"""
-
-
 @pytest.mark.parametrize('threads', ['1', '3', ''])
 def test_a_warm_kernel_is_as_a_cold_one(threads, tmp_path, monkeypatch):
-    """But for its number and its random numbers, nothing that we could think of differs; a training
-    ends with the same numbers, to the last digit"""
+    "But for its number and its random numbers, nothing that we could think of differs"
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     env = {'LESSON6_COLOUR': 'red', **({'OMP_NUM_THREADS': threads} if threads else {})}
-    def seen(warm):
-        first, *_, numbers = printed_by_cells(tmp_path/'look.ipynb', LOOK, TRAIN, SHOW, warm=warm,
-                                              env=env)
-        return json.loads(first), numbers
-    (warm, trained_warm), (cold, trained_cold) = seen(True), seen(False)
+    warm, cold = [json.loads(printed(tmp_path/'look.ipynb', LOOK, warm=w, env=env))
+                  for w in (True, False)]
     assert cold['env']['LESSON6_COLOUR'] == 'red' and (threads != '1' or cold['threads'][0] == 1)
     assert {k: (warm[k], cold[k]) for k in cold if warm[k] != cold[k]} == {}
-    assert trained_warm == trained_cold and trained_warm.count('0x') > 10
 
 
 def test_it_is_forked(tmp_path):
@@ -125,6 +97,29 @@ def test_it_is_forked(tmp_path):
     assert 'libtorch' in maps and 'libcuda.so' not in maps and 'libnvidia-ml' not in maps
     assert (int(printed(tmp_path/'a.ipynb', 'import os; print(os.getppid())', warm=False))
             == os.getpid())
+
+
+TRAIN = """
+from fastai.vision.all import *
+set_seed(42, reproducible=True)
+x = torch.randn(512, 3, 8, 8); y = (x.mean((1, 2, 3)) > 0).long()
+train, valid = list(zip(x[:384], y[:384])), list(zip(x[384:], y[384:]))
+dls = DataLoaders.from_dsets(train, valid, bs=32, device='cpu')
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                    Flatten(), nn.Linear(8, 2))
+learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
+"""
+
+
+@pytest.mark.parametrize('threads', ['1', '2'])
+def test_numbers_are_the_same_to_the_last_digit(threads, tmp_path):
+    show = ("print([v.hex() for row in learn.recorder.values for v in row], "
+            "[p.double().sum().item().hex() for p in net.parameters()], np.random.rand().hex(), "
+            "(x.numpy().reshape(512, -1)@x.numpy().reshape(512, -1).T).sum().item().hex())")
+    warm, cold = [printed(tmp_path/'train.ipynb', TRAIN, show, warm=w,
+                          env={'OMP_NUM_THREADS': threads}) for w in (True, False)]
+    assert warm == cold and warm.count('0x') > 10
 
 
 @pytest.mark.parametrize('name, value', [('MPLCONFIGDIR', '{folder}'), ('OMP_NUM_THREADS', 'many'),
