@@ -326,7 +326,7 @@ def _(matrix, vocab, pairs): # counts; the breeds; pairs of breeds that look ali
     verdict = (FAILS if p <= .05 and k/n < chance or told and others > most else HOLDS
                if p <= .05 and k/n > chance and most > others else EVEN)
     first = ', '.join(f'{a} / {b} {both[a,b]}' for a,b in ranked[:3])
-    return verdict, (f'both directions added: {first}; {len(alike)} of {len(both)} '
+    return verdict, (f'most confused, both directions added: {first}; {len(alike)} of {len(both)} '
                      f'pairs look alike and take {k} of {n} mistakes ({k/n:.0%}; at random '
                      f'{chance:.0%}, p = {p:.2g})')
 
