@@ -33,7 +33,7 @@ def rating_scale(
 # %% ../../nbs/engine/rating_scales.ipynb #d536a5b5
 def range_for(
     scale,   # the lowest and the highest rating
-) -> tuple: # ends that a sigmoid can reach: a quarter of the width below, an eighth above
+) -> tuple: # the ends of a sigmoid: a quarter of the width below, an eighth above
     "The `y_range` for ratings of that scale; (0, 5.5) for 1 to 5"
     lo,hi = scale
     return lo - (hi-lo)/4, hi + (hi-lo)/8

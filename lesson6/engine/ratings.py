@@ -26,7 +26,7 @@ class Ratings:
     "Ratings as tensors, with the names that their numbers stand for"
     n_inp, split_idx, loss_func = 1, None, MSELossFlat()  # what fastai asks a data set for
     def __init__(self,
-        x:Tensor,           # numbers of user and title, (n, 2), whole
+        x:Tensor,           # numbers of user and title, (n, 2), integers
         y:Tensor,           # ratings, (n, 1), float; None if they are to be predicted
         classes:dict,       # {'user': names, 'title': names}; number 0 is '#na#', the unknown one
         seen:Tensor,        # numbers of all pairs that are rated, (m, 2), on the CPU
