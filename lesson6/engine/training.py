@@ -237,14 +237,15 @@ def load_weights(
                          'write it with `learn.save`.') from None
     if isinstance(state, dict): state = state.get('model', state)
     ours, there = learn.model.state_dict(), state if isinstance(state, dict) else {}
-    wrong = [n for n in [*ours, *there] if n not in there or n not in ours
+    every = {**ours, **there}
+    wrong = [n for n in every if n not in there or n not in ours
              or getattr(there[n], 'shape', None) != ours[n].shape]
     if wrong:
         shapes = [str(tuple(getattr(d[wrong[0]], 'shape', ()))) if wrong[0] in d else 'missing'
                   for d in (there, ours)]
-        raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} tensors differ, the first is "
-                         f"{wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the network; "
-                         "use what it was saved with.")
+        raise ValueError(f"{file} doesn't fit {of}: {len(wrong)} of {len(every)} tensors differ, "
+                         f"the first is {wrong[0]}, {shapes[0]} in the file and {shapes[1]} in the "
+                         "network; use what it was saved with.")
     learn.model.load_state_dict(state)
     return learn
 
