@@ -502,7 +502,7 @@ def test_another_scale(folder):
 
 @pytest.mark.parametrize('change, kw, says', [
     (lambda t: t, {'valid': 'title'}, "The table, row 0: the column title says 'Film "),
-    (lambda t: t, {'valid': [7, 300]}, 'positions from 0 to 299'),
+    *((lambda t: t, {'valid': o}, 'positions from 0 to 299') for o in ([7, 300], [-1, 7])),
     *((lambda t: t, {'valid': o}, "valid must be a column, positions from 0 to 299, a second "
                                   "table, or 'time'")
       for o in (True, False, 7, 3.5, [], {'test'}, [[1, 2], [3]], [[1, 2]], ['test']*300)),

@@ -19,6 +19,7 @@ from promises import kept
 from lesson6 import data
 from lesson6.data import (check_dataset, download_real, draw_twin, folders, full_counts,
                           lesson_path, profile, urls)
+from lesson6.engine import sets
 from lesson6.engine.sets import about
 
 names = list(folders)
@@ -609,6 +610,25 @@ def test_settings_of_fastai_that_are_half_written(full, server, twins, tmp_path)
     (tmp_path/'home'/'config.ini').write_text('')
     assert lesson_path('movielens') == tmp_path/'home'/'data'/'ml-100k'
 
+
+# A folder that holds only one of the two sets
+
+def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'substituted', {})
+    (tmp_path/'ml-100k').mkdir()
+    (tmp_path/'ml-100k'/'ratings.csv').write_text('user,title,rating\n1,a,3\n')
+    monkeypatch.setenv('LESSON6_DATA', str(tmp_path))
+    ratings, heads = data.lesson_paths('movielens', 'biwi')
+    assert ratings == tmp_path/'ml-100k' and data.is_synthetic(heads)
+    assert (data.substituted == {'biwi': 'your folder holds no biwi_head_pose/'}
+            and 'biwi_head_pose' in capsys.readouterr().out)
+    monkeypatch.setattr(sets, 'substituted', data.substituted)
+    assert about('biwi') == 'biwi: synthetic, for your folder holds no biwi_head_pose/'
+    with pytest.raises(FileNotFoundError, match='pascal_2007'): data.lesson_paths('pascal', 'biwi')
+    with pytest.raises(ValueError, match='no data set'): data.lesson_paths('movielens', 'cats')
+
+
+# Tables
 
 def test_a_packed_table_that_is_damaged_is_named(tmp_path):
     import gzip

@@ -294,9 +294,9 @@ def test_a_small_set_has_small_batches(few):
 
 
 def test_centres_outside_the_frame_are_counted(few, person):
-    for i, centre in enumerate(['900 10 900', '0 -800 900', '0 10 900']):
+    for i, centre in enumerate(['900 10 900', '0 -800 900', '0 800 900', '0 10 900']):
         person(centre + ' \n', folder='02', frame=f'frame_{90+i:05d}')
-    with pytest.warns(UserWarning, match='In 2 of 15 pictures the point is outside the picture, '
+    with pytest.warns(UserWarning, match='In 3 of 16 pictures the point is outside the picture, '
                                          'the first is .*frame_00090_rgb.jpg'):
         biwi_dls(few, '02', size=(24, 32), bs=2, num_workers=0)
 
@@ -765,6 +765,17 @@ def test_a_frame_of_the_real_set_shows_the_camera_only_where_there_are_no_poses(
     assert poses.posed_frames([frame], tmp_path) == [frame] and not capsys.readouterr().out
     assert poses.posed_frames([tmp_path/'photo.jpg'], tmp_path) == [frame]
     assert 'no poses' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('most, said', [(1, 'shares'), (100, 'per cent')])
+def test_shares_and_per_cent_are_taken_so_and_said(most, said, tmp_path):
+    for i in range(8): Image.new('RGB', (400, 300)).save(tmp_path/f'{i}.jpg')
+    rows = ''.join(f'{i}.jpg,{most*i/8},{most/2}\n' for i in range(8))
+    (tmp_path/'points.csv').write_text(f'fname,x,y\n{rows}')
+    with pytest.warns(UserWarning, match=f'taken as {said} of width and height'):
+        frames = read_points(tmp_path)
+    assert frames.x.tolist() == [50*i for i in range(8)] and (frames.y == 150).all()
+    assert read_points(tmp_path, 'pixels').x.max() == most*7/8
 
 
 def test_pixels_beside_the_corner_are_no_shares(tmp_path):

@@ -19,6 +19,7 @@ from conftest import python
 from fastai.learner import Learner
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import set_seed
+from fastai.vision.core import PILImage
 from fastai.vision.learner import vision_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from torch import nn
 from lesson6 import multilabel as ml
 from lesson6.book.train import section_learner
 from lesson6.engine import labels, networks
-from lesson6.engine.label_results import plot_prediction
+from lesson6.engine.label_results import plot_pictures, plot_prediction
 from lesson6.engine.picture_loaders import KeepBatches
 from lesson6.mini import pascal
 
@@ -448,6 +449,7 @@ def test_a_prediction_as_it_is_drawn(folder):
     said = ml.prediction_table(learn, picture, .4)
     assert (said.probability.is_monotonic_decreasing
             and (said.named == (said.probability > .4)).all())
+    pd.testing.assert_frame_equal(ml.prediction_table(learn, PILImage.create(picture), .4), said)
     assert left.get_title() == 'a dog' and len(left.images) == 1
     assert ([b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist())
             and right.lines[0].get_ydata()[0] == .4)
@@ -464,6 +466,7 @@ def test_pictures_of_a_label_as_they_are_drawn_and_of_a_label_that_no_picture_ha
     assert titles == ['car: 0.20', 'car: 0.40', 'car: 0.90']
     assert not any(ax.images
                    for ax in ml.plot_label('dog', preds, targs, ['car', 'dog'], files).axes)
+    assert sum(bool(ax.images) for ax in plot_pictures([files[0]]*5, 'abcde').axes) == 5
     plt.close('all')
 
 

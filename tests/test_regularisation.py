@@ -17,11 +17,10 @@ from test_own_pictures import pointed_set, run_section
 from test_own_ratings import own_set
 from torch import nn
 
-from lesson6 import data
 from lesson6 import regularisation as reg
 from lesson6.collab import ratings_dls, ratings_learner, read_ratings
 from lesson6.data import folders
-from lesson6.engine import augmentation, sets
+from lesson6.engine import augmentation
 from lesson6.engine.augmentation import point_drift
 
 
@@ -136,23 +135,6 @@ def test_drift_is_told_in_pixels_across_and_down(moved):
         def encodes(self, x:TensorImage): return x.roll(moved, (-2, -1))
     drift = point_drift([Roll()], n=200, size=(31, 21), generator=torch.Generator().manual_seed(0))
     assert drift.mean() == pytest.approx(math.hypot(moved[0]*31/30, moved[1]*21/20), rel=.015)
-
-
-# A folder that holds only one of the two sets
-
-def test_a_set_that_a_folder_lacks_is_replaced_and_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, 'substituted', {})
-    (tmp_path/'ml-100k').mkdir()
-    (tmp_path/'ml-100k'/'ratings.csv').write_text('user,title,rating\n1,a,3\n')
-    monkeypatch.setenv('LESSON6_DATA', str(tmp_path))
-    ratings, heads = data.lesson_paths('movielens', 'biwi')
-    assert ratings == tmp_path/'ml-100k' and data.is_synthetic(heads)
-    assert (data.substituted == {'biwi': 'your folder holds no biwi_head_pose/'}
-            and 'biwi_head_pose' in capsys.readouterr().out)
-    monkeypatch.setattr(sets, 'substituted', data.substituted)
-    assert sets.about('biwi') == 'biwi: synthetic, for your folder holds no biwi_head_pose/'
-    with pytest.raises(FileNotFoundError, match='pascal_2007'): data.lesson_paths('pascal', 'biwi')
-    with pytest.raises(ValueError, match='no data set'): data.lesson_paths('movielens', 'cats')
 
 
 # Rating models trained side by side
