@@ -67,7 +67,7 @@ def write(form, folder, pictures, split=True):
     return folder
 
 
-def made_up(tmp_path, n=24, label=lambda i: [('cat', 'dog', 'sea')[i % 3]] + ['sky']*(i % 2)):
+def made_up(tmp_path, n=24, label=lambda i: [('cat', 'dog', '7')[i % 3]] + ['sky']*(i % 2)):
     "Pictures as `write` takes them"
     r, found = np.random.default_rng(0), {}
     (tmp_path/'pictures').mkdir()

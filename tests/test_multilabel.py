@@ -19,7 +19,6 @@ from conftest import python
 from fastai.learner import Learner
 from fastai.metrics import accuracy_multi
 from fastai.torch_core import set_seed
-from fastai.vision.core import PILImage
 from fastai.vision.learner import vision_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -449,7 +448,12 @@ def test_a_prediction_as_it_is_drawn(folder):
     said = ml.prediction_table(learn, picture, .4)
     assert (said.probability.is_monotonic_decreasing
             and (said.named == (said.probability > .4)).all())
-    pd.testing.assert_frame_equal(ml.prediction_table(learn, PILImage.create(picture), .4), said)
+    turned = Image.Exif()
+    turned[0x0112] = 6 # held sideways
+    Image.fromarray(np.arange(3600, dtype=np.uint16).astype(np.uint8).reshape(30, 40, 3)).save(
+        folder/'photo.jpg', exif=turned)
+    pd.testing.assert_frame_equal(ml.prediction_table(learn, Image.open(folder/'photo.jpg')),
+                                  ml.prediction_table(learn, folder/'photo.jpg'))
     assert left.get_title() == 'a dog' and len(left.images) == 1
     assert ([b.get_height() for b in right.patches] == pytest.approx(said.probability.tolist())
             and right.lines[0].get_ydata()[0] == .4)
