@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torch import Tensor
 from fastai.vision.all import Learner, PILImage, accuracy_multi
-from .pictures import UprightImage, read_picture
+from .pictures import read_picture
 
 # %% ../../nbs/engine/label_results.ipynb #f333d22e
 _thresholds = torch.linspace(0.05, 0.95, 29)
@@ -118,7 +118,6 @@ def prediction_table(
         item = Path(item)
         if not item.exists():
             raise FileNotFoundError(f'{item} is not there; give the path of a picture.')
-    elif not isinstance(item, UprightImage): item = UprightImage.create(item)
     with learn.no_bar(): probs = learn.predict(item)[2]
     table = pd.DataFrame({'label': list(learn.dls.vocab), 'probability': probs.tolist()})
     table['named'] = table['probability'] > thresh
