@@ -52,20 +52,20 @@ def notebook(module):
 
 
 def short_trainings():
-    """Of a training two batches an epoch, of a search for the learning rate 20 steps: enough to
+    """Of a training a few batches an epoch, of a search for the learning rate 25 steps: enough to
     meet every line"""
     from fastai.callback.schedule import LRFinder
     from fastai.learner import Learner
     fit, finder = Learner.fit, LRFinder.__init__
     def short_fit(self, n_epoch, *args, **kwargs):
-        with patch.object(self, 'most', 2 if n_epoch <= 5 else 1, create=True):
+        with patch.object(self, 'most', 3 if n_epoch <= 5 else 1, create=True):
             return fit(self, min(n_epoch, 12), *args, **kwargs)
     def all_batches(self):
         self.n_iter = (len(self.dl) if hasattr(self, 'lr_finder')
                        else min(getattr(self, 'most', None) or len(self.dl), len(self.dl)))
         for batch in islice(enumerate(self.dl), self.n_iter): self.one_batch(*batch)
     def short_finder(self, *args, num_it=100, **kwargs):
-        finder(self, *args, num_it=min(num_it, 20), **kwargs)
+        finder(self, *args, num_it=min(num_it, 25), **kwargs)
     Learner.fit, Learner.all_batches, LRFinder.__init__ = short_fit, all_batches, short_finder
 
 

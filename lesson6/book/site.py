@@ -669,7 +669,6 @@ def _without_garbage_collection(): # it would take a quarter of the time, and fi
     gc.disable()
     try: yield
     finally:
-        gc.freeze() # or it would begin with all that Sphinx has made
         if on: gc.enable()
 
 @_without_garbage_collection()

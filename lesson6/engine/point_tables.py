@@ -16,8 +16,8 @@ from .annotations import annotated_points, annotations_in
 from .pictures import check_pictures, upright_size
 from .poses import get_ctr
 from ..files import PictureNames, composed, picture_files
-from ..tables import (find_table, gap, part_of, plain_name, read_rows, read_split, short_list,
-                            usual_columns)
+from ..tables import (find_table, gap, part_in, part_of, plain_name, read_rows,
+                            read_split, short_list, usual_columns)
 
 # %% ../../nbs/engine/point_tables.ipynb #b846ffd6
 def _pixel(text, sep): # a number, with a decimal point or comma; None if it isn't one
@@ -155,8 +155,7 @@ def read_points(
     return _with_split(frames, path)
 
 def _with_split(frames, path): # groups called train, valid and test are parts, not people
-    parts = {o: next(filter(None, (part_of(w, folder=True) for w in str(o).split('/')[::-1])), None)
-             for o in frames.group.unique()}
+    parts = {o: part_in(str(o).split('/')[::-1]) for o in frames.group.unique()}
     kinds = {*parts.values()}
     if None in kinds or len(kinds) == 1 < len(parts): return frames # they are people
     said, frames['group'] = frames.group.map(parts), None

@@ -24,7 +24,9 @@ def img2pose(
     return f.with_name(f'{f.stem[:-3]}pose.txt')
 
 # %% ../../nbs/engine/poses.ipynb #d08d8200
-def _rows(text): # the numbers of each line that is not blank; none if there is anything else
+def _rows(file, missing): # the numbers of each line that is not blank; or none at all
+    try: text = file.read_text(errors='replace')
+    except FileNotFoundError: raise FileNotFoundError(missing) from None
     if not text.isascii() or '_' in text: return []    # Python would read 1_000 and other digits
     try: return [[float(o) for o in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError: return []
@@ -34,10 +36,8 @@ def read_centre(
 ) -> np.ndarray: # (3,): right, down and away from the camera, in mm; errors name the file
     "The centre of the head in a frame, from its pose file"
     pose = img2pose(f)
-    try: rows = _rows(pose.read_text(errors='replace'))
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{f} has no pose: {pose.name} is missing beside it; copy it '
-                                'there, or remove the frame.') from None
+    rows = _rows(pose, f'{f} has no pose: {pose.name} is missing beside it; copy it there, or '
+                       'remove the frame.')
     if [len(r) for r in rows] != [3]*4 or not np.isfinite(rows).all():
         raise ValueError(f'{pose} is cut short or not a pose: it should hold a 3×3 rotation and a '
                          'line of three numbers; copy it again, or remove the frame.')
@@ -53,10 +53,8 @@ def read_calibration(
 ) -> np.ndarray: # (3, 3), in pixels; FileNotFoundError or ValueError if it can't be read
     "The matrix of a camera, from its calibration file"
     path = Path(path)
-    try: rows = _rows(path.read_text(errors='replace'))
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path} is missing; every person\'s folder needs the calibration '
-                                'of the camera, copy it there.') from None
+    rows = _rows(path, f"{path} is missing; every person's folder needs the calibration of the "
+                       'camera, copy it there.')
     cal = np.array(rows[:3]) if [len(r) for r in rows[:3]] == [3]*3 else np.zeros(0)
     right = cal.shape == (3,3) and np.isfinite(cal).all() and tuple(cal[2]) == (0,0,1)
     if not right or cal[0,0] <= 0 or cal[1,1] <= 0:
